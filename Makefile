@@ -1,0 +1,46 @@
+# Every target makes its own environment (.venv, or $FUSIONLAB_VENV) on first use; a second run starts at once.
+SHELL := /bin/bash
+VENV := $(or $(FUSIONLAB_VENV),.venv)
+PYTHON ?= python3
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed-$(shell cat pyproject.toml | sha256sum | cut -c1-16)
+
+.PHONY: help
+help: ## show the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+
+$(STAMP):
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@rm -f $(VENV)/.installed-*
+	@touch $@
+
+.PHONY: install
+install: $(STAMP) ## make the environment
+
+.PHONY: demo
+demo: $(STAMP) ## fine-tune, fuse and evaluate the embedded default (two minutes)
+	$(BIN)/python -m fusionlab fit
+
+.PHONY: test
+test: $(STAMP) ## the tests: CPU, offline
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+.PHONY: test-slow
+test-slow: $(STAMP) ## the slow tests too (crash loops, long runs)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m 'not gpu and not network'
+
+.PHONY: test-gpu
+test-gpu: $(STAMP) ## the tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu
+
+.PHONY: check
+check: $(STAMP) ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy fusionlab
+
+.PHONY: bench
+bench: $(STAMP) ## the benchmarks; each prints one JSON record
+	@for bench in benchmarks/bench_*.py; do echo "# $$bench"; $(BIN)/python $$bench || exit 1; done
