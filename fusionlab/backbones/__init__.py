@@ -1,0 +1,66 @@
+"""Backbones by name: the embedded ones, local folders and hub ids in transformers' format."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from fusionlab.backbones.clip import ClipBackbone
+from fusionlab.errors import InputError, did_you_mean
+
+ASSETS = Path(__file__).parent.parent / "assets"
+
+__all__ = ["ASSETS", "ClipBackbone", "load_backbone", "resolve_model"]
+
+
+def resolve_model(name: str) -> str:
+    """The folder or hub id that ``name`` stands for; embedded models by their bare name.
+
+    Raises:
+        InputError: a path that is not there, or a folder without ``config.json``.
+    """
+    if (ASSETS / name / "config.json").is_file():
+        return str(ASSETS / name)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise InputError(f"the model folder {name!r} has no config.json; give a folder saved by save_pretrained")
+        return str(path)
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        embedded = [folder.name for folder in ASSETS.iterdir() if (folder / "config.json").is_file()]
+        raise InputError(
+            f"no model folder {name!r} and it is not a hub id like 'owner/name'; embedded: "
+            f"{did_you_mean(name, embedded)} Give an embedded name, a local folder or a hub id."
+        )
+    return name
+
+
+def load_backbone(name: str) -> ClipBackbone:
+    """The frozen backbone in float32.
+
+    Args:
+        name: an embedded name (``tiny-clip``), a local folder or a hub id in transformers' format.
+
+    Raises:
+        InputError: nothing there, no network for a hub id, or an architecture this package has no module for.
+    """
+    source = resolve_model(name)
+    model_type = _model_type(name, source)
+    if model_type != "clip":
+        raise InputError(f"the model {name!r} is of type {model_type!r}; expected 'clip'")
+    return ClipBackbone.load(source, name=name)
+
+
+def _model_type(name: str, source: str) -> str:
+    config = Path(source) / "config.json"
+    if config.is_file():
+        return str(json.loads(config.read_text()).get("model_type", "unknown"))
+    from transformers import AutoConfig
+
+    try:
+        return str(AutoConfig.from_pretrained(source).model_type)
+    except OSError as error:
+        raise InputError(
+            f"the model {name!r} is neither a local folder nor in the local hub cache, and the hub did not answer; "
+            f"give a local folder, or download it first ({str(error).splitlines()[0]})"
+        ) from error

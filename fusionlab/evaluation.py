@@ -1,0 +1,84 @@
+"""Exact evaluation: the one function behind the fusion callback, ``validate``, ``test`` and the sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import distributed
+
+ROW_FIELDS = (
+    "model", "method", "task", "split", "metric", "value", "num_samples", "rule", "scaling_coefficients",
+    "fused_tasks", "finetuned_on", "denominator", "normalized", "data_version", "seed",
+)  # fmt: skip
+Row = dict[str, Any]
+
+
+def evaluate(
+    module: Any,
+    data: Any,
+    tasks: Iterable[str] | None = None,
+    split: str = "test",
+    *,
+    on_batch: Callable[[], None] | None = None,
+    **labels: Any,
+) -> list[Row]:
+    """Score the module's active weights on every sample of every task exactly once.
+
+    Batches are formed over the whole set with a constant shape and dealt whole to the ranks, counts are integers that
+    are summed over ranks, so any number of ranks gives the same rows. No gradient, evaluation mode, restored after.
+
+    Args:
+        module: a :class:`~fusionlab.modules.FusionModule` whose tasks are prepared.
+        data: a data module that is set up (``eval_batches``, ``splits``).
+        tasks: names to score; all of the data's tasks by default.
+        split: ``validation`` or ``test``.
+        on_batch: called after each batch of this rank, for a progress bar.
+        labels: further fields of the rows, e.g. ``model="fused", rule="metagpt"``.
+
+    Returns:
+        One row per task and metric, with all :data:`ROW_FIELDS`; what is unknown here is None.
+    """
+    rank, world_size = rank_and_world_size()
+    was_training = module.training
+    module.eval()
+    rows = []
+    try:
+        with torch.no_grad(), module.evaluation_context():
+            for task in data.tasks if tasks is None else tasks:
+                metrics = module.metrics(task)
+                for batch in data.eval_batches(task, split, rank=rank, world_size=world_size):
+                    module.score(task, to_device(batch, module.device), metrics)
+                    if on_batch is not None:
+                        on_batch()
+                rows += _rows(task, split, metrics, data.splits[task][split], labels)
+    finally:
+        module.train(was_training)
+    return rows
+
+
+def _rows(task: str, split: str, metrics: Any, samples: Any, labels: dict[str, Any]) -> list[Row]:
+    values = {name: float(value) for name, value in metrics.compute().items()}
+    known = {"task": task, "split": split, "num_samples": len(samples), "data_version": samples.data_version} | labels
+    unknown = set(known) - set(ROW_FIELDS)
+    assert not unknown, f"no such row field: {unknown}"
+    return [
+        {field: {**known, "metric": name, "value": value}.get(field) for field in ROW_FIELDS}
+        for name, value in values.items()
+    ]
+
+
+def rank_and_world_size() -> tuple[int, int]:
+    """This process's rank and the number of ranks; (0, 1) without a process group."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+
+def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """The batch with its tensors on ``device``."""
+    return {
+        key: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+        for key, value in batch.items()
+    }

@@ -1,0 +1,6 @@
+"""Lightning modules: one that knows tasks, adapters and optimisation, and a small one per kind of model."""
+
+from fusionlab.modules.base import FusionModule
+from fusionlab.modules.clip import ClipModule
+
+__all__ = ["ClipModule", "FusionModule"]

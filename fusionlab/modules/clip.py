@@ -1,0 +1,82 @@
+"""CLIP image classification against zero-shot heads."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import MetricCollection
+
+from fusionlab.metrics import Accuracy, lowest_argmax
+from fusionlab.modules.base import FusionModule, Method
+
+
+class ClipModule(FusionModule):
+    """Fine-tunes CLIP's image tower; the text tower and the zero-shot heads that it gives stay frozen.
+
+    Args:
+        backbone: an embedded name, a local folder or a hub id of a CLIP.
+        method: ``lora`` trains A and B; ``l_lora`` trains each adapted layer expanded to first order in (A, B).
+        rank: rank r of every adapter.
+        lora_alpha: the adapter is scaled by ``lora_alpha / rank``.
+        dropout: dropout on the adapter's input while training, 0..1.
+        target_modules: names of the linear layers to adapt; the q and v projections by default.
+        learning_rate: peak learning rate of AdamW.
+        weight_decay: decoupled weight decay on what is trained.
+        num_warmup_steps: steps of linear warm-up.
+        lr_schedule: what follows the warm-up, ``cosine`` to zero over the run, or ``constant``.
+        weights: folder with an adapter or a fused model, to ``validate``, ``test`` or ``predict`` with.
+        seed: seed of the initial adapter, of dropout, and written into every result row.
+    """
+
+    def __init__(
+        self,
+        backbone: str = "tiny-clip",
+        method: Method = "lora",
+        rank: int = 16,
+        lora_alpha: float = 32,
+        dropout: float = 0.0,
+        target_modules: list[str] | None = None,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.0,
+        num_warmup_steps: int = 0,
+        lr_schedule: Literal["cosine", "constant"] = "cosine",
+        weights: str | None = None,
+        seed: int = 42,
+    ) -> None:
+        super().__init__(
+            backbone, method, rank, lora_alpha, dropout, target_modules, learning_rate, weight_decay,
+            num_warmup_steps, lr_schedule, weights, seed,
+        )  # fmt: skip
+        self.heads: dict[str, Tensor] = {}
+
+    def prepare_tasks(self, tasks: dict[str, Any]) -> None:
+        """Build each task's zero-shot head once: unit rows, shape ``(num_classes, dim)``, on this device."""
+        for name, task in tasks.items():
+            if name not in self.heads:
+                self.heads[name] = self.backbone.zero_shot_head(task.class_names, task.templates)
+            self.heads[name] = self.heads[name].to(self.device)
+
+    def logits(self, task: str, images: Tensor) -> Tensor:
+        """Temperature times cosine of image and class, shape ``(batch, num_classes)``."""
+        features = F.normalize(self.backbone.image_features(images), dim=-1)
+        return self.backbone.logit_scale * features @ self.heads[task].to(features.dtype).T
+
+    def loss(self, task: str, batch: dict[str, Any]) -> Tensor:
+        """Mean cross-entropy over the batch."""
+        return F.cross_entropy(self.logits(task, batch["images"]), batch["labels"])
+
+    def metrics(self, task: str) -> MetricCollection:
+        """Top-1 accuracy."""
+        return MetricCollection({"accuracy": Accuracy()}).to(self.device)
+
+    def score(self, task: str, batch: dict[str, Any], metrics: MetricCollection) -> None:
+        """Count top-1 hits; ties go to the lower label."""
+        predictions = lowest_argmax(self.logits(task, batch["images"]))
+        metrics.update(predictions, batch["labels"], batch["mask"])
+
+    def predict_probabilities(self, task: str, batch: dict[str, Any]) -> Tensor:
+        """Class probabilities in float32, shape ``(batch, num_classes)``."""
+        return torch.softmax(self.logits(task, batch["images"]).float(), dim=-1)
