@@ -1,0 +1,54 @@
+"""Adapters: PEFT in and out. Inject and train, extract, combine exactly, save and load in PEFT's own format."""
+
+from __future__ import annotations
+
+from fusionlab.adapters.base import base_state, base_weights_replaced
+from fusionlab.adapters.checkpointing import enable_gradient_checkpointing
+from fusionlab.adapters.combining import combine, combine_factors, truncate
+from fusionlab.adapters.exchange import is_adapter, load_adapter, save_adapter
+from fusionlab.adapters.factors import Adapter, Factors, Method, hash_initial, inner_product, merge_adapter
+from fusionlab.adapters.injection import (
+    InjectionReport,
+    activate,
+    activated,
+    active,
+    add,
+    added,
+    extract,
+    inject,
+    remove,
+    tasks_of,
+    trainable_parameters,
+)
+from fusionlab.adapters.targets import check_fits, match_targets
+
+__all__ = [
+    "Adapter",
+    "Factors",
+    "InjectionReport",
+    "Method",
+    "activate",
+    "activated",
+    "active",
+    "add",
+    "added",
+    "base_state",
+    "base_weights_replaced",
+    "check_fits",
+    "combine",
+    "combine_factors",
+    "enable_gradient_checkpointing",
+    "extract",
+    "hash_initial",
+    "inject",
+    "inner_product",
+    "is_adapter",
+    "load_adapter",
+    "match_targets",
+    "merge_adapter",
+    "remove",
+    "save_adapter",
+    "tasks_of",
+    "trainable_parameters",
+    "truncate",
+]

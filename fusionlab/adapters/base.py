@@ -1,0 +1,50 @@
+"""The base weights below the adapters: read by their own names, and replaced for a while."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from fusionlab.state import State, check_same_names
+
+
+def base_state(model: nn.Module) -> dict[str, Tensor]:
+    """The base's parameters and persistent buffers by their names before any adapter was injected; not copies."""
+    return {
+        name.replace(".base_layer.", "."): tensor.detach()
+        for name, tensor in model.state_dict(keep_vars=True).items()
+        if ".lora_" not in name
+    }
+
+
+@contextmanager
+def base_weights_replaced(model: nn.Module, weights: State) -> Iterator[None]:
+    """Within the block the named base weights have other values and no adapter acts; afterwards all is as before.
+
+    Args:
+        model: the model, with or without adapters.
+        weights: values by base name; names that are absent keep the base's.
+
+    Raises:
+        InputError: a name or shape that the base does not have.
+    """
+    from fusionlab.adapters.injection import activated
+
+    base = base_state(model)
+    check_same_names({name: base[name] for name in weights if name in base}, weights, what="the replaced weights")
+    before = {name: base[name].clone() for name in weights}
+    try:
+        _copy(base, weights)
+        with activated(model, None):
+            yield
+    finally:
+        _copy(base, before)
+
+
+@torch.no_grad()
+def _copy(base: State, values: State) -> None:
+    for name, value in values.items():
+        base[name].copy_(value)

@@ -1,0 +1,227 @@
+"""Adapters into one adapter: exact weighted sums of task vectors in low-rank form, truncation, and factor space."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from fusionlab.adapters.factors import Adapter, Factors
+from fusionlab.adapters.starts import initial_lora_a
+from fusionlab.errors import InputError, did_you_mean, name_list
+
+Coefficients = Mapping[str, Mapping[str, float]]
+
+
+def combine(adapters: Mapping[str, Adapter], coefficients: Coefficients) -> Adapter:
+    """Σ λ_t τ_t as one adapter, exact in delta_weight space.
+
+    Per module: where all tasks with λ ≠ 0 share the current A bit for bit, B = Σ λ_t (s_t/s) B_t at that rank; where
+    they are ``l_lora`` from one start (A₀, B₀ ≠ 0), A and B are summed about it, also at that rank; else the ranks add
+    up, with λ_t s_t folded into B and lora_alpha = rank. Sums are in float64, cast once.
+
+    Args:
+        adapters: by task.
+        coefficients: λ by parameter name (``<module>.weight``) and task; ``"*"`` is for all names not given. A task
+            not named has λ = 0.
+
+    Raises:
+        InputError: no adapter, unknown tasks or names, or ``tangent_lora`` mixed with other methods.
+    """
+    _check(adapters, coefficients)
+    first, alike = next(iter(adapters.values())), _alike(adapters)
+    modules = list(dict.fromkeys(module for adapter in adapters.values() for module in adapter.factors))
+    factors = {module: _combine_module(module, adapters, _of(coefficients, module), alike) for module in modules}
+    if any(adapter.method == "tangent_lora" for adapter in adapters.values()):
+        grown = [module for module in modules if factors[module].rank != first.ranks.get(module)]
+        if not alike or grown:
+            raise InputError("tangent_lora adapters can be combined only with one another and from one start")
+    if not alike:
+        return Adapter(factors, "lora", first.base_model)
+    kept = {module: of_module.rank for module, of_module in factors.items()} == first.ranks
+    return replace(first, factors=factors) if kept else replace(first, factors=factors, a0_hash="", seed=None)
+
+
+def combine_factors(adapters: Mapping[str, Adapter], coefficients: Coefficients) -> Adapter:
+    """A = A₀ + Σ λ_t(A_t − A₀), B = B₀ + Σ λ_t(B_t − B₀): ``factor`` space, for reproduction of published results only.
+
+    Exact for ``l_lora``; for trained A it differs from Σ λ_t τ_t by cross terms. The result says ``space="factor"``.
+
+    Args:
+        adapters: by task, of one rank and scaling, all started from one A₀.
+        coefficients: as in :func:`combine`.
+
+    Raises:
+        InputError: ranks or scalings differ, or A₀ differs or is not known.
+    """
+    _check(adapters, coefficients)
+    first_task, first = next(iter(adapters.items()))
+    starts = {task: _starts(task, adapter) for task, adapter in adapters.items()}
+    for task, adapter in adapters.items():
+        if adapter.method != first.method or set(adapter.factors) != set(first.factors):
+            raise InputError(f"factor space needs one method and the same modules; {first_task!r} and {task!r} differ")
+        for module, factors in adapter.factors.items():
+            if (factors.rank, factors.scaling) != (first.factors[module].rank, first.factors[module].scaling):
+                raise InputError(
+                    f"factor space needs one rank and scaling; {first_task!r}, {task!r} differ at {module}"
+                )
+            if not torch.equal(starts[task][module], starts[first_task][module]):
+                raise InputError(
+                    f"factor space needs one A₀ for all tasks; {first_task!r} and {task!r} started from different A₀ "
+                    f"at {module} (hashes {first.a0_hash[:12] or 'none'} and {adapter.a0_hash[:12] or 'none'}). "
+                    "Use delta_weight space, which is exact for any adapters."
+                )
+    factors = {
+        module: _about_start(module, adapters, _of(coefficients, module), start, first.factors[module].lora_b0)
+        for module, start in starts[first_task].items()
+    }
+    return replace(first, factors=factors, space="factor")
+
+
+def truncate(adapter: Adapter, rank: int) -> tuple[Adapter, float]:
+    """The adapter of at most ``rank`` nearest to ``adapter``, by singular values in float64, and its relative error.
+
+    Returns:
+        the adapter, and ‖τ − τ_rank‖ / ‖τ‖ over all modules (Frobenius norms; 0 for a zero adapter).
+
+    Raises:
+        InputError: ``rank`` is below 1, or the adapter is a ``tangent_lora``, which has no weights to approximate.
+    """
+    if rank < 1:
+        raise InputError(f"rank must be at least 1, got {rank}")
+    if adapter.method == "tangent_lora":
+        raise InputError("a tangent_lora adapter acts under the linearized forward only; it cannot be truncated")
+    factors, kept, dropped = {}, [], []
+    for module, of_module in adapter.factors.items():
+        left, right = adapter.terms(module, torch.float64)
+        left_q, left_r = torch.linalg.qr(left)
+        right_q, right_r = torch.linalg.qr(right.T)
+        u, sigma, v = torch.linalg.svd(of_module.scaling * left_r @ right_r.T)
+        roots, dtype = sigma[:rank].sqrt(), of_module.lora_a.dtype
+        lora_b, lora_a = left_q @ u[:, :rank] * roots, roots[:, None] * (right_q @ v.T[:, :rank]).T
+        factors[module] = Factors(lora_a.to(dtype), lora_b.to(dtype), lora_alpha=lora_a.shape[0])
+        kept.append(sigma[:rank].square().sum().item())
+        dropped.append(sigma[rank:].square().sum().item())
+    total = math.fsum(kept) + math.fsum(dropped)
+    truncated = replace(adapter, factors=factors, method="lora", a0_hash="", seed=None)
+    return truncated, math.sqrt(math.fsum(dropped) / total) if total else 0.0
+
+
+def _combine_module(module: str, adapters: Mapping[str, Adapter], lambdas: Mapping[str, float], alike: bool) -> Factors:
+    present = {task: adapter for task, adapter in adapters.items() if module in adapter.factors}
+    used = {task: adapter for task, adapter in present.items() if lambdas.get(task, 0.0) != 0.0}
+    if not used:
+        factors = next(iter(present.values())).factors[module]
+        return replace(factors, lora_b=torch.zeros_like(factors.lora_b), lora_b0=None)
+    factors = next(iter(used.values())).factors[module]
+    if len(used) == 1 and lambdas[next(iter(used))] == 1 and (alike or factors.lora_b0 is None):
+        return factors
+    if all(adapter.factors[module].lora_b0 is None for adapter in used.values()):
+        if _all_equal([adapter.factors[module].lora_a for adapter in used.values()]):
+            return _sum_b(module, used, lambdas)
+    elif alike and factors.lora_a0 is not None and all(adapter.method != "lora" for adapter in used.values()):
+        return _about_start(module, used, lambdas, factors.lora_a0, factors.lora_b0)
+    return _concatenate(module, used, lambdas)
+
+
+def _sum_b(module: str, adapters: Mapping[str, Adapter], lambdas: Mapping[str, float]) -> Factors:
+    factors = {task: adapter.factors[module] for task, adapter in adapters.items()}
+    first = next(iter(factors.values()))
+    total = torch.zeros_like(first.lora_b, dtype=torch.float64)
+    for task, of_task in factors.items():
+        total += (lambdas[task] * (of_task.scaling / first.scaling)) * of_task.lora_b.double()
+    return replace(first, lora_b=total.to(first.lora_b.dtype))
+
+
+def _about_start(
+    module: str,
+    adapters: Mapping[str, Adapter],
+    lambdas: Mapping[str, float],
+    lora_a0: Tensor,
+    lora_b0: Tensor | None,
+) -> Factors:
+    first = next(iter(adapters.values())).factors[module]
+    total_a, total_b = (
+        lora_a0.double(),
+        torch.zeros_like(first.lora_b).double() if lora_b0 is None else lora_b0.double(),
+    )
+    start_a, start_b = total_a, total_b
+    for task, adapter in adapters.items():
+        factors, scaling_coefficient = adapter.factors[module], lambdas.get(task, 0.0)
+        total_a = total_a + scaling_coefficient * (factors.lora_a.double() - start_a)
+        total_b = total_b + scaling_coefficient * (factors.lora_b.double() - start_b)
+    return replace(first, lora_a=total_a.to(first.lora_a.dtype), lora_b=total_b.to(first.lora_b.dtype), lora_a0=lora_a0)
+
+
+def _concatenate(module: str, adapters: Mapping[str, Adapter], lambdas: Mapping[str, float]) -> Factors:
+    lefts, rights = [], []
+    for task, adapter in adapters.items():
+        left, right = adapter.terms(module, torch.float64)
+        lefts.append(lambdas[task] * adapter.factors[module].scaling * left)
+        rights.append(right)
+    dtype = torch.promote_types(next(iter(adapters.values())).factors[module].lora_a.dtype, torch.float32)
+    lora_a, lora_b = torch.cat(rights).to(dtype), torch.cat(lefts, dim=1).to(dtype)
+    return Factors(lora_a, lora_b, lora_alpha=lora_a.shape[0])
+
+
+def _alike(adapters: Mapping[str, Adapter]) -> bool:
+    """Whether all are of one method and, where B₀ is not zero, from one hashed start under one scaling."""
+    first = next(iter(adapters.values()))
+    if len({(adapter.method, adapter.a0_hash) for adapter in adapters.values()}) > 1:
+        return False
+    if all(factors.lora_b0 is None for adapter in adapters.values() for factors in adapter.factors.values()):
+        return True
+    scalings = {module: factors.scaling for module, factors in first.factors.items()}
+    return bool(first.a0_hash) and all(
+        factors.scaling == scalings.get(module)
+        for adapter in adapters.values()
+        for module, factors in adapter.factors.items()
+    )
+
+
+def _all_equal(tensors: list[Tensor]) -> bool:
+    return all(torch.equal(tensors[0], other) for other in tensors[1:])
+
+
+def _starts(task: str, adapter: Adapter) -> dict[str, Tensor]:
+    """A₀ of every module: as kept, the frozen A itself, or drawn again from the seed."""
+    starts = {}
+    for module, factors in adapter.factors.items():
+        if factors.lora_a0 is not None:
+            starts[module] = factors.lora_a0
+        elif adapter.method != "lora":
+            starts[module] = factors.lora_a
+        elif adapter.seed is not None:
+            starts[module] = initial_lora_a(module, factors.rank, factors.shape[1], adapter.seed)
+        else:
+            raise InputError(
+                f"factor space needs the A₀ that {task!r} started from, and the adapter does not say it. "
+                "Use delta_weight space, which is exact for any adapters."
+            )
+    return starts
+
+
+def _of(coefficients: Coefficients, module: str) -> Mapping[str, float]:
+    return coefficients.get(f"{module}.weight", coefficients.get("*", {}))
+
+
+def _check(adapters: Mapping[str, Adapter], coefficients: Coefficients) -> None:
+    if not adapters:
+        raise InputError("combining needs at least one adapter, got none")
+    names = {"*"} | {f"{module}.weight" for adapter in adapters.values() for module in adapter.factors}
+    unknown = [name for name in coefficients if name not in names]
+    if unknown:
+        raise InputError(
+            f"coefficients for {name_list(unknown)}, which no adapter changes; {did_you_mean(unknown[0], names)}"
+        )
+    tasks = {task for lambdas in coefficients.values() for task in lambdas}
+    if tasks - set(adapters):
+        raise InputError(
+            f"coefficients for unknown tasks {name_list(sorted(tasks - set(adapters)))}; known: {name_list(adapters)}"
+        )
+    bases = {adapter.base_model for adapter in adapters.values()} - {""}
+    if len(bases) > 1:
+        raise InputError(f"the adapters were made for different bases: {name_list(sorted(bases))}")

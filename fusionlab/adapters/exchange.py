@@ -1,0 +1,228 @@
+"""Adapters on disk: PEFT's format in and out, the published L-LoRA format in, and what neither can hold beside it.
+
+A folder has ``adapter_config.json`` and ``adapter_model.safetensors``, which stock PEFT reads as the same function, and
+``fusionlab.json``: method, hash and seed of A₀, space. Where B₀ ≠ 0 the PEFT files hold the task vector at rank 2r,
+``[B−B₀, B₀]·[A₀; A−A₀]`` for linearized adapters and ``[B, −B₀]·[A; A₀]`` for ordinary ones, as what PEFT adds to the
+unchanged base; ``fusionlab_factors.safetensors`` has A, B, A₀ and B₀ themselves, bit for bit.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fusionlab.adapters.factors import Adapter, Factors, hash_initial
+from fusionlab.adapters.refusals import check_config, check_names
+from fusionlab.errors import InputError, name_list
+
+CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+PUBLISHED, OWN, OWN_FACTORS = "linearized_adapter_model.safetensors", "fusionlab.json", "fusionlab_factors.safetensors"
+PREFIX = "base_model.model."
+_KEPT = ("lora_dropout", "task_type", "revision", "auto_mapping")
+_PART = re.compile(r"^(?P<module>.+)\.lora_(?P<part>[AB])\.(?:[^.]+\.)?weight$")
+
+
+def is_adapter(folder: str | Path) -> bool:
+    """Whether ``folder`` holds an adapter rather than a full model."""
+    return (Path(folder) / CONFIG).is_file()
+
+
+def save_adapter(folder: str | Path, adapter: Adapter) -> None:
+    """Write ``adapter`` in PEFT's format; stock ``PeftModel.from_pretrained`` on the base gives the same function."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors, own_factors, alphas, settings = {}, {}, {}, {}
+    for module, factors in adapter.factors.items():
+        left, right, use_rslora, lora_alpha = factors.lora_b, factors.lora_a, factors.use_rslora, factors.lora_alpha
+        if factors.lora_b0 is not None:
+            left, right = adapter.terms(module, torch.promote_types(factors.lora_a.dtype, torch.float32))
+            use_rslora, lora_alpha = False, factors.scaling * right.shape[0]
+            for part in ("lora_a", "lora_b", "lora_a0", "lora_b0"):
+                own_factors[f"{module}.{part}"] = getattr(factors, part).contiguous()
+            alphas[module] = [factors.lora_alpha, factors.use_rslora]
+        tensors[f"{PREFIX}{module}.lora_A.weight"] = right.contiguous()
+        tensors[f"{PREFIX}{module}.lora_B.weight"] = left.contiguous()
+        settings[module] = (right.shape[0], lora_alpha, use_rslora)
+    own = {
+        "schema": 1,
+        "method": adapter.method,
+        "space": adapter.space,
+        "a0_hash": adapter.a0_hash,
+        "seed": adapter.seed,
+    }
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    if own_factors:
+        save_file(own_factors, folder / OWN_FACTORS, metadata={"format": "pt"})
+        own["lora_alpha"] = alphas
+    (folder / OWN).write_text(json.dumps(own, indent=2, sort_keys=True) + "\n")
+    (folder / CONFIG).write_text(json.dumps(peft_config(adapter, settings), indent=2, sort_keys=True) + "\n")
+
+
+def peft_config(adapter: Adapter, settings: Mapping[str, tuple[int, float, bool]]) -> dict[str, Any]:
+    """PEFT's configuration with only the fields that matter, so that older and newer versions read it.
+
+    Args:
+        adapter: what is written.
+        settings: rank, lora_alpha and use_rslora by module.
+    """
+    if len({use_rslora for _, _, use_rslora in settings.values()}) > 1:  # PEFT has one flag for all
+        settings = {
+            module: (rank, alpha * math.sqrt(rank) if use_rslora else alpha, False)
+            for module, (rank, alpha, use_rslora) in settings.items()
+        }
+    rank, lora_alpha = (
+        Counter(values).most_common(1)[0][0] for values in list(zip(*settings.values(), strict=True))[:2]
+    )
+    keys = {module: _pattern_key(module, settings) for module in settings}
+    return {
+        "peft_type": "LORA",
+        "base_model_name_or_path": adapter.base_model or None,
+        "bias": "none",
+        "inference_mode": True,
+        "init_lora_weights": True,
+        **{key: adapter.config[key] for key in _KEPT if key in adapter.config},
+        "target_modules": list(settings),
+        "r": rank,
+        "lora_alpha": _plain(lora_alpha),
+        "use_rslora": next(iter(settings.values()))[2],
+        "rank_pattern": {keys[module]: own for module, (own, _, _) in settings.items() if own != rank},
+        "alpha_pattern": {keys[module]: _plain(own) for module, (_, own, _) in settings.items() if own != lora_alpha},
+    }
+
+
+def load_adapter(folder: str | Path) -> Adapter:
+    """Read an adapter that this package or stock PEFT wrote, or a published L-LoRA one.
+
+    Ranks, alphas, rank and alpha patterns and rsLoRA are taken from the configuration by PEFT's own matching.
+
+    Raises:
+        InputError: no adapter there, files that cannot be read, an adapter that is not a low-rank sum (DoRA, IA3, LoHa,
+            VeRA, biases, whole modules, ...; named), or factors that do not fit the configuration.
+    """
+    folder = Path(folder)
+    config = _read_json(folder / CONFIG)
+    check_config(config, str(folder))
+    own = _read_json(folder / OWN) if (folder / OWN).is_file() else {}
+    if (folder / PUBLISHED).is_file():
+        return _read_published(folder, config)
+    factors = _pair_up(_read_tensors(folder), config, folder)
+    if (folder / OWN_FACTORS).is_file():
+        raw = _load(folder / OWN_FACTORS)
+        for module, (lora_alpha, use_rslora) in own["lora_alpha"].items():
+            parts = (raw[f"{module}.{part}"] for part in ("lora_a", "lora_b"))
+            start = (raw[f"{module}.{part}"] for part in ("lora_a0", "lora_b0"))
+            factors[module] = Factors(*parts, lora_alpha, use_rslora, *start)
+    return Adapter(
+        factors,
+        method=own.get("method", "lora"),
+        base_model=config.get("base_model_name_or_path") or "",
+        a0_hash=own.get("a0_hash", ""),
+        seed=own.get("seed"),
+        space=own.get("space", "delta_weight"),
+        config={key: config[key] for key in _KEPT if config.get(key) is not None},
+    )
+
+
+def _pair_up(tensors: Mapping[str, Tensor], config: Mapping[str, Any], folder: Path) -> dict[str, Factors]:
+    """Factors by module from ``<module>.lora_A.weight`` and ``.lora_B.weight``, with ranks and alphas by the config."""
+    check_names([name for name in tensors if not _PART.match(name)], str(folder))
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        match = _PART.match(name.removeprefix(PREFIX))
+        assert match is not None
+        parts.setdefault(match["module"], {})[match["part"]] = tensor
+    if not parts:
+        raise InputError(f"the adapter {str(folder)!r} has no lora_A and lora_B weights")
+    factors = {}
+    for module, pair in parts.items():
+        if set(pair) != {"A", "B"} or pair["A"].dim() != 2 or pair["B"].dim() != 2:
+            shapes = {part: tuple(tensor.shape) for part, tensor in pair.items()}
+            raise InputError(f"{module} in {str(folder)!r}: expected matrices lora_A and lora_B, got {shapes}")
+        rank, lora_alpha = (_configured(config, module, *names) for names in (("rank", "r"), ("alpha", "lora_alpha")))
+        if (pair["A"].shape[0], pair["B"].shape[1]) != (rank, rank):
+            raise InputError(
+                f"{module} in {str(folder)!r}: the configuration says rank {rank}, the factors have "
+                f"{tuple(pair['A'].shape)} and {tuple(pair['B'].shape)}"
+            )
+        factors[module] = Factors(pair["A"], pair["B"], lora_alpha, bool(config.get("use_rslora", False)))
+    return factors
+
+
+def _read_published(folder: Path, config: Mapping[str, Any]) -> Adapter:
+    """The paper's own L-LoRA files: factors one ``.model`` deeper, initial values by position, found by their shape.
+
+    A there has moved a little by weight decay, without effect on the linearized forward; A₀ is what acts.
+    """
+    tensors, initial, factors = {}, {}, {}
+    for name, tensor in _load(folder / PUBLISHED).items():
+        if ".params0_values." in name:
+            initial.setdefault(name.removeprefix(PREFIX).partition(".params0_values.")[0], []).append(tensor)
+        elif ".model.lora_" in name:
+            tensors[name.replace(".model.lora_", ".lora_")] = tensor
+    for module, of_module in _pair_up(tensors, config, folder).items():
+        starts = [value for value in initial.get(module, []) if value.shape == of_module.lora_a.shape]
+        if not starts:
+            shape = tuple(of_module.lora_a.shape)
+            raise InputError(f"{module} in {str(folder)!r}: no params0_values of shape {shape}, so A₀ is not known")
+        starts_b = [value for value in initial[module] if value.shape == of_module.lora_b.shape]
+        if starts_b and starts_b[-1].any():
+            raise InputError(f"{module} in {str(folder)!r}: B started from non-zero values; expected zeros")
+        factors[module] = Factors(starts[-1], of_module.lora_b, of_module.lora_alpha, of_module.use_rslora)
+    a0_hash = hash_initial({module: (of_module.lora_a, None) for module, of_module in factors.items()})
+    base_model = config.get("base_model_name_or_path") or ""
+    kept = {key: config[key] for key in _KEPT if config.get(key) is not None}
+    return Adapter(factors, "l_lora", base_model, a0_hash, config=kept)
+
+
+def _configured(config: Mapping[str, Any], module: str, pattern: str, field: str) -> Any:
+    """The rank or alpha of ``module``, by PEFT's matching of patterns."""
+    from peft.utils.other import get_pattern_key
+
+    patterns = config.get(f"{pattern}_pattern") or {}
+    return patterns.get(get_pattern_key(patterns, module), config.get(field, 8))
+
+
+def _pattern_key(module: str, modules: Mapping[str, Any]) -> str:
+    """The name itself, anchored where PEFT's match by endings would also find it in a longer name."""
+    return f"^{module}" if any(other.endswith(f".{module}") for other in modules) else module
+
+
+def _plain(value: float) -> float:
+    return int(value) if float(value).is_integer() else float(value)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise InputError(f"no {path.name} in {str(path.parent)!r}; give a folder that holds a PEFT adapter")
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{str(path)!r} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{str(path)!r} holds a {type(content).__name__}, expected a mapping")
+    return content
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    if (folder / WEIGHTS).is_file():
+        return _load(folder / WEIGHTS)
+    if (folder / PICKLED).is_file():
+        return torch.load(folder / PICKLED, map_location="cpu", weights_only=True)
+    raise InputError(f"the adapter {str(folder)!r} has neither {name_list([WEIGHTS, PICKLED])}")
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise InputError(f"{str(path)!r} cannot be read as safetensors: {error}") from error

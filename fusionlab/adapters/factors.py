@@ -1,0 +1,187 @@
+"""What an adapter is: low-rank factors by module name, and the arithmetic that needs nothing but them."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from fusionlab.errors import InputError, did_you_mean, name_list
+from fusionlab.state import State
+
+Method = Literal["lora", "l_lora", "tangent_lora"]
+METHODS: tuple[str, ...] = get_args(Method)
+
+
+@dataclass(frozen=True)
+class Factors:
+    """One layer's adapter.
+
+    Args:
+        lora_a: A, shape ``(rank, in)``.
+        lora_b: B, shape ``(out, rank)``.
+        lora_alpha: the adapter is scaled by ``lora_alpha / rank``.
+        use_rslora: scale by ``lora_alpha / sqrt(rank)`` instead.
+        lora_a0: A₀, what A started from; None where it is not known, or where A is frozen and is A₀.
+        lora_b0: B₀, what B started from; None for zeros.
+    """
+
+    lora_a: Tensor
+    lora_b: Tensor
+    lora_alpha: float
+    use_rslora: bool = False
+    lora_a0: Tensor | None = None
+    lora_b0: Tensor | None = None
+
+    @property
+    def rank(self) -> int:
+        return self.lora_a.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape ``(out, in)`` of the weight that is adapted."""
+        return self.lora_b.shape[0], self.lora_a.shape[1]
+
+    @property
+    def scaling(self) -> float:
+        """s = lora_alpha / rank, or / sqrt(rank) for rsLoRA."""
+        return self.lora_alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A task vector in low-rank form: τ = s·left·right for each adapted weight.
+
+    Args:
+        factors: by the base model's own module names, before any adapter was injected.
+        method: how the adapter acts: ``lora``, ``l_lora`` (each layer linearized) or ``tangent_lora`` (whole network).
+        base_model: hub id or path of the base, as the user gave it.
+        a0_hash: SHA-256 over the initial factors of all layers; empty where it is not known.
+        seed: the seed that the initial factors were drawn from; None where they were not.
+        space: how a fused adapter was made: ``delta_weight``, or ``factor`` for A and B fused apart.
+        config: further fields of the PEFT configuration that travel along, such as ``lora_dropout``.
+    """
+
+    factors: Mapping[str, Factors]
+    method: Method = "lora"
+    base_model: str = ""
+    a0_hash: str = ""
+    seed: int | None = None
+    space: Literal["delta_weight", "factor"] = "delta_weight"
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise InputError(f"unknown method {self.method!r}; {did_you_mean(self.method, METHODS)}")
+        if not self.factors:
+            raise InputError("an adapter needs at least one adapted module, got none")
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        return {module: factors.rank for module, factors in self.factors.items()}
+
+    def terms(self, module: str, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+        """``(left, right)`` with delta_weight = s·left @ right, shapes ``(out, k)`` and ``(k, in)``, in ``dtype``.
+
+        k is the rank where B₀ = 0 and twice the rank elsewhere, as τ = s(BA − B₀A₀) is ``[B, −B₀]·[A; A₀]``, and
+        linearized τ = s[(B−B₀)A₀ + B₀(A−A₀)] is ``[B−B₀, B₀]·[A₀; A−A₀]``.
+        """
+        factors = self.factors[module]
+        lora_a, lora_b = factors.lora_a.to(dtype), factors.lora_b.to(dtype)
+        if factors.lora_b0 is None:
+            return lora_b, lora_a
+        assert factors.lora_a0 is not None
+        lora_a0, lora_b0 = factors.lora_a0.to(lora_a), factors.lora_b0.to(lora_b)
+        if self.method == "lora":
+            return torch.cat([lora_b, -lora_b0], dim=1), torch.cat([lora_a, lora_a0])
+        return torch.cat([lora_b - lora_b0, lora_b0], dim=1), torch.cat([lora_a0, lora_a - lora_a0])
+
+    def delta_weight(self, module: str) -> Tensor:
+        """τ of one adapted weight, float32 (float64 where the factors are), shape ``(out, in)``.
+
+        Raises:
+            InputError: the adapter does not adapt ``module``.
+        """
+        if module not in self.factors:
+            raise InputError(f"the adapter has no module {module!r}; {did_you_mean(module, self.factors)}")
+        dtype = torch.promote_types(self.factors[module].lora_a.dtype, torch.float32)
+        left, right = self.terms(module, dtype)
+        return (left @ right).mul_(self.factors[module].scaling)
+
+    def task_vector(self) -> State:
+        """τ by parameter name (``<module>.weight``), each computed when it is asked for."""
+        return _TaskVector(self)
+
+
+class _TaskVector(Mapping[str, Tensor]):
+    def __init__(self, adapter: Adapter) -> None:
+        self._adapter = adapter
+        self._modules = {f"{module}.weight": module for module in adapter.factors}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._adapter.delta_weight(self._modules[name])
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._modules
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._modules)
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+
+def inner_product(first: Adapter, second: Adapter) -> float:
+    """⟨τ₁, τ₂⟩ = Σ s₁s₂·Σ((left₁ᵀ left₂) ⊙ (right₁ right₂ᵀ)), in float64, without a dense weight; ranks may differ.
+
+    Example:
+        >>> one = Adapter({"layer": Factors(torch.ones(1, 2), torch.ones(3, 1), lora_alpha=2.0)})
+        >>> inner_product(one, one)  # six entries of 2.0
+        24.0
+    """
+    products = []
+    for module, factors in first.factors.items():
+        if module in second.factors:
+            left, right = first.terms(module, torch.float64)
+            other_left, other_right = second.terms(module, torch.float64)
+            gram = (left.T @ other_left) * (right @ other_right.T)
+            products.append(factors.scaling * second.factors[module].scaling * gram.sum().item())
+    return math.fsum(products)
+
+
+def merge_adapter(base_state: State, adapter: Adapter) -> dict[str, Tensor]:
+    """base + τ by name: summed in float32 or wider and cast once; tensors that are not adapted are passed through.
+
+    ``base_state`` is not changed, so that merging again from it gives the same result.
+
+    Raises:
+        InputError: the base lacks an adapted weight, or its shape differs.
+    """
+    task_vector = adapter.task_vector()
+    missing = [name for name in task_vector if name not in base_state]
+    if missing:
+        raise InputError(f"the base has no {name_list(missing)}; was the adapter made for {adapter.base_model!r}?")
+    merged_state = dict(base_state)
+    for name in task_vector:
+        base, shape = base_state[name], adapter.factors[name.removesuffix(".weight")].shape
+        if base.shape != shape:
+            raise InputError(f"{name}: the adapter changes a weight {shape}, the base has {tuple(base.shape)}")
+        delta_weight = task_vector[name].to(base.device)
+        merged_state[name] = (base.to(delta_weight.dtype) + delta_weight).to(base.dtype)
+    return merged_state
+
+
+def hash_initial(initial: Mapping[str, tuple[Tensor, Tensor | None]]) -> str:
+    """SHA-256 over names, shapes and float32 bytes of all layers' A₀ (and B₀ where it is not zero), by sorted name."""
+    digest = hashlib.sha256()
+    for module in sorted(initial):
+        for label, tensor in zip(("lora_a0", "lora_b0"), initial[module], strict=True):
+            if tensor is not None:
+                digest.update(f"{module}.{label}{tuple(tensor.shape)}".encode())
+                digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,331 @@
+"""Adapters inside a model: PEFT's LoRA layers, one adapter per task on one frozen base, switched in microseconds.
+
+PEFT does the injection and the forward. Its own switch (``set_adapter``) turns ``requires_grad`` of the other adapters
+off, so :func:`activate` sets the layers' active adapter alone, and every task stays trainable throughout.
+"""
+
+from __future__ import annotations
+
+import re
+import urllib.parse
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer, LoraModel
+from torch import Tensor, nn
+
+from fusionlab.adapters.factors import METHODS, Adapter, Factors, Method, hash_initial
+from fusionlab.adapters.starts import PointVariant, initial_factors
+from fusionlab.adapters.targets import check_fits, match_targets
+from fusionlab.errors import InputError, did_you_mean, name_list
+
+_ATTRIBUTE = "_fusionlab_adapters"
+
+
+@dataclass(frozen=True)
+class InjectionReport:
+    """What :func:`inject` did: the adapted layers by name, how many, the hash of A₀ and the trainable parameters."""
+
+    module_names: tuple[str, ...]
+    a0_hash: str
+    num_trainable: int
+
+    @property
+    def num_adapted_layers(self) -> int:
+        return len(self.module_names)
+
+
+@dataclass
+class _Injected:
+    """What a model carries: PEFT's tuner, its layers by base module name, and what each adapter is."""
+
+    tuner: LoraModel | None = None
+    layers: dict[str, LoraLayer] = field(default_factory=dict)
+    adapters: dict[str, Adapter] = field(default_factory=dict)  # as they were when they were put in
+    trained: set[str] = field(default_factory=set)
+    active: str | None = None
+
+    def of(self, task: str) -> dict[str, LoraLayer]:
+        """The layers that have an adapter for ``task``."""
+        if task not in self.adapters:
+            raise InputError(f"the model has no adapter {task!r}; {did_you_mean(task, self.adapters)}")
+        return {module: self.layers[module] for module in self.adapters[task].factors}
+
+
+def inject(
+    model: nn.Module,
+    tasks: Sequence[str],
+    *,
+    method: Method = "lora",
+    rank: int = 16,
+    lora_alpha: float = 32,
+    dropout: float = 0.0,
+    target_modules: Sequence[str] = ("q_proj", "v_proj"),
+    scope: str = "",
+    seed: int = 0,
+    init: str = "default",
+    base_model_name: str = "",
+) -> InjectionReport:
+    """Put one trainable adapter per task into ``model``, in place, all started from one A₀; freeze everything else.
+
+    A₀ of a layer is Kaiming-uniform (a = √5, PEFT's default) from a generator seeded by (seed, layer name), and B₀ is
+    zero; another ``init`` of PEFT computes both from the layer's weight, which itself is left as it is: the adapter
+    acts relative to its start, so no adapter active is always the pretrained model. A is frozen where B₀ is zero and
+    the method is linearized, as its gradient is exactly zero there. No adapter is active afterwards.
+
+    Args:
+        model: the whole base model; its parameter names become the adapter's.
+        tasks: names of the adapters.
+        method: ``lora``, ``l_lora`` or ``tangent_lora``.
+        rank: r, at least 1.
+        lora_alpha: the adapter is scaled by ``lora_alpha / rank``.
+        dropout: dropout on the adapter's input in training, 0..1.
+        target_modules: linear layers by full name or by the end of it; every one must match.
+        scope: adapt below this submodule only, such as ``vision_model``.
+        seed: seed of A₀.
+        init: ``default``, or PEFT's ``gaussian``, ``orthogonal``, ``olora``, ``pissa`` or ``pissa_niter_N``.
+        base_model_name: hub id or path of the base, written into exported adapters.
+
+    Raises:
+        InputError: a target name or the scope matches nothing, a task is there already, or a value is out of range.
+    """
+    _check_values(tasks, method, rank, lora_alpha, dropout)
+    modules = match_targets(model, target_modules, scope)
+    injected = _injected(model, create=True)
+    taken = [task for task in tasks if task in injected.adapters]
+    if taken:
+        raise InputError(f"the model already has adapters named {name_list(taken)}; give other names")
+    linears = {name: model.get_submodule(name) for name in modules}
+    linears = {
+        name: layer.get_base_layer() if isinstance(layer, LoraLayer) else layer for name, layer in linears.items()
+    }
+    scaling = lora_alpha / rank
+    initial = {name: initial_factors(name, linear, rank, scaling, init, seed) for name, linear in linears.items()}
+    a0_hash = hash_initial(initial)
+    factors = {}
+    for name, (lora_a0, lora_b0) in initial.items():
+        lora_b = torch.zeros(linears[name].out_features, rank) if lora_b0 is None else lora_b0
+        factors[name] = Factors(lora_a0, lora_b, lora_alpha, lora_a0=lora_a0, lora_b0=lora_b0)
+    start = Adapter(factors, method, base_model_name, a0_hash, seed, config={"lora_dropout": dropout})
+    trained = {id(parameter) for task in injected.trained for parameter in trainable_parameters(model, task)}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in trained)
+    for task in tasks:
+        _put(model, injected, task, start, dropout)
+        injected.trained.add(task)
+        for name, layer in injected.of(task).items():
+            _make_trainable(layer, adapter_name(task), start, name)
+    activate(model, None)
+    num_trainable = sum(parameter.numel() for task in tasks for parameter in trainable_parameters(model, task))
+    return InjectionReport(tuple(modules), a0_hash, num_trainable)
+
+
+def add(model: nn.Module, name: str, adapter: Adapter) -> None:
+    """Put a finished adapter into ``model`` as ``name``, frozen and not active; gradients of others are untouched.
+
+    Raises:
+        InputError: ``name`` is taken, or the model lacks a module that the adapter adapts, or its shape differs.
+    """
+    if adapter.method == "tangent_lora":
+        raise InputError("a tangent_lora adapter acts under the linearized forward only; it cannot be added to a model")
+    check_fits(model, adapter)
+    injected = _injected(model, create=True)
+    if name in injected.adapters:
+        raise InputError(f"the model already has an adapter {name!r}; remove it first or give another name")
+    _put(model, injected, name, adapter, dropout=0.0)
+
+
+def remove(model: nn.Module, name: str) -> None:
+    """Take an adapter out of ``model``; where it was active, none is afterwards.
+
+    Raises:
+        InputError: the model has no adapter ``name``.
+    """
+    injected = _injected(model)
+    layers = injected.of(name)
+    before = injected.active
+    activate(model, None)
+    for layer in layers.values():
+        layer.delete_adapter(adapter_name(name))
+    assert injected.tuner is not None
+    del injected.adapters[name], injected.tuner.peft_config[adapter_name(name)]
+    injected.trained.discard(name)
+    activate(model, None if before == name else before)
+
+
+@contextmanager
+def added(model: nn.Module, adapter: Adapter, name: str = "added") -> Iterator[None]:
+    """Within the block ``adapter`` is in the model and active; afterwards it is gone and the one before is active."""
+    before = active(model)
+    add(model, name, adapter)
+    try:
+        activate(model, name)
+        yield
+    finally:
+        remove(model, name)
+        activate(model, before)
+
+
+def activate(model: nn.Module, task: str | None) -> None:
+    """Make ``task``'s adapter the one that acts; None is the pretrained model. Changes no ``requires_grad``.
+
+    Raises:
+        InputError: the model has no adapter ``task``.
+    """
+    injected = getattr(model, _ATTRIBUTE, None)
+    if injected is None and task is None:
+        return
+    injected = _injected(model)
+    if task is not None and task not in injected.adapters:
+        injected.of(task)
+    names = [] if task is None else [adapter_name(task)]
+    for layer in injected.layers.values():
+        layer._active_adapter = names
+    injected.active = task
+
+
+def active(model: nn.Module) -> str | None:
+    """The task whose adapter acts, None for the pretrained model."""
+    injected = getattr(model, _ATTRIBUTE, None)
+    return None if injected is None else injected.active
+
+
+@contextmanager
+def activated(model: nn.Module, task: str | None) -> Iterator[None]:
+    """Within the block ``task``'s adapter acts; afterwards the one before does."""
+    before = active(model)
+    activate(model, task)
+    try:
+        yield
+    finally:
+        activate(model, before)
+
+
+def trainable_parameters(model: nn.Module, task: str) -> list[nn.Parameter]:
+    """The parameters that training ``task`` updates, in layer order: A and B, or B alone where A is frozen."""
+    parameters = []
+    for layer in _injected(model).of(task).values():
+        pair = layer.lora_A[adapter_name(task)].weight, layer.lora_B[adapter_name(task)].weight
+        parameters += [parameter for parameter in pair if parameter.requires_grad]
+    return parameters
+
+
+def extract(model: nn.Module, task: str) -> Adapter:
+    """A copy on the CPU of the task's current adapter.
+
+    Raises:
+        InputError: the model has no adapter ``task``.
+    """
+    injected = _injected(model)
+    layers, start = injected.of(task), injected.adapters[task]
+    if task not in injected.trained:
+        return start
+    factors = {}
+    for module, layer in layers.items():
+        lora_a, lora_b = (
+            part[adapter_name(task)].weight.detach().cpu().clone() for part in (layer.lora_A, layer.lora_B)
+        )
+        before = start.factors[module]
+        factors[module] = Factors(lora_a, lora_b, before.lora_alpha, before.use_rslora, before.lora_a0, before.lora_b0)
+    return Adapter(factors, start.method, start.base_model, start.a0_hash, start.seed, config=start.config)
+
+
+def tasks_of(model: nn.Module) -> list[str]:
+    """Names of the adapters in ``model``, in the order they were put in."""
+    injected = getattr(model, _ATTRIBUTE, None)
+    return [] if injected is None else list(injected.adapters)
+
+
+def adapter_name(task: str) -> str:
+    """The name PEFT sees: no dots (they part module names) and no name that a module already has, such as ``train``.
+
+    Example:
+        >>> adapter_name("sun397.v2")
+        'task-sun397%2Ev2'
+    """
+    return "task-" + urllib.parse.quote(task, safe="").replace(".", "%2E")
+
+
+def _put(model: nn.Module, injected: _Injected, task: str, adapter: Adapter, dropout: float) -> None:
+    """Inject ``adapter`` as ``task`` through PEFT and fill in its values; every ``requires_grad`` stays as it was."""
+    name = adapter_name(task)
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    exact = {module: f"^{re.escape(module)}" for module in adapter.factors}
+    config = LoraConfig(
+        target_modules="|".join(re.escape(module) for module in adapter.factors),
+        rank_pattern={exact[module]: adapter.terms(module)[1].shape[0] for module in adapter.factors},
+        lora_dropout=dropout,
+        init_lora_weights=False,
+    )
+    with torch.random.fork_rng(devices=[]):  # the placeholders' random values must not move the caller's generator
+        if injected.tuner is None:
+            injected.tuner = LoraModel(model, config, name)
+        else:
+            injected.tuner.peft_config[name] = config
+            injected.tuner.inject_adapter(model, name)
+    for module, factors in adapter.factors.items():
+        layer = model.get_submodule(module)
+        assert isinstance(layer, LoraLayer), f"{module} was not adapted"
+        injected.layers[module] = layer
+        _fill(
+            layer,
+            name,
+            *adapter.terms(module, torch.promote_types(factors.lora_a.dtype, torch.float32)),
+            factors.scaling,
+        )
+    for parameter, requires_grad in flags:
+        parameter.requires_grad_(requires_grad)
+    injected.adapters[task] = adapter
+    activate(model, injected.active)
+
+
+def _fill(layer: LoraLayer, name: str, left: Tensor, right: Tensor, scaling: float) -> None:
+    """Set one layer's factors and scaling, frozen, on the layer's device, in float32 or wider."""
+    base = layer.get_base_layer()
+    dtype = torch.promote_types(base.weight.dtype, torch.float32)
+    for part, value in ((layer.lora_A, right), (layer.lora_B, left)):
+        part[name].weight = nn.Parameter(value.to(base.weight.device, dtype, copy=True), requires_grad=False)
+        part[name].train(base.training)
+    layer.lora_dropout[name].train(base.training)
+    rank = right.shape[0]
+    layer.r[name], layer.lora_alpha[name], layer.scaling[name] = rank, scaling * rank, scaling
+
+
+def _make_trainable(layer: LoraLayer, name: str, start: Adapter, module: str) -> None:
+    """Let B train, and A unless it is linearized at B₀ = 0; for B₀ ≠ 0 act relative to the start, kept as buffers."""
+    factors = start.factors[module]
+    linearized = start.method != "lora"
+    if factors.lora_b0 is not None:
+        assert factors.lora_a0 is not None
+        _fill(layer, name, factors.lora_b, factors.lora_a, factors.scaling)
+        layer.lora_A[name].register_buffer("initial", factors.lora_a0.to(layer.lora_A[name].weight, copy=True))
+        layer.lora_B[name].register_buffer("initial", factors.lora_b0.to(layer.lora_B[name].weight, copy=True))
+        layer.lora_variant[name] = PointVariant(linearized=start.method == "l_lora")
+    layer.lora_A[name].weight.requires_grad_(not linearized or factors.lora_b0 is not None)
+    layer.lora_B[name].weight.requires_grad_(True)
+
+
+def _injected(model: nn.Module, create: bool = False) -> _Injected:
+    injected = getattr(model, _ATTRIBUTE, None)
+    if injected is None and create:
+        if hasattr(model, "peft_config"):
+            raise InputError("the model already carries PEFT adapters of its own; unload them, or load the base again")
+        injected = _Injected()
+        setattr(model, _ATTRIBUTE, injected)
+    if injected is None:
+        raise InputError("the model has no adapters; inject or add one first")
+    return injected
+
+
+def _check_values(tasks: Sequence[str], method: str, rank: int, lora_alpha: float, dropout: float) -> None:
+    if not tasks or len(set(tasks)) != len(tasks):
+        raise InputError(f"tasks must be at least one name, each once, got {name_list(tasks) or 'none'}")
+    if method not in METHODS:
+        raise InputError(f"unknown method {method!r}; {did_you_mean(method, METHODS)}")
+    if rank < 1 or lora_alpha <= 0:
+        raise InputError(f"rank must be at least 1 and lora_alpha positive, got rank {rank}, lora_alpha {lora_alpha}")
+    if not 0 <= dropout < 1:
+        raise InputError(f"dropout must lie in 0..1, got {dropout}")

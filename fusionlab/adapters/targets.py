@@ -1,0 +1,78 @@
+"""Which layers an adapter goes to: targets that all must match, and adapters that must fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+from fusionlab.adapters.factors import Adapter
+from fusionlab.errors import InputError, did_you_mean, name_list
+
+
+def match_targets(model: nn.Module, target_modules: Sequence[str], scope: str = "") -> list[str]:
+    """Names of the linear layers below ``scope`` that are, or end in, one of ``target_modules``, in model order.
+
+    Raises:
+        InputError: no target given, a target or the scope that matches nothing, or one that is no linear layer.
+    """
+    modules = {name: module for name, module in model.named_modules() if name and not _inside_adapter(name)}
+    if scope and scope not in modules:
+        raise InputError(f"the model has no submodule {scope!r}; {did_you_mean(scope, modules)}")
+    below = {name: module for name, module in modules.items() if not scope or name.startswith(f"{scope}.")}
+    fused = tuple(f"{name}." for name, module in below.items() if isinstance(module, nn.MultiheadAttention))
+    linear = {name for name, module in below.items() if isinstance(module, nn.Linear | LoraLayer)}
+    linear = {name for name in linear if not (fused and name.startswith(fused))}
+    if isinstance(target_modules, str) or not target_modules:
+        raise InputError(f"target_modules must be a list with at least one name, got {target_modules!r}")
+    found: set[str] = set()
+    for target in target_modules:
+        matching = {name for name in below if name == target or name.endswith(f".{target}")}
+        if not matching & linear:
+            _refuse_target(target, matching, below, linear, scope)
+        found |= matching & linear
+    return [name for name in below if name in found]
+
+
+def check_fits(model: nn.Module, adapter: Adapter) -> None:
+    """Raise unless every adapted module is a linear layer of ``model`` with the adapter's shape.
+
+    Raises:
+        InputError: modules are missing, or their shapes differ; the message lists them.
+    """
+    modules = dict(model.named_modules())
+    missing = [name for name in adapter.factors if name not in modules]
+    if missing:
+        linear = [name for name, module in modules.items() if isinstance(module, nn.Linear | LoraLayer)]
+        raise InputError(
+            f"the adapter adapts modules that the model does not have: {name_list(missing)}; "
+            f"{did_you_mean(missing[0], linear)} Use the model it was made for ({adapter.base_model or 'unknown'})."
+        )
+    problems = []
+    for name, factors in adapter.factors.items():
+        layer = modules[name].get_base_layer() if isinstance(modules[name], LoraLayer) else modules[name]
+        if not isinstance(layer, nn.Linear):
+            problems.append(f"{name} is a {type(layer).__name__}, expected a linear layer")
+        elif (layer.out_features, layer.in_features) != factors.shape:
+            problems.append(f"{name} {factors.shape}, the model has {(layer.out_features, layer.in_features)}")
+    if problems:
+        raise InputError(f"the adapter does not fit the model: {name_list(problems)}. Use the model it was made for.")
+
+
+def _inside_adapter(name: str) -> bool:
+    return ".base_layer" in name or ".lora_" in name
+
+
+def _refuse_target(
+    target: str, matching: set[str], below: Mapping[str, nn.Module], linear: set[str], scope: str
+) -> None:
+    where = f" below {scope!r}" if scope else ""
+    if matching:
+        kinds = sorted({type(below[name]).__name__ for name in matching})
+        raise InputError(
+            f"target module {target!r} is a {', '.join(kinds)}{where}, or lies inside fused attention; only linear "
+            f"layers can be adapted, such as {name_list(sorted({name.rpartition('.')[2] for name in linear}), 8)}"
+        )
+    ends = dict.fromkeys(name.rpartition(".")[2] for name in below if name in linear)
+    raise InputError(f"target module {target!r} matches no layer{where}; {did_you_mean(target, ends)}")
