@@ -15,6 +15,42 @@ def derive_seed(*parts: object) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
+class TrainingOrder:
+    """``training_indices`` for many steps of one task: keeps the permutation in use, so that a step costs one slice.
+
+    Args:
+        num_samples: size of the training split, at least 1.
+        batch_size: samples in one global batch.
+        seed: the run's seed.
+        task: the task's name; tasks of one size see different orders.
+    """
+
+    def __init__(self, num_samples: int, batch_size: int, *, seed: int, task: str) -> None:
+        self.num_samples = num_samples
+        self.batch_size = batch_size
+        self.seed = seed
+        self.task = task
+        self._epoch = -1
+        self._permutation = torch.empty(0, dtype=torch.int64)
+
+    def indices(self, step: int) -> Tensor:
+        """The global batch at ``step``: int64 indices, shape ``(batch_size,)``; steps may come in any order."""
+        position, parts, missing = step * self.batch_size, [], self.batch_size
+        while missing > 0:
+            epoch, offset = divmod(position, self.num_samples)
+            part = self._permuted(epoch)[offset : offset + missing]
+            parts.append(part)
+            position += len(part)
+            missing -= len(part)
+        return torch.cat(parts)
+
+    def _permuted(self, epoch: int) -> Tensor:
+        if epoch != self._epoch:
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, self.task, epoch))
+            self._permutation, self._epoch = torch.randperm(self.num_samples, generator=generator), epoch
+        return self._permutation
+
+
 def training_indices(num_samples: int, batch_size: int, step: int, *, seed: int, task: str) -> Tensor:
     """The global batch of ``task`` at ``step``: the stream of seeded permutations, cut into batches.
 
@@ -31,13 +67,7 @@ def training_indices(num_samples: int, batch_size: int, step: int, *, seed: int,
     Returns:
         int64 indices, shape ``(batch_size,)``.
     """
-    start, indices = step * batch_size, []
-    while len(indices) < batch_size:
-        epoch, offset = divmod(start + len(indices), num_samples)
-        generator = torch.Generator().manual_seed(derive_seed(seed, task, epoch))
-        permutation = torch.randperm(num_samples, generator=generator)
-        indices.extend(permutation[offset : offset + batch_size - len(indices)].tolist())
-    return torch.tensor(indices, dtype=torch.int64)
+    return TrainingOrder(num_samples, batch_size, seed=seed, task=task).indices(step)
 
 
 def evaluation_batches(

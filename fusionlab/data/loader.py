@@ -1,0 +1,92 @@
+"""Batches of every task at once: the training loader, and the exact evaluation batches of one split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from fusionlab.samplers import TrainingOrder, evaluation_batches
+
+Batch = dict[str, Tensor]
+
+
+class Split(Protocol):
+    """One split of one task, held in memory or memory-mapped."""
+
+    data_version: str
+    """Short SHA-256 over what a model sees of the split, and its labels."""
+
+    evaluation_order: Tensor | None
+    """The order in which evaluation cuts its batches (int64, a permutation), or None for the order of the samples."""
+
+    def __len__(self) -> int:
+        """Number of samples."""
+
+    def batch(self, indices: Tensor) -> Batch:
+        """The samples at ``indices``, with the key ``"index"`` holding ``indices`` itself."""
+
+
+class StepLoader:
+    """Micro-batches ``{task: batch}`` of all tasks, in an order that is a pure function of (seed, task, step).
+
+    Every task gives a batch at every step; a short task reshuffles and goes on. An epoch is as long as the longest task
+    needs. The stream goes on over epochs, and over a restart from ``state_dict``: the next batch after a resume is the
+    one that would have come without it.
+
+    Args:
+        splits: the training split of each task.
+        batch_size: samples of each task in one batch of one rank.
+        seed: the run's seed.
+        rank: this process; it takes the ``rank``-th slice of each global batch.
+        world_size: number of processes.
+    """
+
+    def __init__(
+        self, splits: Mapping[str, Split], batch_size: int, *, seed: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.splits = dict(splits)
+        self.batch_size = batch_size
+        self.rank = rank
+        self.step = 0
+        global_batch_size = batch_size * world_size
+        self._orders = {
+            task: TrainingOrder(len(split), global_batch_size, seed=seed, task=task)
+            for task, split in self.splits.items()
+        }
+        self._length = max(-(-len(split) // global_batch_size) for split in self.splits.values())
+
+    def __len__(self) -> int:
+        """Number of batches in an epoch: ceil(longest task / global batch)."""
+        return self._length
+
+    def __iter__(self) -> Iterator[dict[str, Batch]]:
+        """One epoch from the current step on; nothing moves before the first batch is asked for."""
+        for _ in range(len(self)):
+            batch = self.batch(self.step)
+            self.step += 1
+            yield batch
+
+    def batch(self, step: int) -> dict[str, Batch]:
+        """The batch of this rank at ``step``."""
+        start = self.rank * self.batch_size
+        return {
+            task: split.batch(self._orders[task].indices(step)[start : start + self.batch_size])
+            for task, split in self.splits.items()
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Number of batches handed out so far."""
+        return {"step": self.step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue after the batches that the saved loader had handed out."""
+        self.step = state_dict["step"]
+
+
+def exact_batches(split: Split, batch_size: int, *, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
+    """The evaluation batches of ``rank``, each with a bool ``"mask"`` of shape ``(batch_size,)``, False on padding."""
+    for positions, mask in evaluation_batches(len(split), batch_size, rank=rank, world_size=world_size):
+        indices = positions if split.evaluation_order is None else split.evaluation_order[positions]
+        yield {**split.batch(indices), "mask": mask}

@@ -1,0 +1,185 @@
+"""Where a task's samples come from: hub ids and local files as ``datasets`` tables, one per split."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fusionlab.errors import InputError, did_you_mean, name_list
+from fusionlab.tasks import Task
+
+SPLITS = ("train", "validation", "test")
+_TABLES = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".ndjson": "json"}
+_SPLIT_STEMS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing"),
+}
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+_HEADER_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class Source:
+    """The tables of one task.
+
+    Args:
+        task: the task.
+        tables: a ``datasets.Dataset`` for each of train, validation and test that the data has; images undecoded.
+        root: what relative paths in a table are relative to; None for hub sets.
+    """
+
+    task: Task
+    tables: Mapping[str, Any]
+    root: Path | None
+
+
+def check_path(task: Task) -> None:
+    """Raise unless the task's path is there, or may be a hub id.
+
+    Raises:
+        InputError: the path is no file or folder here, and cannot be a hub id.
+    """
+    path = task.path
+    assert path is not None
+    if Path(path).expanduser().exists() or _HUB_ID.fullmatch(path):
+        return
+    raise InputError(f"path {path!r} of task {task.name!r} is not there (relative paths start at {Path.cwd()})")
+
+
+def is_local(task: Task) -> bool:
+    """Whether the task's path is a file or folder on this machine."""
+    return Path(task.path or "").expanduser().exists()
+
+
+def local_fingerprint(task: Task) -> str:
+    """SHA-256 over the local files' names, sizes, modification times and, for tables, headers.
+
+    Cheap on purpose: it is what decides whether the cache of a former run still holds.
+    """
+    root = Path(task.path or "").expanduser()
+    digest = hashlib.sha256()
+    files = [root] if root.is_file() else sorted(file for file in root.rglob("*") if file.is_file())
+    for file in files:
+        stat = file.stat()
+        digest.update(f"{file.relative_to(root)}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+        if file.suffix.lower() in _TABLES:
+            with file.open("rb") as stream:
+                digest.update(stream.read(_HEADER_BYTES))
+    return digest.hexdigest()
+
+
+def hub_fingerprint(source: Source) -> str:
+    """SHA-256 over the names of the prepared tables, which hold the hub set's commit."""
+    names = {
+        split: [Path(file["filename"]).parts[-4:] for file in table.cache_files]
+        for split, table in source.tables.items()
+    }
+    return hashlib.sha256(json.dumps(names, sort_keys=True).encode()).hexdigest()
+
+
+def open_source(task: Task) -> Source:
+    """Open every split that the task has.
+
+    Raises:
+        InputError: the hub set cannot be reached, a split or file is not there, or there is nothing to read.
+    """
+    path = Path(task.path or "").expanduser()
+    if path.is_file():
+        return _open_files(task, path.parent, {"train": [path]}, [path])
+    if path.is_dir():
+        return _open_folder(task, path)
+    return _open_hub(task)
+
+
+def _open_hub(task: Task) -> Source:
+    import datasets
+
+    load = functools.partial(datasets.load_dataset, task.path, task.config, revision=task.revision)
+    with _input_errors(task, f"hub set {task.path!r}"):
+        known = datasets.get_dataset_split_names(task.path, task.config, revision=task.revision)
+        return Source(task, {split: load(split=name) for split, name in _split_names(task, known).items()}, None)
+
+
+def _open_folder(task: Task, folder: Path) -> Source:
+    import datasets
+
+    named = {split: folder / name for split in SPLITS if (name := getattr(task, split)) and (folder / name).is_file()}
+    tables = named or _tables_named_for_splits(folder)
+    if tables:
+        return _open_files(task, folder, {split: [file] for split, file in tables.items()}, list(tables.values()))
+    with _input_errors(task, f"folder {str(folder)!r}"):
+        builder = datasets.load_dataset_builder(str(folder), task.config)
+        files = {str(split): [Path(file) for file in found] for split, found in builder.config.data_files.items()}
+        kind = type(builder).__name__.lower()
+    return _open_files(task, folder, files, [], kind=kind)
+
+
+def _tables_named_for_splits(folder: Path) -> dict[str, Path]:
+    """``train.csv`` and the like in the folder itself, also where images lie beside them."""
+    found = {}
+    for split, stems in _SPLIT_STEMS.items():
+        files = [file for file in sorted(folder.iterdir()) if file.suffix in _TABLES and file.stem in stems]
+        if files:
+            found[split] = files[0]
+    return found
+
+
+def _open_files(
+    task: Task, root: Path, files: Mapping[str, list[Path]], tables: list[Path], kind: str | None = None
+) -> Source:
+    """Each split is opened by itself: files may list their classes in different orders, and keep their own then."""
+    import datasets
+
+    def load(name: str) -> Any:
+        base, bracket, part = name.partition("[")
+        found = files[base]
+        builder = kind or _TABLES.get(found[0].suffix.lower())
+        if builder is None:
+            raise InputError(f"{found[0]} of task {task.name!r} is no table; expected {name_list(_TABLES)}")
+        options: dict[str, Any] = {"drop_labels": False} if builder == "imagefolder" else {}
+        if found[0].suffix.lower() == ".tsv":
+            options["sep"] = "\t"
+        with _input_errors(task, str(found[0])):
+            return datasets.load_dataset(
+                builder, data_files={base: [str(file) for file in found]}, split=f"{base}{bracket}{part}", **options
+            )
+
+    given = {split: getattr(task, split) for split in SPLITS}
+    if any(file.name == name for file in tables for name in given.values()):
+        return Source(task, {split: load(split) for split in files}, root)
+    return Source(task, {split: load(name) for split, name in _split_names(task, list(files)).items()}, root)
+
+
+def _split_names(task: Task, known: list[str]) -> dict[str, str]:
+    """The data's name (or slice) for each split that it has; a split that serves as another is not used twice."""
+    given = {split: name for split in SPLITS if (name := getattr(task, split))}
+    for split, name in given.items():
+        if name.partition("[")[0] not in known:
+            raise InputError(f"task {task.name!r} has no split {name!r} for {split}; {did_you_mean(name, known)}")
+    taken = {name.partition("[")[0] for name in given.values()}
+    return given | {split: split for split in SPLITS if split not in given and split in known and split not in taken}
+
+
+@contextmanager
+def _input_errors(task: Task, what: str) -> Iterator[None]:
+    """What ``datasets`` raises on input that it cannot read, as one clear message."""
+    from datasets.exceptions import DatasetsError
+
+    try:
+        yield
+    except InputError:
+        raise
+    except (DatasetsError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        hint = ""
+        if not is_local(task):
+            hint = f" No network? Give a local copy: {{name: {task.name}, path: FOLDER}}"
+        raise InputError(f"task {task.name!r}: the {what} could not be read: {reason}.{hint}") from error

@@ -1,0 +1,168 @@
+"""What ``data.tasks`` may say: the fields of a task, and how names and mappings become tasks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from fusionlab.errors import InputError, did_you_mean, name_list
+
+_LISTS = ("class_names", "templates", "input_columns", "label_words")
+_MAPPINGS = ("class_aliases",)
+_HUB_LAYOUT = ("config", "revision", "train", "validation", "test", "image_column", "label_column", "input_columns")
+# a name becomes a folder of a run, an adapter's name and part of a log key
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.+@-]*")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task: where its samples are and how they read as a classification (or a score).
+
+    Args:
+        name: how the task is called in results, folders and log keys.
+        path: hub id, or a local folder or file of parquet, csv, tsv, json or images in one folder per class.
+        config: the hub set's configuration.
+        revision: the hub set's commit or tag.
+        train: name of the training split, a slice of one such as ``train[:80%]``, or a file below ``path``.
+        validation: the same for validation; where there is none, a tenth of training is kept for it.
+        test: the same for test; where there is none, another tenth of training is kept for it.
+        label_column: column of the label: class index or class name.
+        class_names: the classes in label order; needed where labels are bare integers.
+        class_aliases: class name in the data to the name that prompts use.
+        image_column: column of the image, or of paths to images.
+        templates: prompts with one ``{}`` for the class name.
+        input_columns: text columns, in the order in which they are read.
+        template: text input with the names of its columns in braces, e.g. ``"review: {text}"``.
+        label_words: answer of each class, in label order.
+        target_column: column of a numeric score, in place of a label.
+        metric: what text answers are scored by.
+    """
+
+    name: str
+    path: str | None = None
+    config: str | None = None
+    revision: str | None = None
+    train: str | None = None
+    validation: str | None = None
+    test: str | None = None
+    label_column: str | None = None
+    class_names: tuple[str, ...] | None = None
+    class_aliases: Mapping[str, str] | None = None
+    image_column: str | None = None
+    templates: tuple[str, ...] | None = None
+    input_columns: tuple[str, ...] | None = None
+    template: str | None = None
+    label_words: tuple[str, ...] | None = None
+    target_column: str | None = None
+    metric: str | None = None
+
+    def __post_init__(self) -> None:
+        """Lists become tuples, and every field is checked for its type."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            object.__setattr__(self, field.name, _checked(field.name, value, self.name))
+        if not _NAME.fullmatch(self.name):
+            raise InputError(
+                f"task name {self.name!r} must begin with a letter or digit and hold letters, digits, spaces and "
+                f"_ . + @ - only: it becomes a folder name"
+            )
+        for template in self.templates or ():
+            if template.count("{}") != 1:
+                raise InputError(f"template {template!r} of task {self.name!r} must hold {{}} once, for the class name")
+        check_duplicates(self.class_names or (), f"class_names of task {self.name!r}")
+
+    def completed(self, definition: Task | None) -> Task:
+        """This task with what it leaves open taken from ``definition``, as far as that fits.
+
+        A path of one's own has its own layout, so names of columns, splits and configurations are then not taken over;
+        nor are class names, which the data itself may say in another order.
+        """
+        if definition is None:
+            return self
+        own_path = self.path is not None and self.path != definition.path
+        skipped = {*_HUB_LAYOUT, "class_names"} if own_path else set()
+        return replace(
+            self,
+            **{
+                field.name: getattr(definition, field.name)
+                for field in fields(self)
+                if getattr(self, field.name) is None and field.name not in skipped
+            },
+        )
+
+
+def parse_tasks(entries: Iterable[str | Mapping[str, Any] | Task], known: Mapping[str, Task]) -> dict[str, Task]:
+    """Tasks by name, completed by their definitions.
+
+    Args:
+        entries: names known to the package, or mappings (or :class:`Task`) of the fields of :class:`Task`.
+        known: definitions by name.
+
+    Raises:
+        InputError: no tasks; an unknown name without a path; an unknown key; a name used twice; a bad value.
+    """
+    if isinstance(entries, str | Mapping):
+        raise InputError(f"tasks must be a list of names or mappings, got {entries!r}")
+    tasks: dict[str, Task] = {}
+    for entry in entries:
+        task = _task(entry)
+        if task.path is None and task.name not in known:
+            raise InputError(
+                f"unknown task {task.name!r}; {did_you_mean(task.name, known)}; for a task of your own say where it is: "
+                f"{{name: {task.name}, path: FOLDER or hub id}}"
+            )
+        if any(task.name.casefold() == other.casefold() for other in tasks):
+            raise InputError(f"task name {task.name!r} is used twice; give each task a name of its own")
+        tasks[task.name] = task.completed(known.get(task.name))
+    if not tasks:
+        raise InputError("tasks is empty; give at least one name or {name: ..., path: ...}")
+    return tasks
+
+
+def _task(entry: str | Mapping[str, Any] | Task) -> Task:
+    if isinstance(entry, Task):
+        return entry
+    if isinstance(entry, str):
+        return Task(name=entry)
+    if not isinstance(entry, Mapping):
+        raise InputError(f"a task is a name or a mapping {{name: ..., path: ...}}, got {entry!r}")
+    known = [field.name for field in fields(Task)]
+    for key in entry:
+        if key not in known:
+            raise InputError(
+                f"unknown key {key!r} in task {entry.get('name', entry)!r}; {did_you_mean(str(key), known)}"
+            )
+    if "name" not in entry:
+        raise InputError(f"task {dict(entry)!r} has no name; add name: ...")
+    return Task(**entry)
+
+
+def _checked(key: str, value: Any, task: object) -> Any:
+    if value is None and key != "name":
+        return None
+    if key in _LISTS:
+        values = (value,) if isinstance(value, str) else value
+        if not isinstance(values, list | tuple) or not values or not all(isinstance(item, str) for item in values):
+            raise InputError(f"{key} of task {task!r} must be a list of strings, got {value!r}")
+        return tuple(values)
+    if key in _MAPPINGS:
+        if not isinstance(value, Mapping) or not all(isinstance(item, str) for pair in value.items() for item in pair):
+            raise InputError(f"{key} of task {task!r} must map strings to strings, got {value!r}")
+        return dict(value)
+    if not isinstance(value, str):
+        raise InputError(f"{key} of task {task!r} must be a string, got {value!r}")
+    return value
+
+
+def check_duplicates(names: Iterable[str], what: str) -> None:
+    """Raise if a name comes twice.
+
+    Raises:
+        InputError: the message begins with ``what`` and lists the repeated names.
+    """
+    seen: set[str] = set()
+    repeated = [name for name in names if name in seen or seen.add(name)]  # type: ignore[func-returns-value]
+    if repeated:
+        raise InputError(f"{what} repeat {name_list(dict.fromkeys(repeated))}; every class needs a name of its own")
