@@ -1,0 +1,36 @@
+"""fusionlab: fine-tune on many tasks, fuse the task vectors into one model, evaluate it exactly.
+
+Public names are handed out lazily: ``import fusionlab`` imports neither torch nor lightning.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_PUBLIC = {
+    "Adapter": "fusionlab.adapters",
+    "ClipModule": "fusionlab.modules",
+    "FusionCallback": "fusionlab.callbacks",
+    "ImageTasks": "fusionlab.data",
+    "InputError": "fusionlab.errors",
+    "evaluate": "fusionlab.evaluation",
+    "fuse": "fusionlab.streaming",
+    "load": "fusionlab.loading",
+    "load_backbone": "fusionlab.backbones",
+    "rules": "fusionlab.rules",
+    "task_vector": "fusionlab.state",
+}
+
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'fusionlab' has no attribute {name!r}; it has {', '.join(__all__)}")
+    module = importlib.import_module(_PUBLIC[name])
+    return module if module.__name__ == f"fusionlab.{name}" else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -15,7 +16,8 @@ from fusionlab import adapters
 from fusionlab.adapters import Adapter
 from fusionlab.backbones import load_backbone
 from fusionlab.errors import InputError, name_list
-from fusionlab.evaluation import evaluate, rank_and_world_size
+from fusionlab.evaluation import Row, evaluate
+from fusionlab.loading import LoadedWeights, load_weights
 from fusionlab.optimization import lr_multiplier
 from fusionlab.samplers import derive_seed
 from fusionlab.state import State
@@ -75,6 +77,8 @@ class FusionModule(LightningModule):
         self.target_modules = tuple(target_modules or self.backbone.default_target_modules)
         self.injection: adapters.InjectionReport | None = None
         self.task_parameters: dict[str, list[nn.Parameter]] = {}
+        self.loaded: LoadedWeights | None = None
+        self.rows: list[Row] = []
 
     # what a kind of model supplies
 
@@ -105,6 +109,8 @@ class FusionModule(LightningModule):
         """Inject one adapter per task before the optimizer and the distributed wrapper see the module."""
         if stage == "fit" and self.injection is None:
             self.add_adapters(list(self.trainer.datamodule.tasks))
+        elif stage != "fit" and self.weights is not None:
+            self.loaded = load_weights(Path(self.weights), self.base_model)
 
     def add_adapters(self, tasks: list[str]) -> None:
         """Inject one trainable adapter per task, all started from one seeded, hashed A₀.
@@ -239,6 +245,32 @@ class FusionModule(LightningModule):
         self.prepare_tasks(self.trainer.datamodule.tasks)
 
     on_validation_start = on_predict_start = on_test_start
+
+    def val_dataloader(self) -> list[list[int]]:
+        """One empty batch: scoring iterates the evaluation batches itself."""
+        return [[0]]
+
+    test_dataloader = val_dataloader
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """In ``fit``, score each task's adapter on its own validation split and log; else score ``weights``."""
+        if self.trainer.state.fn != "fit":
+            self.rows = self._score_weights("validation")
+            return
+        for task in self.task_parameters:
+            with self.use(task):
+                rows = evaluate(self, self.trainer.datamodule, [task], "validation")
+            self.log_dict({f"validation/{task}/{row['metric']}": row["value"] for row in rows}, batch_size=1)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Score ``weights`` on the test splits."""
+        self.rows = self._score_weights("test")
+
+    def _score_weights(self, split: str) -> list[Row]:
+        loaded = self.loaded
+        labels = {"model": "pretrained"} if loaded is None else loaded.labels
+        with self.use(None if loaded is None else loaded.weights):
+            return evaluate(self, self.trainer.datamodule, None, split, **{"seed": self.seed} | labels)
 
 
 class _WithGradients(torch.autograd.Function):

@@ -1,0 +1,63 @@
+"""``python -m fusionlab``: help and dispatch without heavy imports, and the exit codes.
+
+0 done; 2 bad input (one message on stderr); 1 a fault (traceback).
+"""
+
+from __future__ import annotations
+
+import sys
+
+from fusionlab.errors import InputError, did_you_mean
+
+COMMANDS = {
+    "fit": "fine-tune one adapter per task, fuse them by every configured rule, score everything",
+    "validate": "score a fused model or an adapter on the validation splits",
+    "test": "score a fused model or an adapter on the test splits",
+    "predict": "label an image folder",
+    "fuse": "fuse checkpoints or adapters on disk, of any size, into one model",
+}
+LIGHTNING = ("fit", "validate", "test", "predict")
+
+HELP = """usage: python -m fusionlab COMMAND [options]
+
+Fine-tune CLIP, ViT and T5 on many tasks, fuse the task vectors into one model, evaluate it exactly.
+
+commands:
+{commands}
+
+`python -m fusionlab COMMAND --help` lists a command's options. `python -m fusionlab fit` alone runs the embedded default.
+""".format(commands="\n".join(f"  {name:10} {text}" for name, text in COMMANDS.items()))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(HELP, end="")
+        return 0
+    if argv[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"fusionlab {version('fusionlab')}")
+        return 0
+    try:
+        return _dispatch(argv[0], argv[1:])
+    except InputError as error:
+        print(f"fusionlab: {error}", file=sys.stderr)
+        return 2
+
+
+def _dispatch(command: str, rest: list[str]) -> int:
+    if command in LIGHTNING:
+        from fusionlab.cli import main as run
+
+        return run([command, *rest])
+    if command == "fuse":
+        from fusionlab.fusing import main as run_fuse
+
+        return run_fuse(rest)
+    raise InputError(f"no command {command!r}; {did_you_mean(command, COMMANDS)} See python -m fusionlab --help.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

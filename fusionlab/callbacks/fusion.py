@@ -1,0 +1,181 @@
+"""The fusion callback: collect the adapters, call the rules, swap in and out, evaluate, export."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from fusionlab import adapters as adapter_io
+from fusionlab import reporting, rules, search
+from fusionlab.adapters import Adapter
+from fusionlab.callbacks.progress import FusionProgressBar
+from fusionlab.errors import InputError
+from fusionlab.evaluation import Row, evaluate, rank_and_world_size
+from fusionlab.runs import RESULTS
+from fusionlab.fused import FusedModel, fuse_adapters
+
+DEFAULT_RULES = ("average", "task_arithmetic", "metagpt", "ties")
+
+
+class FusionCallback(Callback):
+    """Fuses the adapters by every rule, and scores pretrained, fine-tuned and fused models on every task.
+
+    At the end of the fit on the test splits, with everything written to the run folder; every ``every_n_epochs`` on
+    the validation splits, to the logger only. The training state is restored bit for bit.
+
+    Args:
+        rules: rules by name, the name being the folder and the rows' ``rule``; or a list of rule names. A rule is a
+            lower-case name, or a mapping with ``class_path`` and ``init_args``.
+        every_n_epochs: also score during training, after every so many epochs; only at the end by default.
+        finetuned_on: score each fine-tuned model on its ``own`` task, or on ``all`` tasks.
+        full_reference: a run folder of full fine-tuning, whose single-task values become a second denominator.
+    """
+
+    def __init__(
+        self,
+        rules: dict[str, str | dict] | list[str] | None = None,
+        every_n_epochs: int | None = None,
+        finetuned_on: Literal["own", "all"] = "own",
+        full_reference: str | None = None,
+    ) -> None:
+        chosen = DEFAULT_RULES if rules is None else rules
+        named = chosen if isinstance(chosen, Mapping) else {name: name for name in chosen}
+        self.rules = {name: _rule(name, value) for name, value in named.items()}
+        if every_n_epochs is not None and every_n_epochs < 1:
+            raise InputError(f"every_n_epochs must be at least 1, got {every_n_epochs}")
+        self.every_n_epochs = every_n_epochs
+        self.finetuned_on = finetuned_on
+        self.full_reference = None if full_reference is None else reporting.single_task_values(Path(full_reference))
+
+    def should_fuse(self, trainer: Trainer) -> bool:
+        """Whether to score after the epoch that just ended; override for another policy."""
+        return self.every_n_epochs is not None and (trainer.current_epoch + 1) % self.every_n_epochs == 0
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Score on the validation splits and log."""
+        if self.should_fuse(trainer):
+            with _preserved(pl_module):
+                rows, _ = self._score(trainer, pl_module, "validation")
+            pl_module.log_dict({_log_key(row): row["value"] for row in rows if _log_key(row)}, rank_zero_only=True)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Score on the test splits and write the run folder."""
+        with _preserved(pl_module):
+            rows, fused = self._score(trainer, pl_module, "test")
+        if trainer.is_global_zero:
+            self._write(Path(trainer.default_root_dir), pl_module, trainer.datamodule, rows, fused)
+        trainer.strategy.barrier("run folder written")
+
+    def _score(self, trainer: Trainer, module: Any, split: str) -> tuple[list[Row], dict[str, FusedModel]]:
+        data = trainer.datamodule
+        labels = {"method": module.method, "seed": module.seed}
+        score = _Scorer(module, data, trainer.progress_bar_callback)
+        tasks = list(data.tasks)
+        rows = score("pretrained", None, tasks, split, model="pretrained", **labels)
+        for task in tasks:
+            scored = [task] if self.finetuned_on == "own" else tasks
+            rows += score(task, task, scored, split, model="finetuned", finetuned_on=task, **labels)
+        task_adapters = {task: module.adapter(task) for task in tasks}
+        base = adapter_io.base_weights(module.base_model)
+        fused = {}
+        for name, rule in self.rules.items():
+            chosen = self._with_coefficients(name, rule, base, task_adapters, score, tasks)
+            fused[name] = fuse_adapters(chosen, base, task_adapters)
+            rows += score(
+                f"fused by {name}", fused[name].weights, tasks, split, model="fused", rule=name,
+                scaling_coefficients=fused[name].scaling_coefficients, fused_tasks=tasks, **labels,
+            )  # fmt: skip
+        return reporting.normalize(rows, self.full_reference), fused
+
+    def _with_coefficients(
+        self,
+        name: str,
+        rule: rules.Rule,
+        base: Mapping[str, torch.Tensor],
+        task_adapters: Mapping[str, Adapter],
+        score: _Scorer,
+        tasks: list[str],
+    ) -> rules.Rule:
+        """The rule itself, or with the coefficient that scores best on validation where it says none."""
+        if not (isinstance(rule, rules.TaskArithmetic) and rule.scaling_coefficient is None):
+            return rule
+
+        def mean_score(candidate: rules.TaskArithmetic) -> float:
+            weights = fuse_adapters(candidate, base, task_adapters).weights
+            rows = score(f"choosing the coefficient of {name}", weights, tasks, "validation")
+            return sum(row["value"] for row in rows) / len(rows)
+
+        return search.validated_coefficient(rule, mean_score)[0]
+
+    def _write(self, root: Path, module: Any, data: Any, rows: list[Row], fused: dict[str, FusedModel]) -> None:
+        for task in data.tasks:
+            adapter_io.save_adapter(root / "adapters" / task, module.adapter(task), overwrite=True)
+        for name, result in fused.items():
+            module.save_fused(root / "fused" / name, result)
+        title = f"{module.backbone.name}, {module.method}: {len(data.tasks)} tasks"
+        reporting.write_text(root / "results.md", reporting.markdown(rows, title))
+        reporting.plot_scores(rows, root / "plots" / "scores.png")
+        reporting.write_results(root / RESULTS, rows)
+        reporting.print_table(rows, title)
+        print(f"run folder: {root}")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Scorer:
+    """Scores weights on tasks, with a progress line."""
+
+    module: Any
+    data: Any
+    progress: Any
+
+    def __call__(self, what: str, weights: Any, tasks: list[str], split: str, **labels: Any) -> list[Row]:
+        with self.module.use(weights), self._line(what, tasks, split) as advance:
+            return evaluate(self.module, self.data, tasks, split, on_batch=advance, **labels)
+
+    def _line(self, what: str, tasks: list[str], split: str) -> Any:
+        if not isinstance(self.progress, FusionProgressBar):
+            return nullcontext()
+        rank, world_size = rank_and_world_size()
+        batches = sum(len(range(rank, self.data.num_eval_batches(task, split), world_size)) for task in tasks)
+        return self.progress.scoring(f"scoring {what} on {split}", batches)
+
+
+@contextmanager
+def _preserved(module: torch.nn.Module) -> Iterator[None]:
+    """Put random states and train/eval flags back as they were."""
+    flags = {name: part.training for name, part in module.named_modules()}
+    states: list[tuple[Callable[[Any], None], Any]] = [
+        (random.setstate, random.getstate()),
+        (np.random.set_state, np.random.get_state()),
+        (torch.set_rng_state, torch.get_rng_state()),
+    ]
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        states.append((torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
+    try:
+        yield
+    finally:
+        for restore, state in states:
+            restore(state)
+        for name, part in module.named_modules():
+            part.training = flags[name]
+
+
+def _log_key(row: Row) -> str | None:
+    if row["denominator"] == "full" or (row["model"] == "finetuned" and row["finetuned_on"] != row["task"]):
+        return None
+    name = row["rule"] if row["model"] == "fused" else row["model"]
+    return f"{row['split']}/{row['task']}/{row['metric']}/{name}"
+
+
+def _rule(name: str, value: Any) -> rules.Rule:
+    if not name or "/" in name or name.startswith("."):
+        raise InputError(f"a rule's name is a folder's name, got {name!r}; use letters, digits, '-' and '_'")
+    return rules.from_config(value)

@@ -1,0 +1,180 @@
+"""``fit``, ``validate``, ``test`` and ``predict``: LightningCLI with the run folder and readable errors."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import re
+import warnings
+from argparse import ArgumentError
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from fusionlab.callbacks import FusionCallback, FusionProgressBar, RunFolderCallback
+from fusionlab.data import ImageTasks
+from fusionlab.errors import InputError, did_you_mean
+from fusionlab.modules import ClipModule, FusionModule
+from fusionlab.predicting import write_predictions
+from fusionlab.reporting import print_table, write_results
+from fusionlab.runs import CHECKPOINTS, RESULTS, RunFolder
+
+TRAINER_DEFAULTS = {
+    "max_steps": 100,
+    "max_epochs": -1,
+    "logger": False,
+    "num_sanity_val_steps": 0,
+    "limit_val_batches": 0,
+    "log_every_n_steps": 10,
+    "enable_model_summary": False,
+}
+
+
+class FusionCLI(LightningCLI):
+    """LightningCLI whose trainer root is the run folder."""
+
+    run_state = "new"
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the fusion callback, the run-folder flags, and one seed for everything."""
+        parser.add_lightning_class_args(FusionCallback, "fusion")
+        parser.add_argument("--overwrite", action="store_true", help="start anew in a run folder that is in use (fit)")
+        parser.add_argument("--output", type=str, default=None, help="file for the labels (predict) or the rows (test)")
+        parser.set_defaults({"model": ClipModule.__name__, "data": ImageTasks.__name__})
+        parser.link_arguments("seed_everything", "model.init_args.seed")
+        parser.link_arguments("seed_everything", "data.init_args.seed")
+
+    def before_instantiate_classes(self) -> None:
+        """Choose the run folder; the trainer writes nowhere else."""
+        config = self.config[self.subcommand]
+        if config.seed_everything is True or config.seed_everything is False:
+            raise InputError("seed_everything must be a number, so that the run can be repeated")
+        if config.trainer.default_root_dir is None:
+            config.trainer.default_root_dir = str(self._next_run_folder(config).path)
+        if self.subcommand != "fit":
+            return
+        root = Path(config.trainer.default_root_dir)
+        config.trainer.callbacks = list(config.trainer.callbacks or [])
+        self.trainer_defaults = {**self.trainer_defaults, "callbacks": _checkpoints(root)}
+
+    def _next_run_folder(self, config: Any) -> RunFolder:
+        if _world_size() > 1:
+            raise InputError(
+                f"{_world_size()} processes were started: give --trainer.default_root_dir, a folder that all of them "
+                f"see, so that they agree on it"
+            )
+        module_class = _import(config.model.class_path)
+        backbone = config.model.init_args.backbone or module_class.default_backbone
+        kind = config.model.init_args.method if self.subcommand == "fit" else self.subcommand
+        return RunFolder.next_free(f"{Path(backbone).name}-{kind}")
+
+    def after_instantiate_classes(self) -> None:
+        """Decide between a new run, a resumed one, and a refusal; nothing is written before the data is checked."""
+        config = self.config[self.subcommand]
+        for key, value in config.model.init_args.items():
+            if value is None and hasattr(self.model, key):
+                config.model.init_args[key] = getattr(self.model, key)
+        if self.subcommand != "fit":
+            return
+        resolved = yaml.safe_load(self.parser.dump(self.config, skip_none=False, skip_check=True))[self.subcommand]
+        folder = RunFolder(Path(config.trainer.default_root_dir))
+        self.run_state = folder.check(resolved, overwrite=config.overwrite)
+        self.trainer.callbacks.append(RunFolderCallback(folder, resolved, is_new=self.run_state == "new"))
+        if self.run_state == "unfinished" and folder.last_checkpoint is not None:
+            self.config_init[self.subcommand]["ckpt_path"] = str(folder.last_checkpoint)
+            self.config_init[self.subcommand]["weights_only"] = True
+
+    def after_validate(self) -> None:
+        """Write and draw the rows."""
+        self._write_rows()
+
+    after_test = after_validate
+
+    def after_predict(self) -> None:
+        """Write the labels."""
+        output = self.config["predict"].output
+        if self.trainer.is_global_zero:
+            write_predictions(Path(output), self.model.predictions)
+            print(f"{len(self.model.predictions)} labels: {output}")
+
+    def _write_rows(self) -> None:
+        if not self.trainer.is_global_zero:
+            return
+        config = self.config[self.subcommand]
+        path = Path(config.output) if config.output else Path(config.trainer.default_root_dir) / RESULTS
+        if path.exists() and not config.output:  # the results of the run itself stay as they are
+            path = path.with_name(f"{self.subcommand}.json")
+        write_results(path, self.model.rows)
+        print_table(self.model.rows, f"{self.model.backbone.name}: {config.model.init_args.weights or 'pretrained'}")
+        print(f"rows: {path}")
+
+
+def main(argv: list[str]) -> int:
+    """Run one of the Lightning commands; returns the exit code.
+
+    Raises:
+        InputError: anything the user can mend.
+    """
+    _quiet()
+    try:
+        cli = FusionCLI(
+            FusionModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=None,
+            seed_everything_default=42,
+            trainer_defaults=TRAINER_DEFAULTS,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            parser_kwargs={"exit_on_error": False},
+            args=argv,
+        )
+    except ArgumentError as error:
+        raise InputError(readable(str(error))) from error
+    return 0
+
+
+def readable(message: str) -> str:
+    """One line out of a parser's message: the unknown key with its nearest, or what was expected and what came."""
+    unknown = re.search(r"unrecognized arguments: --([\w.]+)", message)
+    option = re.search(r"Option '([\w.]+)' is not accepted", message)
+    nested = re.search(r"NestedArg\(key='([\w.]+)'", message)
+    if unknown or option:
+        key = (unknown or option).group(1)
+        known = _known_options()
+        return f"unknown key {key!r}; {did_you_mean(key, known if unknown else [k.split('.')[-1] for k in known])}"
+    expected = re.search(r"Expected an? (.+?)\. Got value: (.+)", message)
+    if expected and nested:
+        return f"{nested.group(1)}: expected {expected.group(1)}, got {expected.group(2)}"
+    return re.sub(r"\s+", " ", message)
+
+
+def _known_options() -> list[str]:
+    sections = {"trainer": Trainer, "model": ClipModule, "data": ImageTasks, "fusion": FusionCallback}
+    names = [f"{prefix}.{name}" for prefix, owner in sections.items() for name in inspect.signature(owner).parameters]
+    return [*names, *sections, "config", "seed_everything", "overwrite", "output"]
+
+
+def _checkpoints(root: Path) -> ModelCheckpoint:
+    return ModelCheckpoint(dirpath=root / CHECKPOINTS, save_last=True, save_top_k=0, every_n_epochs=1)
+
+
+def _import(class_path: str) -> type[FusionModule]:
+    module, _, name = class_path.rpartition(".")
+    return getattr(__import__(module, fromlist=[name]), name)
+
+
+def _world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
+
+
+def _quiet() -> None:
+    """Leave Lightning's and transformers' notices out; warnings stay."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)

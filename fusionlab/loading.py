@@ -1,0 +1,130 @@
+"""Read back what a run or ``fuse`` wrote: adapters, fused adapters, fused and fine-tuned models, whole run folders."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import nn
+
+from fusionlab import adapters
+from fusionlab.adapters import Adapter
+from fusionlab.checkpoints import open_checkpoint
+from fusionlab.errors import InputError, name_list
+from fusionlab.runs import CONFIG, RESULTS
+from fusionlab.state import State, check_same_names
+
+
+@dataclass(frozen=True)
+class LoadedWeights:
+    """Weights from a folder.
+
+    Args:
+        weights: an adapter, or a state of base weights by name.
+        labels: what the folder says of itself, as fields of a result row (``model``, ``rule``, ``method``, ...).
+    """
+
+    weights: Adapter | State
+    labels: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder: its configuration, its result rows, and its adapters and fused models by name."""
+
+    path: Path
+    config: dict[str, Any]
+    rows: list[dict[str, Any]]
+    adapters: dict[str, Adapter]
+    fused: dict[str, LoadedWeights]
+
+
+def load(folder: str | Path) -> Run | LoadedWeights | Adapter:
+    """Read any folder that fusionlab or PEFT wrote.
+
+    Args:
+        folder: a run folder, an adapter, a fused adapter, or a model in transformers' layout.
+
+    Returns:
+        A :class:`Run`, an :class:`Adapter`, or :class:`LoadedWeights` for what was fused or is a full model.
+
+    Raises:
+        InputError: nothing there, or nothing that fusionlab can read.
+    """
+    folder = Path(folder).expanduser()
+    if (folder / CONFIG).is_file():
+        return _load_run(folder)
+    loaded = load_weights(folder)
+    is_plain_adapter = isinstance(loaded.weights, Adapter) and loaded.labels["model"] == "finetuned"
+    return loaded.weights if is_plain_adapter else loaded  # type: ignore[return-value]
+
+
+def load_weights(folder: Path, base_model: nn.Module | None = None) -> LoadedWeights:
+    """An adapter or a full model from ``folder``, checked against ``base_model`` where one is given.
+
+    Raises:
+        InputError: no such folder, not a weights folder, or made for another base.
+    """
+    if not folder.is_dir():
+        raise InputError(f"no folder {str(folder)!r}; give an adapter's, a fused model's or a fine-tuned model's folder")
+    labels = _labels(folder)
+    if (folder / "adapter_config.json").is_file():
+        adapter = adapters.load_adapter(folder)
+        if base_model is not None:
+            adapters.check_fits(base_model, adapter)
+            _check_base_hash(folder, labels.pop("base_hash", None), base_model, adapter)
+        labels.pop("base_hash", None)
+        return LoadedWeights(adapter, {"method": adapter.method} | labels)
+    if (folder / "config.json").is_file():
+        labels.pop("base_hash", None)
+        state = open_checkpoint(folder).state()
+        if base_model is not None:
+            check_same_names(adapters.base_state(base_model), state, what=f"the model in {str(folder)!r}")
+        return LoadedWeights(state, labels)
+    inside = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    raise InputError(
+        f"{str(folder)!r} holds neither adapter_config.json nor config.json; expected an adapter or a model folder"
+        + (f". It has the folders {name_list(inside)}: give one below them." if inside else "")
+    )
+
+
+def _labels(folder: Path) -> dict[str, Any]:
+    for name in ("fusion.json", "fusionlab.json"):
+        path = folder / name
+        if path.is_file():
+            row = json.loads(path.read_text()).get("row")
+            if row is not None:
+                return dict(row)
+    return {"model": "finetuned"}
+
+
+def _check_base_hash(folder: Path, expected: str | None, base_model: nn.Module, adapter: Adapter) -> None:
+    if expected is not None and expected != base_hash(base_model, adapter):
+        raise InputError(
+            f"{str(folder)!r} was made for another base ({adapter.base_model or 'unknown'}): the weights that it "
+            f"adapts differ from this model's. Give the base it was made for with --model.backbone."
+        )
+
+
+def base_hash(base_model: nn.Module, adapter: Adapter) -> str:
+    """Short SHA-256 over the base weights that the adapter changes."""
+    base = adapters.base_state(base_model)
+    return adapters.hash_initial({module: (base[f"{module}.weight"], None) for module in adapter.factors})[:16]
+
+
+def _load_run(folder: Path) -> Run:
+    results = folder / RESULTS
+    return Run(
+        path=folder,
+        config=yaml.safe_load((folder / CONFIG).read_text()),
+        rows=json.loads(results.read_text())["rows"] if results.is_file() else [],
+        adapters={path.name: adapters.load_adapter(path) for path in _folders(folder / "adapters")},
+        fused={path.name: load_weights(path) for path in _folders(folder / "fused")},
+    )
+
+
+def _folders(parent: Path) -> list[Path]:
+    return sorted(path for path in parent.iterdir() if path.is_dir()) if parent.is_dir() else []

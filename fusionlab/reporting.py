@@ -1,0 +1,173 @@
+"""What a person looks at: the results file, its tables and plots."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fusionlab.errors import InputError
+from fusionlab.evaluation import Row
+from fusionlab.runs import RESULTS
+
+SCHEMA = 1
+
+
+def write_results(path: Path, rows: Sequence[Row]) -> None:
+    """Write ``{"schema": 1, "rows": [...]}`` whole or not at all."""
+    write_text(path, json.dumps({"schema": SCHEMA, "rows": list(rows)}, indent=1, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file beside and rename it, so that no reader sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    beside.write_text(text)
+    os.replace(beside, path)
+
+
+def normalize(rows: Sequence[Row], full: dict[tuple[str, str], float] | None = None) -> list[Row]:
+    """Every row with its share of the single-task value; ``own`` is this run's, ``full`` that of full fine-tuning.
+
+    Args:
+        rows: rows of one run, with the fine-tuned models on their own tasks.
+        full: values of full fine-tuning by (task, metric); each row is then given a second time under ``full``.
+
+    Returns:
+        The rows with ``denominator`` and ``normalized``; None where there is no denominator or it is zero.
+    """
+    own = {
+        (row["task"], row["metric"]): row["value"]
+        for row in rows
+        if row["model"] == "finetuned" and row["finetuned_on"] == row["task"]
+    }
+    return [
+        {**row, "denominator": name, "normalized": _share(row, values)}
+        for name, values in (("own", own), ("full", full))
+        if values is not None
+        for row in rows
+    ]
+
+
+def _share(row: Row, values: dict[tuple[str, str], float]) -> float | None:
+    denominator = values.get((row["task"], row["metric"]))
+    return row["value"] / denominator if denominator else None
+
+
+def single_task_values(run: Path) -> dict[tuple[str, str], float]:
+    """Values of a run's fine-tuned models on their own tasks, by (task, metric).
+
+    Raises:
+        InputError: the folder has no results.
+    """
+    path = run / RESULTS
+    if not path.is_file():
+        raise InputError(f"no {RESULTS} in {str(run)!r}; give the folder of a finished run")
+    return {
+        (row["task"], row["metric"]): row["value"]
+        for row in json.loads(path.read_text())["rows"]
+        if row["model"] == "finetuned" and row["finetuned_on"] == row["task"] and row["denominator"] == "own"
+    }
+
+
+def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Header and lines: one line per model, one column per task and metric, the mean last.
+
+    Fine-tuned models share one line, each scored on its own task; rows of fine-tuned models on other tasks, and rows
+    that only repeat a value under another denominator, are left out.
+    """
+    rows = [row for row in rows if row["denominator"] in (None, "own") and _is_own(row)]
+    columns = list(dict.fromkeys((row["task"], row["metric"]) for row in rows))
+    lines: dict[str, dict[tuple[str, str], float]] = {}
+    for row in rows:
+        lines.setdefault(line_name(row), {})[row["task"], row["metric"]] = row["value"]
+    metrics = {metric for _, metric in columns}
+    header = ["model", *(task if len(metrics) == 1 else f"{task} {metric}" for task, metric in columns), "mean"]
+    body = []
+    for name, values in lines.items():
+        cells = [f"{values[column]:.3f}" if column in values else "-" for column in columns]
+        body.append([name, *cells, f"{sum(values.values()) / len(values):.3f}"])
+    return header, body
+
+
+def line_name(row: Row) -> str:
+    """What a row's model is called in tables and plots."""
+    return f"fused: {row['rule']}" if row["model"] == "fused" else row["model"]
+
+
+def _is_own(row: Row) -> bool:
+    return row["model"] != "finetuned" or row["finetuned_on"] in (None, row["task"])
+
+
+def markdown(rows: Sequence[Row], title: str) -> str:
+    """The results as Markdown: scores, coefficients, and what every number was measured on."""
+    header, body = table(rows)
+    lines = [f"# {title}", "", _markdown_table(header, body), ""]
+    coefficients = {row["rule"]: row["scaling_coefficients"] for row in rows if row["scaling_coefficients"]}
+    if coefficients:
+        lines += ["Scaling coefficients:", ""]
+        lines += [f"- `{rule}`: {_coefficients(values)}" for rule, values in coefficients.items()]
+        lines.append("")
+    counts = dict.fromkeys((row["task"], row["split"], row["num_samples"], row["data_version"]) for row in rows)
+    lines += ["| task | split | samples | data version |", "|---|---|---|---|"]
+    lines += [f"| {task} | {split} | {count} | `{version}` |" for task, split, count, version in counts]
+    lines += ["", f"Seed {rows[0]['seed']}, method `{rows[0]['method']}`." if rows else ""]
+    return "\n".join(lines) + "\n"
+
+
+def _coefficients(values: dict[str, Any]) -> str:
+    if all(isinstance(value, float) for value in values.values()):
+        return ", ".join(f"{task} {value:.4f}" for task, value in values.items())
+    return "per parameter, see fusion.json"
+
+
+def _markdown_table(header: list[str], body: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(cells) + " |" for cells in [header, *body]]
+    lines.insert(1, "|" + "---|" * len(header))
+    return "\n".join(lines)
+
+
+def print_table(rows: Sequence[Row], title: str) -> None:
+    """Draw the scores in the terminal, the best fused model of each column in bold."""
+    from rich.console import Console
+    from rich.table import Table
+
+    header, body = table(rows)
+    drawn = Table(title=title)
+    for position, name in enumerate(header):
+        drawn.add_column(name, justify="left" if position == 0 else "right", overflow="fold")
+    fused = [line for line in body if line[0].startswith("fused")]
+    for line in body:
+        best = [line in fused and cell == max(other[i] for other in fused) for i, cell in enumerate(line)]
+        drawn.add_row(line[0], *(f"[bold]{c}[/]" if b else c for c, b in zip(line[1:], best[1:], strict=True)))
+    console = Console()
+    if console.width < 100 and not console.is_terminal:
+        console = Console(width=160)
+    console.print(drawn)
+
+
+def plot_scores(rows: Sequence[Row], path: Path) -> None:
+    """Grouped bars: one group per task and one for the mean, one colour per model; written as PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    header, body = table(rows)
+    groups = header[1:]
+    width = 0.8 / max(1, len(body))
+    figure, axes = pyplot.subplots(figsize=(max(7, 1.3 * len(groups)), 4), layout="constrained")
+    for index, (name, *cells) in enumerate(body):
+        heights = [0.0 if cell == "-" else float(cell) for cell in cells]
+        axes.bar([position + index * width for position in range(len(groups))], heights, width, label=name)
+    axes.set_xticks([position + 0.4 - width / 2 for position in range(len(groups))], groups, rotation=30, ha="right")
+    axes.set_ylabel(" / ".join(dict.fromkeys(row["metric"] for row in rows)) + f" ({rows[0]['split']})")
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(ncols=3, fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.stem}.tmp-{os.getpid()}.png")
+    figure.savefig(beside, dpi=120)
+    pyplot.close(figure)
+    os.replace(beside, path)
