@@ -110,8 +110,8 @@ def parse_tasks(entries: Iterable[str | Mapping[str, Any] | Task], known: Mappin
         task = _task(entry)
         if task.path is None and task.name not in known:
             raise InputError(
-                f"unknown task {task.name!r}; {did_you_mean(task.name, known)}; for a task of your own say where it is: "
-                f"{{name: {task.name}, path: FOLDER or hub id}}"
+                f"unknown task {task.name!r}; {did_you_mean(task.name, known)}; for a task of your own say where it "
+                f"is: {{name: {task.name}, path: FOLDER or hub id}}"
             )
         if any(task.name.casefold() == other.casefold() for other in tasks):
             raise InputError(f"task name {task.name!r} is used twice; give each task a name of its own")

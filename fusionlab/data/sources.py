@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,17 +85,21 @@ def hub_fingerprint(source: Source) -> str:
     return hashlib.sha256(json.dumps(names, sort_keys=True).encode()).hexdigest()
 
 
-def open_source(task: Task) -> Source:
+def open_source(task: Task, cache: Path) -> Source:
     """Open every split that the task has.
+
+    Args:
+        task: the task.
+        cache: folder in which ``datasets`` prepares local files; hub sets are prepared in its own cache.
 
     Raises:
         InputError: the hub set cannot be reached, a split or file is not there, or there is nothing to read.
     """
     path = Path(task.path or "").expanduser()
     if path.is_file():
-        return _open_files(task, path.parent, {"train": [path]}, [path])
+        return _open_files(task, cache, path.parent, {"train": [path]})
     if path.is_dir():
-        return _open_folder(task, path)
+        return _open_folder(task, cache, path)
     return _open_hub(task)
 
 
@@ -108,18 +112,19 @@ def _open_hub(task: Task) -> Source:
         return Source(task, {split: load(split=name) for split, name in _split_names(task, known).items()}, None)
 
 
-def _open_folder(task: Task, folder: Path) -> Source:
+def _open_folder(task: Task, cache: Path, folder: Path) -> Source:
     import datasets
 
-    named = {split: folder / name for split in SPLITS if (name := getattr(task, split)) and (folder / name).is_file()}
-    tables = named or _tables_named_for_splits(folder)
-    if tables:
-        return _open_files(task, folder, {split: [file] for split, file in tables.items()}, list(tables.values()))
+    named = {split: name for split in SPLITS if (name := getattr(task, split)) and (folder / name).is_file()}
+    if named:
+        files = {split: [folder / name] for split, name in named.items()}
+        return _open_files(replace(task, **dict.fromkeys(named)), cache, folder, files)
+    if tables := _tables_named_for_splits(folder):
+        return _open_files(task, cache, folder, {split: [file] for split, file in tables.items()})
     with _input_errors(task, f"folder {str(folder)!r}"):
-        builder = datasets.load_dataset_builder(str(folder), task.config)
+        builder = datasets.load_dataset_builder(str(folder), task.config, cache_dir=str(cache))
         files = {str(split): [Path(file) for file in found] for split, found in builder.config.data_files.items()}
-        kind = type(builder).__name__.lower()
-    return _open_files(task, folder, files, [], kind=kind)
+    return _open_files(task, cache, folder, files, kind=type(builder).__name__.lower())
 
 
 def _tables_named_for_splits(folder: Path) -> dict[str, Path]:
@@ -133,7 +138,7 @@ def _tables_named_for_splits(folder: Path) -> dict[str, Path]:
 
 
 def _open_files(
-    task: Task, root: Path, files: Mapping[str, list[Path]], tables: list[Path], kind: str | None = None
+    task: Task, cache: Path, root: Path, files: Mapping[str, list[Path]], kind: str | None = None
 ) -> Source:
     """Each split is opened by itself: files may list their classes in different orders, and keep their own then."""
     import datasets
@@ -141,20 +146,19 @@ def _open_files(
     def load(name: str) -> Any:
         base, bracket, part = name.partition("[")
         found = files[base]
-        builder = kind or _TABLES.get(found[0].suffix.lower())
+        suffix = found[0].suffix.lower()
+        builder = kind or _TABLES.get(suffix)
         if builder is None:
             raise InputError(f"{found[0]} of task {task.name!r} is no table; expected {name_list(_TABLES)}")
         options: dict[str, Any] = {"drop_labels": False} if builder == "imagefolder" else {}
-        if found[0].suffix.lower() == ".tsv":
+        if suffix == ".tsv":
             options["sep"] = "\t"
-        with _input_errors(task, str(found[0])):
+        paths = {base: [str(file) for file in found]}
+        with _input_errors(task, str(found[0])), _no_progress_bars():
             return datasets.load_dataset(
-                builder, data_files={base: [str(file) for file in found]}, split=f"{base}{bracket}{part}", **options
+                builder, data_files=paths, split=f"{base}{bracket}{part}", cache_dir=str(cache), **options
             )
 
-    given = {split: getattr(task, split) for split in SPLITS}
-    if any(file.name == name for file in tables for name in given.values()):
-        return Source(task, {split: load(split) for split in files}, root)
     return Source(task, {split: load(name) for split, name in _split_names(task, list(files)).items()}, root)
 
 
@@ -183,3 +187,18 @@ def _input_errors(task: Task, what: str) -> Iterator[None]:
         if not is_local(task):
             hint = f" No network? Give a local copy: {{name: {task.name}, path: FOLDER}}"
         raise InputError(f"task {task.name!r}: the {what} could not be read: {reason}.{hint}") from error
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Local files are read in a moment; only downloads deserve a bar."""
+    import datasets
+
+    if datasets.are_progress_bars_disabled():
+        yield
+        return
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.enable_progress_bars()

@@ -43,7 +43,7 @@ class StoredImages:
         definition: the known task of the same name, or None.
         image_size: side of the square images.
         on_bad_image: ``error`` names images that do not decode; ``skip`` leaves them out.
-        cache: folder of all caches.
+        cache: folder of all tasks' caches.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class StoredImages:
         self.definition = definition
         self.image_size = image_size
         self.on_bad_image = on_bad_image
+        self._cache = cache
         self._folder = cache / f"{task.name}-{self._key()}"
         described = cached_folder(self._folder / "source", self._describe)
         description = json.loads((described / "index.json").read_text())
@@ -83,7 +84,7 @@ class StoredImages:
 
     @functools.cached_property
     def _source(self) -> sources.Source:
-        return sources.open_source(self.task)
+        return sources.open_source(self.task, self._cache / "datasets")
 
     def _key(self) -> str:
         """What decides the cache: the files (or hub commit) and all that the labels and their order depend on."""
