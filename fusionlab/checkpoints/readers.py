@@ -1,0 +1,259 @@
+"""Lazy readers: safetensors, single and sharded, and pickled weights; nothing but headers is read on opening."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import threading
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusionlab.checkpoints.headers import Header, Placed, read_header
+from fusionlab.errors import InputError, name_list
+from fusionlab.streaming.memory import StateWeights
+from fusionlab.streaming.planning import TensorInfo, Weights
+
+_READ_BYTES = 1 << 22
+_HEAD_BYTES = 4096
+_SAFETENSORS, _PICKLED = "model.safetensors", "pytorch_model.bin"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model on disk.
+
+    Args:
+        path: the folder, or the single file.
+        files: the weight files.
+        weights: its tensors, read when they are asked for.
+    """
+
+    path: Path
+    files: tuple[Path, ...]
+    weights: Weights
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Shape and dtype by name."""
+        return self.weights.tensors
+
+    def state(self) -> dict[str, Tensor]:
+        """All tensors, in memory and in their own dtypes."""
+        return {name: self.weights.read(name) for name in self.weights.tensors}
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The content of ``config.json``, empty where there is none."""
+        path = self.path / "config.json"
+        return read_json(path) if path.is_file() else {}
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Open a model: a folder with safetensors or pickled weights, sharded or not, or a single such file.
+
+    Pickled weights are read only through ``weights_only=True``.
+
+    Raises:
+        InputError: no weights there, a missing shard, an index that points outside its folder or does not fit its
+            shards, a corrupt file, or a pickle that is more than plain tensors.
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise InputError(f"{str(path)!r} does not exist; give a model's folder or weight file.")
+    if path.is_file():
+        files: tuple[Path, ...] = (path,)
+    else:
+        files = _files(path)
+    if files[0].suffix == ".safetensors":
+        return Checkpoint(path, files, SafetensorsWeights({file: read_header(file) for file in files}))
+    return Checkpoint(path, files, StateWeights(_load_pickles(files)))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON file.
+
+    Raises:
+        InputError: it is not JSON, or not a mapping.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{str(path)!r} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{str(path)!r} holds a {type(content).__name__}, expected a mapping.")
+    return content
+
+
+def _files(folder: Path) -> tuple[Path, ...]:
+    for single in (_SAFETENSORS, _PICKLED):
+        index = folder / f"{single}.index.json"
+        if index.is_file():
+            return _indexed(index)
+        if (folder / single).is_file():
+            return (folder / single,)
+    for pattern in ("*.safetensors", "*.bin", "*.pt", "*.pth"):
+        found = sorted(path for path in folder.glob(pattern) if not path.name.startswith(("adapter_", "training_args")))
+        if len(found) > 1:
+            names = name_list(file.name for file in found)
+            raise InputError(f"{str(folder)!r} has no index and several weight files: {names}; give one of them.")
+        if found:
+            return (found[0],)
+    inside = sorted(item.name for item in folder.iterdir())
+    raise InputError(
+        f"{str(folder)!r} has no weights: expected {_SAFETENSORS} or {_PICKLED}, or their index; "
+        f"it holds {name_list(inside) or 'nothing'}."
+    )
+
+
+def _indexed(index: Path) -> tuple[Path, ...]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise InputError(f"{str(index)!r} has no weight_map of names to files.")
+    names = list(dict.fromkeys(weight_map.values()))
+    outside = [name for name in names if Path(name).name != name or name in ("", ".", "..")]
+    if outside:
+        raise InputError(f"{str(index)!r} points outside its folder: {name_list(outside)}.")
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise InputError(f"missing shard of {str(index.parent)!r}: {name_list(missing)}; download the model again.")
+    files = tuple(index.parent / name for name in names)
+    if files[0].suffix == ".safetensors":
+        _check_index(index, weight_map, {file.name: read_header(file) for file in files})
+    return files
+
+
+def _check_index(index: Path, weight_map: Mapping[str, str], headers: Mapping[str, Header]) -> None:
+    stored = {name: file for file, header in headers.items() for name in header.tensors}
+    wrong = [name for name in {**weight_map, **stored} if weight_map.get(name) != stored.get(name)]
+    twice = sum(len(header.tensors) for header in headers.values()) - len(stored)
+    if wrong or twice:
+        raise InputError(
+            f"{str(index)!r} does not fit its shards: {name_list(wrong) or f'{twice} names stored twice'}; "
+            "download the model again."
+        )
+
+
+def _load_pickles(files: tuple[Path, ...]) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+            first_line = str(error).strip().partition("\n")[0]
+            raise InputError(
+                f"{str(file)!r} is not plain weights and is not opened: {first_line} "
+                "Convert it to safetensors where it came from."
+            ) from error
+        if not isinstance(content, Mapping) or not all(isinstance(item, Tensor) for item in content.values()):
+            raise InputError(
+                f"{str(file)!r} is not a mapping of names to tensors; save the model's state_dict() alone."
+            )
+        state |= content
+    return state
+
+
+class SafetensorsWeights:
+    """Tensors in safetensors files, read straight into buffers that are used again.
+
+    Args:
+        headers: by file.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, headers: Mapping[Path, Header]) -> None:
+        self.headers = headers
+        self._places: dict[str, tuple[Path, Placed]] = {
+            name: (file, placed) for file, header in headers.items() for name, placed in header.tensors.items()
+        }
+        self.tensors = {name: placed.info for name, (_, placed) in self._places.items()}
+        self._handles = {file: _Handle(file) for file in headers}
+        self._local = threading.local()
+
+    @cached_property
+    def ties(self) -> dict[str, str]:
+        """Matrices that hold the very bytes of an earlier one: the format cannot say that two names are one tensor."""
+        alike: dict[tuple[Any, ...], list[str]] = {}
+        for name, info in self.tensors.items():
+            if len(info.shape) > 1 and info.numel:
+                head = torch.empty(min(_HEAD_BYTES, info.nbytes), dtype=torch.uint8)
+                self._read_bytes(name, 0, head)
+                alike.setdefault((info.shape, info.dtype, head.numpy().tobytes()), []).append(name)
+        found: dict[str, str] = {}
+        for names in alike.values():
+            for position, name in enumerate(names):
+                same = (first for first in names[:position] if first not in found and self._same_bytes(first, name))
+                if (first := next(same, None)) is not None:
+                    found[name] = first
+        return found
+
+    def read(self, name: str) -> Tensor:
+        """The whole tensor as it is stored."""
+        info = self.tensors[name]
+        tensor = torch.empty(info.shape, dtype=info.dtype)
+        if info.numel:
+            self._read_bytes(name, 0, tensor.reshape(-1).view(torch.uint8))
+        return tensor
+
+    def read_into(self, name: str, start: int, out: Tensor) -> None:
+        """Fill the flat ``out`` from the flat index ``start`` on, converted to its dtype."""
+        dtype = self.tensors[name].dtype
+        if dtype == out.dtype and out.device.type == "cpu" and out.is_contiguous():
+            self._read_bytes(name, start * dtype.itemsize, out.view(torch.uint8))
+            return
+        step = _READ_BYTES // dtype.itemsize
+        for position in range(0, out.numel(), step):
+            piece = out[position : position + step]
+            raw = self._buffer()[: piece.numel() * dtype.itemsize]
+            self._read_bytes(name, (start + position) * dtype.itemsize, raw)
+            piece.copy_(raw.view(dtype))
+
+    def _buffer(self) -> Tensor:
+        if not hasattr(self._local, "buffer"):
+            self._local.buffer = torch.empty(_READ_BYTES, dtype=torch.uint8)
+        return self._local.buffer
+
+    def _read_bytes(self, name: str, begin: int, out: Tensor) -> None:
+        file, placed = self._places[name]
+        self._handles[file].read_into(placed.offset + begin, memoryview(out.numpy()))
+
+    def _same_bytes(self, first: str, second: str) -> bool:
+        size = self.tensors[first].nbytes
+        for begin in range(0, size, _READ_BYTES):
+            pieces = [torch.empty(min(_READ_BYTES, size - begin), dtype=torch.uint8) for _ in range(2)]
+            for name, piece in zip((first, second), pieces, strict=True):
+                self._read_bytes(name, begin, piece)
+            if not torch.equal(*pieces):
+                return False
+        return True
+
+
+class _Handle:
+    """A file opened when it is first read, and closed with the last reference to it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._number: int | None = None
+
+    def read_into(self, offset: int, out: memoryview) -> None:
+        with self._lock:
+            if self._number is None:
+                self._number = os.open(self.path, os.O_RDONLY)
+        while out:
+            count = os.preadv(self._number, [out], offset)
+            if count == 0:
+                raise InputError(f"{str(self.path)!r} became shorter while it was read; copy or download it again.")
+            out, offset = out[count:], offset + count
+
+    def __del__(self) -> None:
+        if self._number is not None:
+            os.close(self._number)

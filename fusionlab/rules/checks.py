@@ -1,0 +1,42 @@
+"""Checks of rule arguments that several rules share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from fusionlab.errors import InputError, did_you_mean, name_list
+
+
+def by_task(value: float | Mapping[str, float], tasks: tuple[str, ...], what: str) -> dict[str, float]:
+    """``value`` for every task: itself, or its entry.
+
+    Raises:
+        InputError: a mapping that lacks a task or names an unknown one, or a number that is not finite.
+
+    Example:
+        >>> by_task(0.3, ("a", "b"), "task_arithmetic.scaling_coefficient")
+        {'a': 0.3, 'b': 0.3}
+    """
+    values = value.values() if isinstance(value, Mapping) else [value]
+    if not all(math.isfinite(number) for number in values):
+        raise InputError(f"{what}: expected finite numbers, got {value!r}.")
+    if not isinstance(value, Mapping):
+        return {task: float(value) for task in tasks}
+    missing = [task for task in tasks if task not in value]
+    unknown = [task for task in value if task not in tasks]
+    if unknown:
+        raise InputError(f"{what}: {name_list(unknown)}: no such task; {did_you_mean(unknown[0], tasks)}")
+    if missing:
+        raise InputError(f"{what} has no value for {name_list(missing)}; give one for each of {name_list(tasks, 40)}.")
+    return {task: float(value[task]) for task in tasks}
+
+
+def check_range(what: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
+    """Raise unless ``low <= value <= high`` (``low < value`` with ``open_low``).
+
+    Raises:
+        InputError: the value is outside.
+    """
+    if not (low < value if open_low else low <= value) or not value <= high:
+        raise InputError(f"{what}: expected a number in {'(' if open_low else '['}{low:g}, {high:g}], got {value!r}.")

@@ -1,0 +1,142 @@
+"""A rule from a configuration, and back: what a recipe, a flag or ``fusion.json`` says."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import types
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from fusionlab import rules
+from fusionlab.errors import InputError, did_you_mean, name_list
+from fusionlab.rules.base import Rule
+
+
+def from_config(config: str | Mapping[str, Any] | Rule) -> Rule:
+    """The rule that ``config`` names: ``"metagpt"``, or ``{"class_path": ..., "init_args": {...}}``.
+
+    ``class_path`` is a rule's name, the name of a class here, or the dotted path of a class that keeps the ``Rule``
+    protocol. Arguments that are rules themselves are written the same way.
+
+    Raises:
+        InputError: no such rule, an unknown or missing argument, or an argument of the wrong type.
+
+    Example:
+        >>> from_config({"class_path": "metagpt", "init_args": {"scope": "layer"}})
+        Metagpt(scope='layer', multiplier=1.0)
+    """
+    if isinstance(config, Rule):
+        return config
+    if isinstance(config, str):
+        config = {"class_path": config}
+    if not isinstance(config, Mapping) or not isinstance(config.get("class_path"), str):
+        raise InputError(f"rule: expected a name or {{class_path: ..., init_args: ...}}, got {config!r}.")
+    unknown = [key for key in config if key not in ("class_path", "init_args")]
+    if unknown:
+        raise InputError(f"rule: unknown key {unknown[0]!r}; arguments of the rule belong under init_args.")
+    rule_class = _find_class(config["class_path"])
+    return rule_class(**_arguments(rule_class, config.get("init_args") or {}))
+
+
+def to_config(rule: Rule) -> dict[str, Any]:
+    """The configuration that gives ``rule`` again.
+
+    Example:
+        >>> to_config(from_config("average"))
+        {'class_path': 'fusionlab.rules.Average', 'init_args': {'weights': None}}
+    """
+    known = type(rule) in known_rules().values()
+    path = f"fusionlab.rules.{type(rule).__name__}" if known else f"{type(rule).__module__}.{type(rule).__qualname__}"
+    values = {item.name: getattr(rule, item.name) for item in fields(rule)} if is_dataclass(rule) else {}
+    init_args = {name: to_config(value) if isinstance(value, Rule) else value for name, value in values.items()}
+    return {"class_path": path, "init_args": init_args}
+
+
+def rule_name(rule: Rule | type) -> str:
+    """The snake case of the class, as configs write it.
+
+    Example:
+        >>> rule_name(from_config("TaskArithmetic"))
+        'task_arithmetic'
+    """
+    name = (rule if isinstance(rule, type) else type(rule)).__name__
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+
+
+def known_rules() -> dict[str, type]:
+    """Every rule that ``fusionlab.rules`` exports, by its name in a config."""
+    exported = (getattr(rules, name) for name in rules.__all__)
+    return {rule_name(item): item for item in exported if is_dataclass(item) and hasattr(item, "fuse")}
+
+
+def _find_class(path: str) -> type:
+    known = known_rules()
+    by_class = {rule_class.__name__: rule_class for rule_class in known.values()}
+    module_name, _, class_name = path.rpartition(".")
+    if module_name in ("", "fusionlab.rules"):
+        found = known.get(class_name) or by_class.get(class_name)
+        if found is None:
+            raise InputError(f"rule {path!r}: no such rule; {did_you_mean(class_name.lower(), known)}")
+        return found
+    try:
+        found = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"rule {path!r} cannot be imported: {error}") from error
+    if not isinstance(found, type) or not all(hasattr(found, name) for name in ("measure", "fuse", "passes")):
+        raise InputError(f"rule {path!r} is not a fusion rule: it has no measure, fuse and passes.")
+    return found
+
+
+def _arguments(rule_class: type, init_args: Mapping[str, Any]) -> dict[str, Any]:
+    name = rule_name(rule_class)
+    if not isinstance(init_args, Mapping):
+        raise InputError(f"{name}: init_args: expected a mapping, got {init_args!r}.")
+    parameters = inspect.signature(rule_class).parameters
+    hints = get_type_hints(rule_class)
+    for key in init_args:
+        if key not in parameters:
+            raise InputError(f"{name}: unknown argument {key!r}; {did_you_mean(str(key), parameters)}")
+    needed = [key for key, item in parameters.items() if item.default is item.empty and key not in init_args]
+    if needed:
+        raise InputError(f"{name}: init_args lacks {name_list(needed)}.")
+    return {key: _convert(f"{name}.{key}", value, hints.get(key, Any)) for key, value in init_args.items()}
+
+
+def _convert(what: str, value: Any, hint: Any) -> Any:
+    """``value`` as ``hint`` asks: nested rules are built, whole numbers become floats; anything else must fit."""
+    if hint is Rule or Rule in get_args(hint):
+        return None if value is None else from_config(value)
+    if not _fits(value, hint):
+        raise InputError(f"{what}: expected {_describe(hint)}, got {value!r}.")
+    return float(value) if hint is float else value
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, argument) for argument in arguments)
+    if origin is Literal:
+        return value in arguments
+    if origin is not None and issubclass(origin, Mapping):
+        return isinstance(value, Mapping) and all(
+            _fits(key, arguments[0]) and _fits(item, arguments[1]) for key, item in value.items()
+        )
+    if hint in (float, int):
+        return isinstance(value, int if hint is int else (int, float)) and not isinstance(value, bool)
+    return value is None if hint is type(None) else isinstance(value, hint)
+
+
+def _describe(hint: Any) -> str:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_describe(argument) for argument in arguments)
+    if origin is Literal:
+        return " | ".join(str(argument) for argument in arguments)
+    if origin is not None and issubclass(origin, Mapping):
+        return f"a mapping to {_describe(arguments[1])}"
+    return {float: "a number", int: "a whole number", str: "text", type(None): "null"}.get(hint, str(hint))

@@ -1,0 +1,24 @@
+"""The streaming engine: a rule over readers, block by block, into a writer; and ``fuse``, the same over memory."""
+
+from fusionlab.streaming.engine import DEFAULT_MEMORY_BUDGET, Job, Outcome, Resources, Sink, run
+from fusionlab.streaming.memory import FusedState, Measured, StateWeights, fuse, measure
+from fusionlab.streaming.planning import Plan, TaskInput, TensorInfo, Weights, make_plan
+
+__all__ = [
+    "DEFAULT_MEMORY_BUDGET",
+    "FusedState",
+    "Job",
+    "Measured",
+    "Outcome",
+    "Plan",
+    "Resources",
+    "Sink",
+    "StateWeights",
+    "TaskInput",
+    "TensorInfo",
+    "Weights",
+    "fuse",
+    "make_plan",
+    "measure",
+    "run",
+]

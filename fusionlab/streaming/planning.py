@@ -1,0 +1,195 @@
+"""What goes in: weights read piece by piece. What happens to them: fused, copied, or one tensor of two names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from fusionlab.errors import InputError, did_you_mean, name_list
+
+MismatchedTensors = Literal["error", "base"]
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Shape and dtype of a tensor that need not be in memory."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return torch.Size(self.shape).numel()
+
+    @property
+    def nbytes(self) -> int:
+        """Size in the stored dtype."""
+        return self.numel * self.dtype.itemsize
+
+
+class Weights(Protocol):
+    """Tensors by name that are read piece by piece, from a file or from memory, by several threads at once."""
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """What there is, in order."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where blocks are worked on."""
+        ...
+
+    def read_into(self, name: str, start: int, out: Tensor) -> None:
+        """Fill the flat ``out`` from the flat index ``start`` on, converted to its dtype."""
+        ...
+
+    def read(self, name: str) -> Tensor:
+        """The whole tensor as it is stored."""
+        ...
+
+    @property
+    def ties(self) -> Mapping[str, str]:
+        """Later name -> first name of tensors that are one and the same under several names."""
+        ...
+
+
+@dataclass(frozen=True)
+class TaskInput:
+    """One task's input: a fine-tuned model, or (``is_task_vector``) a task vector, where absent names mean zero."""
+
+    weights: Weights
+    is_task_vector: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What happens to every parameter of the base.
+
+    Args:
+        fused: the names the rule is applied to, in the base's order.
+        copied: name -> why it is the base's own.
+        aliases: name -> the fused or copied name that it is one tensor with.
+        ignored: task -> names of its input that the base does not have and that are not used.
+        sources: task -> name -> under which name its input holds it, where that differs.
+    """
+
+    fused: tuple[str, ...]
+    copied: Mapping[str, str]
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    ignored: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    sources: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+
+def make_plan(
+    base: Weights, inputs: Mapping[str, TaskInput], *, mismatched_tensors: MismatchedTensors = "error"
+) -> Plan:
+    """Decide for every parameter of ``base``; nothing is left out in silence.
+
+    Floating-point parameters that every input holds in the base's shape are fused. Others keep the base's values:
+    integer buffers that are equal everywhere, parameters no task vector touches, and, only with
+    ``mismatched_tensors="base"``, those that differ in shape or are missing. A tensor under two names that is tied in
+    the base and in every input is fused once.
+
+    Raises:
+        InputError: no inputs; or names, shapes or integer buffers differ and ``mismatched_tensors`` is ``"error"``.
+    """
+    if not inputs:
+        raise InputError("there is nothing to fuse: give at least one fine-tuned model or adapter.")
+    if mismatched_tensors not in ("error", "base"):
+        raise InputError(f"mismatched_tensors: expected error or base, got {mismatched_tensors!r}.")
+    aliases = {name: first for name, first in base.ties.items() if _tied_everywhere(inputs, first, name)}
+    names = [name for name in base.tensors if name not in aliases]
+    copied: dict[str, str] = {}
+    ignored: dict[str, tuple[str, ...]] = {}
+    sources = {task: _sources(names, aliases, task_input.weights) for task, task_input in inputs.items()}
+    for task, task_input in inputs.items():
+        problems = _problems(base, names, task, task_input, sources[task])
+        extra = _extra(base, task_input.weights)
+        if (problems or extra) and mismatched_tensors == "error":
+            raise InputError(_mismatch_message(base, task, task_input, problems, extra))
+        copied.update(problems)
+        if extra:
+            ignored[task] = extra
+    for name in names:
+        if name not in copied and not base.tensors[name].dtype.is_floating_point:
+            copied[name] = "not floating point, equal everywhere"
+        elif name not in copied and not any(name in found for found in sources.values()):
+            copied[name] = "no task vector touches it"
+        elif name not in copied and base.tensors[name].numel == 0:
+            copied[name] = "empty"
+    fused = tuple(name for name in names if name not in copied)
+    if not fused:
+        raise InputError("no parameter is left to fuse: the inputs share none with the base.")
+    return Plan(fused, {name: copied[name] for name in names if name in copied}, aliases, ignored, sources)
+
+
+def _tied_everywhere(inputs: Mapping[str, TaskInput], first: str, second: str) -> bool:
+    """Whether no input holds two different tensors for the two names."""
+    for task_input in inputs.values():
+        held = {
+            task_input.weights.ties.get(name, name) for name in (first, second) if name in task_input.weights.tensors
+        }
+        if len(held) > 1:
+            return False
+    return True
+
+
+def _sources(names: Iterable[str], aliases: Mapping[str, str], weights: Weights) -> dict[str, str]:
+    """Name -> the name under which ``weights`` holds it; absent where it does not."""
+    under = {first: name for name, first in aliases.items() if name in weights.tensors}
+    held = {name: name if name in weights.tensors else under.get(name) for name in names}
+    return {name: source for name, source in held.items() if source is not None}
+
+
+def _extra(base: Weights, weights: Weights) -> tuple[str, ...]:
+    """Names that the base lacks, but for those tied to one that it has."""
+    known = {weights.ties.get(name, name) for name in weights.tensors if name in base.tensors}
+    unknown = (name for name in weights.tensors if name not in base.tensors)
+    return tuple(name for name in unknown if weights.ties.get(name, name) not in known)
+
+
+def _problems(
+    base: Weights, names: Iterable[str], task: str, task_input: TaskInput, sources: Mapping[str, str]
+) -> dict[str, str]:
+    """Name -> what keeps it from being fused, for one input."""
+    found = {}
+    for name in names:
+        if name not in sources:
+            if not task_input.is_task_vector:
+                found[name] = f"missing in {task!r}"
+            continue
+        expected, got = base.tensors[name], task_input.weights.tensors[sources[name]]
+        if got.shape != expected.shape:
+            found[name] = f"shape {got.shape} in {task!r} (expected {expected.shape})"
+        elif got.dtype.is_floating_point != expected.dtype.is_floating_point:
+            found[name] = f"dtype {got.dtype} in {task!r} (expected {expected.dtype})"
+        elif not expected.dtype.is_floating_point and not _same_integers(base, task_input, name, sources[name]):
+            found[name] = f"an integer buffer with other values in {task!r}"
+    return found
+
+
+def _same_integers(base: Weights, task_input: TaskInput, name: str, source: str) -> bool:
+    values = task_input.weights.read(source)
+    return not values.any() if task_input.is_task_vector else torch.equal(base.read(name).to(values.dtype), values)
+
+
+def _mismatch_message(
+    base: Weights, task: str, task_input: TaskInput, problems: Mapping[str, str], extra: tuple[str, ...]
+) -> str:
+    what = "the task vector of" if task_input.is_task_vector else "fine-tuned"
+    message = f"{what} {task!r} does not fit the base"
+    if problems:
+        message += f": {name_list(f'{name}: {why}' for name, why in problems.items())}"
+    if extra:
+        unused = [name for name in base.tensors if name not in task_input.weights.tensors]
+        message += f"; not in the base: {name_list(extra)} ({did_you_mean(extra[0], unused or list(base.tensors))})"
+    return (
+        f"{message}. Use models made from the same base, "
+        "or say mismatched_tensors: base to take these tensors from the base."
+    )
