@@ -14,6 +14,7 @@ _PUBLIC = {
     "FusionCallback": "fusionlab.callbacks",
     "ImageTasks": "fusionlab.data",
     "InputError": "fusionlab.errors",
+    "T5Module": "fusionlab.modules",
     "evaluate": "fusionlab.evaluation",
     "fuse": "fusionlab.streaming",
     "load": "fusionlab.loading",

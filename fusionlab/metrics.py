@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
 
 class Accuracy(Metric):
@@ -51,3 +55,132 @@ def lowest_argmax(scores: Tensor) -> Tensor:
     positions = torch.arange(scores.shape[-1], device=scores.device)
     is_best = scores == scores.amax(dim=-1, keepdim=True)
     return torch.where(is_best, positions, scores.shape[-1]).amin(dim=-1)
+
+
+class ScoreCorrelation(Metric):
+    """Spearman's and Pearson's correlation of predicted with true scores, and the number of unparsable answers.
+
+    Samples are kept with their index and sorted by it, and the sums are exact (integer ranks, ``math.fsum``), so that
+    any number of ranks and any order of batches give the same bits. As in the published results, an unparsable answer
+    has the score 0, and the correlation of constant scores, which is undefined, counts as 0: never NaN.
+
+    Args:
+        first: ``spearman`` or ``pearson``: the task's metric, the first of what ``compute`` gives.
+
+    Example:
+        >>> metric = ScoreCorrelation()
+        >>> scores, targets = torch.tensor([1.0, 2.0, 0.0]), torch.tensor([0.5, 4.0, 1.0])
+        >>> metric.update(scores, targets, torch.arange(3), torch.ones(3).bool(), torch.tensor([False, False, True]))
+        >>> {name: round(value.item(), 4) for name, value in metric.compute().items()}
+        {'spearman': 0.5, 'pearson': 0.7924, 'unparsable': 1.0}
+
+    Source: arXiv 2310.04742, its released result files, for the convention.
+    """
+
+    full_state_update = False
+
+    def __init__(self, first: str = "spearman") -> None:
+        super().__init__()
+        self.first = first
+        for name in ("predictions", "targets", "indices"):
+            self.add_state(name, [], dist_reduce_fx="cat")
+        self.add_state("unparsable", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self._begin()
+
+    def _begin(self) -> None:
+        """Give every list its dtype, so that a process without a batch can take part in the gather."""
+        for name, dtype in (("predictions", torch.float64), ("targets", torch.float64), ("indices", torch.int64)):
+            getattr(self, name).append(torch.empty(0, dtype=dtype, device=self.device))
+
+    def reset(self) -> None:
+        """Forget all batches."""
+        super().reset()
+        self._begin()
+
+    def update(self, predictions: Tensor, targets: Tensor, indices: Tensor, mask: Tensor, unparsable: Tensor) -> None:
+        """Keep a batch.
+
+        Args:
+            predictions: scores, shape ``(batch,)``; not read where ``unparsable``.
+            targets: true scores, shape ``(batch,)``.
+            indices: the samples' int64 index in their set, shape ``(batch,)``.
+            mask: bool, False on padding, shape ``(batch,)``.
+            unparsable: bool, True where the answer is not a number, shape ``(batch,)``.
+        """
+        self.predictions.append(predictions.double().masked_fill(unparsable, 0.0)[mask])
+        self.targets.append(targets.double()[mask])
+        self.indices.append(indices[mask])
+        self.unparsable += (unparsable & mask).sum()
+
+    def compute(self) -> dict[str, Tensor]:
+        """``spearman``, ``pearson`` (the task's metric first) and ``unparsable``, float64 scalars.
+
+        Raises:
+            RuntimeError: a sample was counted twice.
+        """
+        predictions, targets, indices = map(dim_zero_cat, (self.predictions, self.targets, self.indices))
+        order = indices.argsort()
+        if (indices[order].diff() == 0).any():
+            raise RuntimeError("a sample was counted twice; give each sample of the set once, padding masked")
+        scores, truths = predictions[order].tolist(), targets[order].tolist()
+        values = {"spearman": spearman(scores, truths), "pearson": pearson(scores, truths)}
+        ordered = {self.first: values.pop(self.first), **values, "unparsable": float(self.unparsable)}
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in ordered.items()}
+
+
+def pearson(first: Sequence[float], second: Sequence[float]) -> float:
+    """Σ(x−x̄)(y−ȳ) / √(Σ(x−x̄)² Σ(y−ȳ)²), in float64 with exactly rounded sums; 0 where either is constant.
+
+    Example:
+        >>> pearson([1.0, 2.0, 3.0], [2.0, 4.0, 6.0])
+        1.0
+        >>> pearson([1.0, 1.0], [0.0, 5.0])
+        0.0
+    """
+    first, second = _centred(first), _centred(second)
+    norms = [math.fsum(value * value for value in values) for values in (first, second)]
+    if 0.0 in norms:
+        return 0.0
+    product = math.fsum(x * y for x, y in zip(first, second, strict=True))
+    return min(1.0, max(-1.0, product / math.sqrt(norms[0] * norms[1])))
+
+
+def spearman(first: Sequence[float], second: Sequence[float]) -> float:
+    """Pearson's correlation of the ranks, tied values sharing their mean rank; 0 where either is constant.
+
+    Example:
+        >>> spearman([1.0, 2.0, 30.0], [2.0, 4.0, 6.0])
+        1.0
+    """
+    return pearson(_ranks(first), _ranks(second))
+
+
+def parse_score(text: str) -> float | None:
+    """The number that ``text`` is, as Python reads it; None where it is none, or not finite.
+
+    Example:
+        >>> parse_score(" 3.8"), parse_score("nan"), parse_score("three")
+        (3.8, None, None)
+    """
+    try:
+        score = float(text)
+    except ValueError:
+        return None
+    return score if math.isfinite(score) else None
+
+
+def _centred(values: Sequence[float]) -> list[float]:
+    """Values minus their mean, scaled by a power of two against overflow; zeros where all are equal."""
+    if not values or min(values) == max(values):
+        return [0.0] * len(values)
+    exponent = math.frexp(max(map(abs, values)))[1]
+    values = [math.ldexp(value, -exponent) for value in values]
+    mean = math.fsum(values) / len(values)
+    return [value - mean for value in values]
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    """Ranks from 0; ties share the mean of theirs."""
+    _, group, counts = torch.tensor(values, dtype=torch.float64).unique(return_inverse=True, return_counts=True)
+    means = counts.double().cumsum(0) - (counts.double() + 1) / 2
+    return means[group].tolist()

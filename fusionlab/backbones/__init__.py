@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 
 from fusionlab.backbones.clip import ClipBackbone
+from fusionlab.backbones.t5 import T5Backbone
 from fusionlab.errors import InputError, did_you_mean
 
 ASSETS = Path(__file__).parent.parent / "assets"
 
-__all__ = ["ASSETS", "ClipBackbone", "load_backbone", "resolve_model"]
+__all__ = ["ASSETS", "ClipBackbone", "T5Backbone", "load_backbone", "resolve_model"]
 
 
 def resolve_model(name: str) -> str:
@@ -35,19 +36,27 @@ def resolve_model(name: str) -> str:
     return name
 
 
-def load_backbone(name: str) -> ClipBackbone:
-    """The frozen backbone in float32.
+def load_backbone(name: str, dtype: str = "float32") -> ClipBackbone | T5Backbone:
+    """The frozen backbone that ``name`` stands for.
 
     Args:
         name: an embedded name (``tiny-clip``), a local folder or a hub id in transformers' format.
+        dtype: dtype of the frozen weights; ``bfloat16`` for T5 only.
 
     Raises:
         InputError: nothing there, no network for a hub id, or an architecture this package has no module for.
     """
     source = resolve_model(name)
     model_type = _model_type(name, source)
+    if model_type == "t5":
+        return T5Backbone.load(source, name=name, dtype=dtype)
     if model_type != "clip":
-        raise InputError(f"the model {name!r} is of type {model_type!r}; expected 'clip'")
+        raise InputError(
+            f"the model {name!r} is of type {model_type!r}; expected 'clip' (image and text towers) or 't5' "
+            f"(an encoder-decoder)"
+        )
+    if dtype != "float32":
+        raise InputError(f"the CLIP model {name!r} runs in float32, got dtype {dtype!r}; use trainer.precision")
     return ClipBackbone.load(source, name=name)
 
 

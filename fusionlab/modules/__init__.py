@@ -2,5 +2,6 @@
 
 from fusionlab.modules.base import FusionModule
 from fusionlab.modules.clip import ClipModule
+from fusionlab.modules.t5 import T5Module
 
-__all__ = ["ClipModule", "FusionModule"]
+__all__ = ["ClipModule", "FusionModule", "T5Module"]

@@ -1,0 +1,240 @@
+"""T5 in transformers' format: teacher-forced logits, the likelihood of label words, and greedy answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusionlab.backbones.frozen import FrozenBackbone
+from fusionlab.errors import InputError, name_list
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+NO_FLOAT16 = (
+    "T5 overflows in float16: activations of its feed-forward layers leave the range of 65504 and become inf and NaN; "
+    "use bfloat16 or float32"
+)
+# tokens that one decoder pass scores at most, so that its logits stay small beside the encoder
+_PACK_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Label words as tokens, packed side by side so that one decoder pass scores many of them.
+
+    Args:
+        words: the label words, in label order.
+        packs: ``(inputs, targets, mask, lengths)`` of up to 64 tokens: decoder inputs and targets of the words one
+            after another, int64 ``(tokens,)``; which token sees which, bool ``(tokens, tokens)``; tokens per word.
+    """
+
+    words: tuple[str, ...]
+    packs: tuple[tuple[Tensor, Tensor, Tensor, tuple[int, ...]], ...]
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of the longest word, with its end token."""
+        return max(length for *_, lengths in self.packs for length in lengths)
+
+    def to(self, device: torch.device) -> Answers:
+        """The same on ``device``."""
+        packs = ((*(part.to(device) for part in parts), lengths) for *parts, lengths in self.packs)
+        return Answers(self.words, tuple(packs))  # type: ignore[arg-type]
+
+
+class T5Backbone(FrozenBackbone):
+    """A frozen ``T5ForConditionalGeneration`` (T5, T5 v1.1 or flan-T5) with its tokenizer.
+
+    Args:
+        model: transformers' ``T5ForConditionalGeneration``.
+        tokenizer: the matching tokenizer.
+        name: what the user called the model; it goes into adapters and result rows.
+    """
+
+    scope = ""
+    default_target_modules = ("q", "v")
+
+    def __init__(self, model: Any, tokenizer: Any, *, name: str) -> None:
+        super().__init__()
+        if len(tokenizer) > model.config.vocab_size:
+            raise InputError(
+                f"the tokenizer of {name!r} has {len(tokenizer)} tokens, its model only {model.config.vocab_size}; "
+                f"give the tokenizer that the model was made with"
+            )
+        self.model = model.requires_grad_(False).eval()
+        self.tokenizer = tokenizer
+        self.name = name
+
+    @classmethod
+    def load(cls, source: str, *, name: str, dtype: str = "float32") -> T5Backbone:
+        """Load from a local folder or a hub id.
+
+        Args:
+            source: folder or hub id.
+            name: what the user called it.
+            dtype: ``float32`` or ``bfloat16``; adapters are float32 in either case.
+
+        Raises:
+            InputError: another dtype, no encoder-decoder, or weights or tokenizer files are missing.
+        """
+        from transformers import AutoConfig, AutoTokenizer, T5ForConditionalGeneration
+
+        check_dtype(dtype)
+        try:
+            config = AutoConfig.from_pretrained(source)
+            _check_architecture(config, name)
+            model, info = T5ForConditionalGeneration.from_pretrained(
+                source, dtype=DTYPES[dtype], output_loading_info=True
+            )
+            tokenizer = AutoTokenizer.from_pretrained(source)
+        except (OSError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"the T5 model {name!r} could not be loaded: {error}") from error
+        if info["missing_keys"]:
+            raise InputError(
+                f"the T5 model {name!r} lacks weights: {name_list(sorted(info['missing_keys']))}; give a complete "
+                f"encoder-decoder saved by T5ForConditionalGeneration.save_pretrained"
+            )
+        return cls(model, tokenizer, name=name)
+
+    @property
+    def encoder(self) -> Any:
+        """The part that is adapted and fused: the whole model."""
+        return self.model
+
+    def logits(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Tensor:
+        """Teacher-forced logits.
+
+        Args:
+            input_ids: int64, shape ``(batch, len)``.
+            attention_mask: 1 on tokens, 0 on padding, shape ``(batch, len)``.
+            labels: target tokens, -100 on padding, shape ``(batch, target_len)``.
+
+        Returns:
+            shape ``(batch, target_len, vocab)``.
+        """
+        return self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            decoder_input_ids=self.model.prepare_decoder_input_ids_from_labels(labels),
+            use_cache=False,
+        ).logits
+
+    def answers(self, words: Sequence[str], task: str) -> Answers:
+        """Tokenize label words, each with its end token, and pack them.
+
+        Raises:
+            InputError: a word without a token, with a character that the tokenizer does not know, or equal in tokens
+                to another.
+        """
+        tokens = [tuple(self.tokenizer(word).input_ids) for word in words]
+        _check_words(words, tokens, self.tokenizer.eos_token_id, self.tokenizer.unk_token_id, task)
+        packs: list[list[tuple[int, ...]]] = []
+        for word in tokens:
+            if not packs or sum(map(len, packs[-1])) + len(word) > _PACK_TOKENS:
+                packs.append([])
+            packs[-1].append(word)
+        return Answers(tuple(words), tuple(self._pack(pack) for pack in packs))
+
+    def _pack(self, words: list[tuple[int, ...]]) -> tuple[Tensor, Tensor, Tensor, tuple[int, ...]]:
+        start = self.model.config.decoder_start_token_id
+        inputs = torch.tensor([token for word in words for token in (start, *word[:-1])])
+        targets = torch.tensor([token for word in words for token in word])
+        lengths = tuple(len(word) for word in words)
+        word_of = torch.repeat_interleave(torch.arange(len(words)), torch.tensor(lengths))
+        return inputs, targets, (word_of[:, None] == word_of).tril(), lengths
+
+    def log_likelihoods(self, input_ids: Tensor, attention_mask: Tensor, answers: Answers) -> Tensor:
+        """log p(word | text) of every label word, summed over its tokens and its end token.
+
+        The encoder runs once, and so does the decoder for all words of a pack: a word's tokens see one another only,
+        and T5's positions are relative, so that each word is scored as if it stood alone.
+
+        Args:
+            input_ids: int64, shape ``(batch, len)``.
+            attention_mask: 1 on tokens, 0 on padding, shape ``(batch, len)``.
+            answers: the label words, on this device.
+
+        Returns:
+            float32, shape ``(batch, num_words)``.
+        """
+        encoded = self.model.encoder(input_ids=input_ids, attention_mask=attention_mask)
+        dtype = encoded.last_hidden_state.dtype
+        scores = []
+        for inputs, targets, visible, lengths in answers.packs:
+            hidden = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+            logits = self.model(
+                encoder_outputs=encoded,
+                attention_mask=attention_mask,
+                decoder_input_ids=inputs.expand(len(input_ids), -1),
+                decoder_attention_mask=hidden.masked_fill(~visible, torch.finfo(dtype).min)[None, None],
+                use_cache=False,
+            ).logits.float()
+            chosen = logits.gather(2, targets.expand(len(logits), -1)[..., None])[..., 0]
+            of_tokens = chosen - logits.logsumexp(dim=-1)
+            scores += [part.sum(dim=1) for part in of_tokens.split(lengths, dim=1)]
+        return torch.stack(scores, dim=1)
+
+    def generate(self, input_ids: Tensor, attention_mask: Tensor, max_new_tokens: int) -> list[str]:
+        """The greedy answer to each text, without special tokens."""
+        from transformers import GenerationConfig
+
+        config = self.model.config
+        settings = GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            pad_token_id=config.pad_token_id,
+            eos_token_id=config.eos_token_id,
+            decoder_start_token_id=config.decoder_start_token_id,
+        )
+        tokens = self.model.generate(input_ids=input_ids, attention_mask=attention_mask, generation_config=settings)
+        return self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+
+    def decode_labels(self, labels: Tensor) -> list[str]:
+        """The texts of target tokens, padding (-100) and special tokens left out."""
+        tokens = labels.masked_fill(labels < 0, self.model.config.pad_token_id)
+        return self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+
+
+def check_dtype(dtype: str) -> None:
+    """Raise unless T5 can run in ``dtype``.
+
+    Raises:
+        InputError: float16, with the reason, or a name that is no dtype of T5's.
+    """
+    if dtype in ("float16", "fp16", "16", "half"):
+        raise InputError(f"dtype {dtype!r}: {NO_FLOAT16}")
+    if dtype not in DTYPES:
+        raise InputError(f"dtype must be {' or '.join(DTYPES)}, got {dtype!r}")
+
+
+def _check_architecture(config: Any, name: str) -> None:
+    architectures = config.architectures or ["T5ForConditionalGeneration"]
+    fits = any(architecture.endswith("ForConditionalGeneration") for architecture in architectures)
+    if not (config.is_encoder_decoder and fits):
+        raise InputError(
+            f"the model {name!r} is a {name_list(architectures)}, which is not an encoder-decoder that generates text; "
+            f"give a T5ForConditionalGeneration (T5, T5 v1.1 or flan-T5)"
+        )
+
+
+def _check_words(words: Sequence[str], tokens: Sequence[tuple[int, ...]], end: int, unknown: int, task: str) -> None:
+    seen: dict[tuple[int, ...], str] = {}
+    for word, ids in zip(words, tokens, strict=True):
+        if not [token for token in ids if token != end]:
+            raise InputError(f"label word {word!r} of task {task!r} has no tokens; give a word with letters or digits")
+        if unknown in ids:
+            raise InputError(
+                f"label word {word!r} of task {task!r} has a character that the tokenizer does not know, so that it "
+                f"can never be the answer; give another word"
+            )
+        if ids in seen:
+            raise InputError(
+                f"label words {seen[ids]!r} and {word!r} of task {task!r} are the same tokens; give each class its own"
+            )
+        seen[ids] = word

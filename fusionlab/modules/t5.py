@@ -1,0 +1,187 @@
+"""T5 text-to-text tasks: label words ranked by likelihood, or answers generated."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import MetricCollection
+
+from fusionlab.backbones import load_backbone
+from fusionlab.backbones.t5 import NO_FLOAT16, Answers, T5Backbone
+from fusionlab.errors import InputError, did_you_mean
+from fusionlab.metrics import Accuracy, ScoreCorrelation, lowest_argmax, parse_score
+from fusionlab.modules.base import FusionModule, Method
+
+Evaluation = Literal["rank", "generate"]
+LABEL_METRICS, SCORE_METRICS = ("accuracy", "exact_match"), ("spearman", "pearson")
+
+
+class T5Module(FusionModule):
+    """Fine-tunes T5's attention in encoder, decoder and cross-attention on text-to-text tasks.
+
+    T5's own dropout stays off; ``dropout`` is that of the adapters.
+
+    Args:
+        backbone: an embedded name, a local folder or a hub id of a T5, T5 v1.1 or flan-T5.
+        method: ``lora`` trains A and B; ``l_lora`` trains each adapted layer expanded to first order in (A, B).
+        rank: rank r of every adapter.
+        lora_alpha: the adapter is scaled by ``lora_alpha / rank``.
+        dropout: dropout on the adapter's input while training, 0..1.
+        target_modules: names of the linear layers to adapt; the q and v projections of all attention by default.
+        learning_rate: peak learning rate of AdamW.
+        weight_decay: decoupled weight decay on what is trained.
+        num_warmup_steps: steps of linear warm-up.
+        lr_schedule: what follows the warm-up, ``cosine`` to zero over the run, or ``constant``.
+        weights: folder with an adapter or a fused model, to ``validate``, ``test`` or ``predict`` with.
+        seed: seed of the initial adapter, of dropout, and written into every result row.
+        evaluation: how tasks with label words are scored: ``rank`` takes the word of the highest likelihood
+            (accuracy), ``generate`` compares the greedy answer letter by letter (exact_match); one for all tasks, or
+            by task, ``rank`` where a task is not named.
+        max_new_tokens: length of a generated answer at most, in tokens.
+        dtype: dtype of the frozen weights, ``float32`` or ``bfloat16``; adapters are float32.
+    """
+
+    def __init__(
+        self,
+        backbone: str = "tiny-t5",
+        method: Method = "lora",
+        rank: int = 16,
+        lora_alpha: float = 32,
+        dropout: float = 0.0,
+        target_modules: list[str] | None = None,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.0,
+        num_warmup_steps: int = 0,
+        lr_schedule: Literal["cosine", "constant"] = "cosine",
+        weights: str | None = None,
+        seed: int = 42,
+        evaluation: Evaluation | dict[str, Evaluation] = "rank",
+        max_new_tokens: int = 16,
+        dtype: str = "float32",
+    ) -> None:
+        if max_new_tokens < 1:
+            raise InputError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+        super().__init__(
+            _load(backbone, dtype), method, rank, lora_alpha, dropout, target_modules, learning_rate, weight_decay,
+            num_warmup_steps, lr_schedule, weights, seed,
+        )  # fmt: skip
+        self.evaluation, self.max_new_tokens = evaluation, max_new_tokens
+        self.metric_names: dict[str, str] = {}
+        self.answers: dict[str, Answers] = {}
+        self.predictions: list[dict[str, str]] = []
+        self._predicting = ExitStack()
+
+    def setup(self, stage: str) -> None:
+        """Refuse float16, then as every module does.
+
+        Raises:
+            InputError: the trainer's precision is float16.
+        """
+        if str(self.trainer.precision).startswith(("16", "transformer-engine-float16")):
+            raise InputError(f"trainer.precision {self.trainer.precision!r}: {NO_FLOAT16} (bf16-mixed, bf16-true, 32)")
+        super().setup(stage)
+
+    def prepare_tasks(self, tasks: dict[str, Any]) -> None:
+        """Choose each task's metric and tokenize its label words, on this device.
+
+        Raises:
+            InputError: a metric that does not fit its task, a label word that cannot be scored or answered, or an
+                ``evaluation`` for no task.
+        """
+        if isinstance(self.evaluation, dict):
+            for name in self.evaluation:
+                if name not in tasks:
+                    raise InputError(f"evaluation for unknown task {name!r}; {did_you_mean(name, tasks)}")
+        for name, task in tasks.items():
+            self.metric_names[name] = self._metric_name(name, task)
+            if task.label_words is None:
+                continue
+            answers = self.backbone.answers(task.label_words, name)
+            if self.metric_names[name] == "exact_match" and answers.max_tokens > self.max_new_tokens:
+                raise InputError(
+                    f"the longest label word of task {name!r} has {answers.max_tokens} tokens, but max_new_tokens is "
+                    f"{self.max_new_tokens}; raise it"
+                )
+            self.answers[name] = answers.to(self.device)
+
+    def _metric_name(self, name: str, task: Any) -> str:
+        fitting = SCORE_METRICS if task.label_words is None else LABEL_METRICS
+        if task.metric not in fitting:
+            kind = "a numeric score" if task.label_words is None else "label words"
+            raise InputError(
+                f"metric {task.metric!r} does not fit task {name!r}, whose target is {kind}; "
+                f"expected {' or '.join(fitting)}"
+            )
+        evaluation = self.evaluation.get(name) if isinstance(self.evaluation, dict) else self.evaluation
+        return "exact_match" if task.label_words is not None and evaluation == "generate" else task.metric
+
+    def loss(self, task: str, batch: dict[str, Any]) -> Tensor:
+        """Mean cross-entropy in float32 over the target tokens of the batch; padding (-100) does not count."""
+        logits = self.backbone.logits(batch["input_ids"], batch["attention_mask"], batch["labels"])
+        return F.cross_entropy(logits.flatten(0, 1).float(), batch["labels"].flatten())
+
+    def metrics(self, task: str) -> MetricCollection:
+        """Accuracy, exact match, or the correlations of the scores with the number of unparsable answers."""
+        name = self.metric_names[task]
+        metric = Accuracy() if name in LABEL_METRICS else ScoreCorrelation(name)
+        return MetricCollection({name: metric}).to(self.device)
+
+    def score(self, task: str, batch: dict[str, Any], metrics: MetricCollection) -> None:
+        """Rank the label words (ties go to the lower index), or generate and compare or read the answers."""
+        name = self.metric_names[task]
+        if name == "accuracy":
+            metrics.update(lowest_argmax(self.log_likelihoods(task, batch)), batch["target"], batch["mask"])
+            return
+        texts = self.generate(batch)
+        if name == "exact_match":
+            targets = self.backbone.decode_labels(batch["labels"])
+            hits = torch.tensor([text == target for text, target in zip(texts, targets, strict=True)])
+            hits = hits.to(self.device)
+            metrics.update(hits, torch.ones_like(hits), batch["mask"])
+            return
+        scores = [parse_score(text) for text in texts]
+        values = torch.tensor([0.0 if score is None else score for score in scores], dtype=torch.float64)
+        unparsable = torch.tensor([score is None for score in scores])
+        metrics.update(
+            values.to(self.device), batch["target"], batch["index"], batch["mask"], unparsable.to(self.device)
+        )
+
+    def log_likelihoods(self, task: str, batch: dict[str, Any]) -> Tensor:
+        """log p(word | text) of the task's label words, float32, shape ``(batch, num_words)``."""
+        return self.backbone.log_likelihoods(batch["input_ids"], batch["attention_mask"], self.answers[task])
+
+    def generate(self, batch: dict[str, Any]) -> list[str]:
+        """The greedy answer to each text of the batch."""
+        return self.backbone.generate(batch["input_ids"], batch["attention_mask"], self.max_new_tokens)
+
+    # prediction
+
+    def on_predict_start(self) -> None:
+        """Put the weights in."""
+        self.predictions = []
+        self._predicting.enter_context(self.use(None if self.loaded is None else self.loaded.weights))
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Answer a batch of texts."""
+        answers = self.generate(batch)
+        self.predictions += [
+            {"text": text, "answer": answer} for text, answer in zip(batch["text"], answers, strict=True)
+        ]
+
+    def on_predict_end(self) -> None:
+        """Take the weights out."""
+        self._predicting.close()
+
+
+def _load(backbone: str, dtype: str) -> T5Backbone:
+    loaded = load_backbone(backbone, dtype=dtype)
+    if not isinstance(loaded, T5Backbone):
+        raise InputError(
+            f"T5Module needs an encoder-decoder, a T5, and {backbone!r} is a {type(loaded.model).__name__}; "
+            f"give a T5, T5 v1.1 or flan-T5"
+        )
+    return loaded
