@@ -11,6 +11,7 @@ from argparse import ArgumentError
 from pathlib import Path
 from typing import Any
 
+import transformers
 import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -49,6 +50,10 @@ class FusionCLI(LightningCLI):
         parser.link_arguments("seed_everything", "model.init_args.seed")
         parser.link_arguments("seed_everything", "data.init_args.seed")
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse what :func:`main` was given, whatever else is on the command line of this process."""
+        self.config = parser.parse_args(args)
+
     def before_instantiate_classes(self) -> None:
         """Choose the run folder; the trainer writes nowhere else."""
         config = self.config[self.subcommand]
@@ -59,8 +64,7 @@ class FusionCLI(LightningCLI):
         if self.subcommand != "fit":
             return
         root = Path(config.trainer.default_root_dir)
-        config.trainer.callbacks = list(config.trainer.callbacks or [])
-        self.trainer_defaults = {**self.trainer_defaults, "callbacks": _checkpoints(root)}
+        self.trainer_defaults = {**self.trainer_defaults, "callbacks": [_checkpoints(root), FusionProgressBar()]}
 
     def _next_run_folder(self, config: Any) -> RunFolder:
         if _world_size() > 1:
@@ -150,9 +154,17 @@ def readable(message: str) -> str:
         known = _known_options()
         return f"unknown key {key!r}; {did_you_mean(key, known if unknown else [k.split('.')[-1] for k in known])}"
     expected = re.search(r"Expected an? (.+?)\. Got value: (.+)", message)
-    if expected and nested:
-        return f"{nested.group(1)}: expected {expected.group(1)}, got {expected.group(2)}"
+    if expected and (nested or "arser key" in message):
+        key = nested or re.search(r'[Pp]arser key "([\w.]+)"', message)
+        return f"{key.group(1)}: {_expected(expected.group(1), expected.group(2).strip())}"
     return re.sub(r"\s+", " ", message)
+
+
+def _expected(kind: str, value: str) -> str:
+    choices = re.fullmatch(r"typing\.Literal\[(.+)\]", kind)
+    if choices:
+        return f"no such choice {value!r}; {did_you_mean(value, re.findall(r"'([^']+)'", choices.group(1)))}"
+    return f"expected {re.sub(r"<class '(.+?)'>", r'\1', kind)}, got {value!r}"
 
 
 def _known_options() -> list[str]:
@@ -175,6 +187,8 @@ def _world_size() -> int:
 
 
 def _quiet() -> None:
-    """Leave Lightning's and transformers' notices out; warnings stay."""
+    """Leave Lightning's and transformers' notices out; warnings stay, but for one of Lightning about torch."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")

@@ -41,7 +41,7 @@ def evaluate(
         One row per task and metric, with all :data:`ROW_FIELDS`; what is unknown here is None.
     """
     rank, world_size = rank_and_world_size()
-    was_training = module.training
+    flags = [(part, part.training) for part in module.modules()]
     module.eval()
     rows = []
     try:
@@ -54,7 +54,8 @@ def evaluate(
                         on_batch()
                 rows += _rows(task, split, metrics, data.splits[task][split], labels)
     finally:
-        module.train(was_training)
+        for part, was_training in flags:
+            part.training = was_training
     return rows
 
 

@@ -101,6 +101,15 @@ class ClipBackbone(nn.Module):
             rows.append(F.normalize(self.model.text_projection(pooled), dim=-1))
         return torch.cat(rows)
 
+    def save_files(self, folder: Path) -> None:
+        """Write what belongs beside weights in this layout: configuration, tokenizer and pixel normalisation."""
+        self.model.config.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        normalisation = {f"image_{name}": getattr(self, name).flatten().tolist() for name in ("mean", "std")}
+        size = {"size": {"shortest_edge": self.image_size}, "crop_size": self.image_size}
+        processor = {"image_processor_type": "CLIPImageProcessor", **size, **normalisation}
+        (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
+
     def zero_shot_head(self, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
         """One unit row a class: the mean of its normalised prompt features, normalised again.
 

@@ -20,7 +20,7 @@ from fusionlab.callbacks.progress import FusionProgressBar
 from fusionlab.errors import InputError
 from fusionlab.evaluation import Row, evaluate, rank_and_world_size
 from fusionlab.runs import RESULTS
-from fusionlab.fused import FusedModel, fuse_adapters
+from fusionlab.fused import FusedModel, fuse_adapters, save_finetuned, save_fused
 
 DEFAULT_RULES = ("average", "task_arithmetic", "metagpt", "ties")
 
@@ -62,13 +62,13 @@ class FusionCallback(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Score on the validation splits and log."""
         if self.should_fuse(trainer):
-            with _preserved(pl_module):
+            with _random_states_preserved():
                 rows, _ = self._score(trainer, pl_module, "validation")
             pl_module.log_dict({_log_key(row): row["value"] for row in rows if _log_key(row)}, rank_zero_only=True)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Score on the test splits and write the run folder."""
-        with _preserved(pl_module):
+        with _random_states_preserved():
             rows, fused = self._score(trainer, pl_module, "test")
         if trainer.is_global_zero:
             self._write(Path(trainer.default_root_dir), pl_module, trainer.datamodule, rows, fused)
@@ -84,7 +84,7 @@ class FusionCallback(Callback):
             scored = [task] if self.finetuned_on == "own" else tasks
             rows += score(task, task, scored, split, model="finetuned", finetuned_on=task, **labels)
         task_adapters = {task: module.adapter(task) for task in tasks}
-        base = adapter_io.base_weights(module.base_model)
+        base = adapter_io.base_state(module.base_model)
         fused = {}
         for name, rule in self.rules.items():
             chosen = self._with_coefficients(name, rule, base, task_adapters, score, tasks)
@@ -116,10 +116,14 @@ class FusionCallback(Callback):
         return search.validated_coefficient(rule, mean_score)[0]
 
     def _write(self, root: Path, module: Any, data: Any, rows: list[Row], fused: dict[str, FusedModel]) -> None:
-        for task in data.tasks:
-            adapter_io.save_adapter(root / "adapters" / task, module.adapter(task), overwrite=True)
+        tasks, backbone, method = list(data.tasks), module.backbone, {"method": module.method}
+        for task in tasks:
+            row = {"model": "finetuned", "finetuned_on": task, **method}
+            save_finetuned(root / "adapters" / task, module.adapter(task), backbone.model, row)
         for name, result in fused.items():
-            module.save_fused(root / "fused" / name, result)
+            coefficients = {"scaling_coefficients": result.scaling_coefficients}
+            row = {"model": "fused", "rule": name, "fused_tasks": tasks, **coefficients, **method}
+            save_fused(root / "fused" / name, result, backbone, row)
         title = f"{module.backbone.name}, {module.method}: {len(data.tasks)} tasks"
         reporting.write_text(root / "results.md", reporting.markdown(rows, title))
         reporting.plot_scores(rows, root / "plots" / "scores.png")
@@ -149,9 +153,8 @@ class _Scorer:
 
 
 @contextmanager
-def _preserved(module: torch.nn.Module) -> Iterator[None]:
-    """Put random states and train/eval flags back as they were."""
-    flags = {name: part.training for name, part in module.named_modules()}
+def _random_states_preserved() -> Iterator[None]:
+    """Put the random states back as they were."""
     states: list[tuple[Callable[[Any], None], Any]] = [
         (random.setstate, random.getstate()),
         (np.random.set_state, np.random.get_state()),
@@ -164,8 +167,6 @@ def _preserved(module: torch.nn.Module) -> Iterator[None]:
     finally:
         for restore, state in states:
             restore(state)
-        for name, part in module.named_modules():
-            part.training = flags[name]
 
 
 def _log_key(row: Row) -> str | None:

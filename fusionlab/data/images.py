@@ -16,16 +16,16 @@ from fusionlab.data.cache import cache_root
 from fusionlab.data.drawing import DRAWN_TASKS
 from fusionlab.data.loader import Batch, StepLoader, exact_batches
 from fusionlab.data.pixels import pixels
-from fusionlab.data.sources import SPLITS, check_path
+from fusionlab.data.sources import SPLITS, SplitName, check_path
 from fusionlab.data.stored import OnBadImage, StoredImages, data_version
 from fusionlab.errors import InputError, did_you_mean, name_list
 from fusionlab.known_tasks import DEFAULT_TEMPLATES, IMAGE_TASKS
 from fusionlab.samplers import derive_seed
 from fusionlab.tasks import Task, parse_tasks
 
-EMBEDDED_TASKS = list(DRAWN_TASKS)
+EMBEDDED_TASKS: list[str | dict[str, Any]] = list(DRAWN_TASKS)
 _KNOWN = {**IMAGE_TASKS, **{name: Task(name=name, path=f"embedded:{name}") for name in DRAWN_TASKS}}
-_STAGE_SPLITS = {"fit": SPLITS, "validate": ("validation",), "test": ("test",), "predict": ()}
+_STAGE_SPLITS: dict[str, tuple[SplitName, ...]] = {"fit": SPLITS, "validate": ("validation",), "test": ("test",), "predict": ()}
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class ImageSplit:
         version: the data version if it is known already.
     """
 
-    evaluation_order = None
+    evaluation_order: Tensor | None = None
 
     def __init__(
         self, images: np.ndarray, labels: np.ndarray, rows: np.ndarray, image_size: int, version: str | None = None
@@ -120,6 +120,7 @@ class ImageTasks(LightningDataModule):
     def prepare_data(self) -> None:
         """Decode into the cache, in one process of each machine, before the others read it."""
         assert self.trainer is not None
+        assert self.trainer.state.fn is not None
         self._load(_STAGE_SPLITS[self.trainer.state.fn.value])
 
     def setup(self, stage: str | None = None) -> None:
@@ -130,14 +131,14 @@ class ImageTasks(LightningDataModule):
         """
         self._load(SPLITS if stage is None else _STAGE_SPLITS[stage])
 
-    def _load(self, splits: tuple[str, ...]) -> None:
+    def _load(self, splits: tuple[SplitName, ...]) -> None:
         for name, task in self.definitions.items():
             missing = [split for split in splits if split not in self.splits[name]]
             if missing or name not in self.tasks:
                 load = self._load_embedded if _is_embedded(task) else self._load_stored
                 load(task, missing)
 
-    def _load_embedded(self, task: Task, splits: list[str]) -> None:
+    def _load_embedded(self, task: Task, splits: list[SplitName]) -> None:
         drawn = DRAWN_TASKS[_embedded_name(task)]
         class_names = tuple((task.class_aliases or {}).get(name, name) for name in drawn.class_names)
         self._add_task(task, class_names, drawn.templates)
@@ -145,7 +146,7 @@ class ImageTasks(LightningDataModule):
             images, labels = drawn.draw(split)
             self._add_split(task.name, split, images.transpose(0, 3, 1, 2), labels, np.arange(len(labels)))
 
-    def _load_stored(self, task: Task, splits: list[str]) -> None:
+    def _load_stored(self, task: Task, splits: list[SplitName]) -> None:
         stored = StoredImages(
             task,
             IMAGE_TASKS.get(task.name),
@@ -178,7 +179,8 @@ class ImageTasks(LightningDataModule):
         if self.image_size is None:
             if self.trainer is None or self.trainer.lightning_module is None:
                 raise RuntimeError("set image_size, or attach a trainer whose module has a backbone, before setup")
-            self.image_size = int(self.trainer.lightning_module.backbone.image_size)
+            backbone: Any = self.trainer.lightning_module.backbone
+            self.image_size = int(backbone.image_size)
         return self.image_size
 
     def train_dataloader(self) -> StepLoader:
@@ -186,6 +188,12 @@ class ImageTasks(LightningDataModule):
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         splits = {name: self.splits[name]["train"] for name in self.tasks}
         return StepLoader(splits, self.batch_size, seed=self.seed, rank=rank, world_size=world_size)
+
+    def val_dataloader(self) -> list[int]:
+        """One empty batch: the module scores by :func:`fusionlab.evaluate`, which takes :meth:`eval_batches` itself."""
+        return [0]
+
+    test_dataloader = val_dataloader
 
     def eval_batches(self, task: str, split: str, *, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
         """This rank's evaluation batches of a task, each with a bool ``"mask"`` that is False on padding."""

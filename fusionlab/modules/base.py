@@ -32,7 +32,7 @@ class FusionModule(LightningModule):
     task's adapter is activated, so only one graph is held, and each adapter is trained as if alone.
 
     Args:
-        backbone: an embedded name, a local folder or a hub id.
+        backbone: an embedded name, a local folder or a hub id; or a backbone that is loaded already.
         method: ``lora`` trains A and B; ``l_lora`` trains each adapted layer expanded to first order in (A, B).
         rank: rank r of every adapter.
         lora_alpha: the adapter is scaled by ``lora_alpha / rank``.
@@ -48,7 +48,7 @@ class FusionModule(LightningModule):
 
     def __init__(
         self,
-        backbone: str,
+        backbone: str | nn.Module,
         method: Method = "lora",
         rank: int = 16,
         lora_alpha: float = 32,
@@ -73,7 +73,7 @@ class FusionModule(LightningModule):
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.num_warmup_steps, self.lr_schedule = num_warmup_steps, lr_schedule
         self.weights, self.seed = weights, seed
-        self.backbone = load_backbone(backbone)
+        self.backbone: Any = load_backbone(backbone) if isinstance(backbone, str) else backbone
         self.target_modules = tuple(target_modules or self.backbone.default_target_modules)
         self.injection: adapters.InjectionReport | None = None
         self.task_parameters: dict[str, list[nn.Parameter]] = {}
@@ -167,15 +167,15 @@ class FusionModule(LightningModule):
     # training
 
     def on_fit_start(self) -> None:
-        """Prepare the tasks on the device."""
+        """Prepare the tasks on the device; everything trains as it would in plain PyTorch, dropout included."""
         self.prepare_tasks(self.trainer.datamodule.tasks)
+        self.train()
 
     def training_step(self, batch: dict[str, dict[str, Any]], batch_idx: int) -> Tensor:
         """One micro-batch of every task; returns the summed loss, with the gradients already computed per task."""
         losses, parameters, gradients = {}, [], []
         for task, part in batch.items():
-            if self.dropout:
-                torch.manual_seed(derive_seed(self.seed, "dropout", task, self._step_of(batch_idx), self.global_rank))
+            torch.manual_seed(derive_seed(self.seed, "dropout", task, self._step_of(batch_idx), self.global_rank))
             self.activate(task)
             loss = self.loss(task, part)
             gradients += torch.autograd.grad(loss, self.task_parameters[task])
@@ -245,12 +245,6 @@ class FusionModule(LightningModule):
         self.prepare_tasks(self.trainer.datamodule.tasks)
 
     on_validation_start = on_predict_start = on_test_start
-
-    def val_dataloader(self) -> list[list[int]]:
-        """One empty batch: scoring iterates the evaluation batches itself."""
-        return [[0]]
-
-    test_dataloader = val_dataloader
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """In ``fit``, score each task's adapter on its own validation split and log; else score ``weights``."""

@@ -1,0 +1,5 @@
+"""Data modules: one loader over all tasks in training, exact batches of each task in evaluation."""
+
+from fusionlab.data.images import ImageTasks
+
+__all__ = ["ImageTasks"]

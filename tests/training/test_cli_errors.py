@@ -1,0 +1,46 @@
+"""Bad input to the Lightning commands: one message on stderr, exit code 2, nothing written."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from fusionlab.__main__ import main
+
+CASES = {
+    "unknown flag": (["fit", "--trainer.max_stps", "3"], "unknown key 'trainer.max_stps'; did you mean 'trainer.max_steps'"),
+    "unknown model key": (["fit", "--model.metod", "lora"], "unknown key 'metod'; did you mean 'method'"),
+    "unknown method": (["fit", "--model.method", "loar"], "method: no such choice 'loar'; did you mean 'lora'"),
+    "wrong type": (["fit", "--trainer.max_steps", "many"], "trainer.max_steps: expected int, got 'many'"),
+    "unknown task": (["fit", "--data.tasks", "[digitz]"], "digitz.*did you mean 'digits'"),
+    "unknown task key": (["fit", "--data.tasks", "[{name: x, pth: y}]"], "pth"),
+    "missing data path": (["fit", "--data.tasks", "[{name: x, path: ./nowhere}]"], "nowhere"),
+    "unknown rule": (["fit", "--fusion.rules", "[metagtp]"], "metagtp.*did you mean 'metagpt'"),
+    "bad rule name": (["fit", "--fusion.rules", "{../x: average}"], r"a rule's name is a folder's name, got '\.\./x'"),
+    "unknown rule argument": (
+        ["fit", "--fusion.rules", "{m: {class_path: metagpt, init_args: {scop: layer}}}"],
+        "unknown argument 'scop'; did you mean 'scope'",
+    ),
+    "missing model": (["fit", "--model.backbone", "./no-model"], "no model folder './no-model'"),
+    "unknown target": (["fit", "--model.target_modules", "[q_proj, v_prj]"], "'v_prj'.*did you mean 'v_proj'"),
+    "missing weights": (["test", "--model.weights", "./no-weights"], "no folder 'no-weights'"),
+    "missing config": (["fit", "--config", "no.yaml"], "no.yaml"),
+    "rank zero": (["fit", "--model.rank", "0"], "rank must be at least 1, got 0"),
+    "every zero epochs": (["fit", "--fusion.every_n_epochs", "0"], "every_n_epochs must be at least 1, got 0"),
+    "no such reference": (["fit", "--fusion.full_reference", "nope"], "no results.json in 'nope'"),
+    "unknown command": (["fti"], "no command 'fti'; did you mean 'fit'"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv, message = CASES[case]
+    monkeypatch.chdir(tmp_path)
+    code = main(argv)
+    stderr = capsys.readouterr().err
+    assert code == 2
+    assert stderr.count("\n") == 1, stderr
+    assert re.search(message, stderr), stderr
+    assert list(tmp_path.iterdir()) == []
