@@ -25,7 +25,12 @@ from fusionlab.tasks import Task, parse_tasks
 
 EMBEDDED_TASKS: list[str | dict[str, Any]] = list(DRAWN_TASKS)
 _KNOWN = {**IMAGE_TASKS, **{name: Task(name=name, path=f"embedded:{name}") for name in DRAWN_TASKS}}
-_STAGE_SPLITS: dict[str, tuple[SplitName, ...]] = {"fit": SPLITS, "validate": ("validation",), "test": ("test",), "predict": ()}
+_STAGE_SPLITS: dict[str, tuple[SplitName, ...]] = {
+    "fit": SPLITS,
+    "validate": ("validation",),
+    "test": ("test",),
+    "predict": (),
+}
 
 
 @dataclass(frozen=True)

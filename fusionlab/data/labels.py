@@ -29,15 +29,14 @@ class _Column:
 
     names: tuple[str, ...] | None
     values: np.ndarray
-    ordered: bool
 
 
 def read_labels(source: Source, definition: Task | None) -> Labels:
     """Labels of every split, mapped by class name onto one order.
 
-    The order is that of ``class_names``, else that of the training split's ClassLabel feature (classes that only
-    another split has come after it), else the alphabet. Bare indices, and class names that are numbers, count in
-    ``class_names``, else in the classes of the known task of this name where their number agrees.
+    The order is that of ``class_names``, else the alphabet, unless a ClassLabel feature has another: then it is the
+    training split's, and classes that only another split has come after it. Bare indices, and class names that are
+    numbers, count in ``class_names``, else in the classes of the known task of this name where their number agrees.
 
     Args:
         source: the task's tables.
@@ -105,12 +104,12 @@ def _column(task: Task, split: str, table: Any) -> _Column:
         raise InputError(f"task {task.name!r}: {missing} of {len(values)} rows of {split} have no label in {name!r}")
     if isinstance(feature, ClassLabel):
         check_duplicates(feature.names, f"the class names of task {task.name!r} ({split})")
-        return _Column(tuple(feature.names), np.array(values, np.int64), ordered=True)
+        return _Column(tuple(feature.names), np.array(values, np.int64))
     if isinstance(feature, Value) and feature.dtype in ("string", "large_string"):
         names, indices = np.unique(np.array(values, dtype=object), return_inverse=True)
-        return _Column(tuple(names), indices.astype(np.int64), ordered=False)
+        return _Column(tuple(names), indices.astype(np.int64))
     if isinstance(feature, Value) and feature.dtype.startswith(("int", "uint", "bool")):
-        return _Column(None, np.array(values, np.int64), ordered=True)
+        return _Column(None, np.array(values, np.int64))
     raise InputError(
         f"task {task.name!r}: column {name!r} holds neither class indices nor class names but {feature}; name another "
         f"with label_column: ..."
@@ -161,8 +160,10 @@ def _own_names(task: Task, columns: Mapping[str, _Column], names: tuple[str, ...
 
 
 def _found(columns: Mapping[str, _Column]) -> tuple[str, ...]:
-    found = tuple(dict.fromkeys(name for column in columns.values() for name in column.names or ()))
-    return found if all(column.ordered for column in columns.values()) else tuple(sorted(found))
+    """All class names: in alphabetical order if every split has them so, else those of the first split first."""
+    lists = [column.names or () for column in columns.values()]
+    found = tuple(dict.fromkeys(name for names in lists for name in names))
+    return tuple(sorted(found)) if all(names == tuple(sorted(names)) for names in lists) else found
 
 
 def _mapped(task: Task, split: str, column: _Column, position: Mapping[str, int]) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import re
@@ -10,14 +9,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fusionlab.errors import InputError, did_you_mean, name_list
 from fusionlab.tasks import Task
 
-SPLITS = ("train", "validation", "test")
+SplitName = Literal["train", "validation", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 _TABLES = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".ndjson": "json"}
-_SPLIT_STEMS = {
+_SPLIT_STEMS: dict[str, tuple[str, ...]] = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing"),
@@ -106,25 +106,29 @@ def open_source(task: Task, cache: Path) -> Source:
 def _open_hub(task: Task) -> Source:
     import datasets
 
-    load = functools.partial(datasets.load_dataset, task.path, task.config, revision=task.revision)
-    with _input_errors(task, f"hub set {task.path!r}"):
-        known = datasets.get_dataset_split_names(task.path, task.config, revision=task.revision)
-        return Source(task, {split: load(split=name) for split, name in _split_names(task, known).items()}, None)
+    with _input_errors(task, f"the hub set {task.path!r}"):
+        builder = datasets.load_dataset_builder(task.path, task.config, revision=task.revision)
+        builder.download_and_prepare()
+        names = _split_names(task, [str(name) for name in builder.info.splits])
+        return Source(task, {split: builder.as_dataset(split=name) for split, name in names.items()}, None)
 
 
 def _open_folder(task: Task, cache: Path, folder: Path) -> Source:
     import datasets
 
-    named = {split: name for split in SPLITS if (name := getattr(task, split)) and (folder / name).is_file()}
+    named: dict[str, str] = {
+        split: name for split in SPLITS if (name := getattr(task, split)) and (folder / name).is_file()
+    }
     if named:
         files = {split: [folder / name] for split, name in named.items()}
-        return _open_files(replace(task, **dict.fromkeys(named)), cache, folder, files)
+        whole: dict[str, Any] = dict.fromkeys(named)
+        return _open_files(replace(task, **whole), cache, folder, files)
     if tables := _tables_named_for_splits(folder):
         return _open_files(task, cache, folder, {split: [file] for split, file in tables.items()})
-    with _input_errors(task, f"folder {str(folder)!r}"):
+    with _input_errors(task, f"the folder {str(folder)!r}"):
         builder = datasets.load_dataset_builder(str(folder), task.config, cache_dir=str(cache))
         files = {str(split): [Path(file) for file in found] for split, found in builder.config.data_files.items()}
-    return _open_files(task, cache, folder, files, kind=type(builder).__name__.lower())
+    return _open_files(task, cache, folder, files, kind=builder.name)
 
 
 def _tables_named_for_splits(folder: Path) -> dict[str, Path]:
@@ -154,7 +158,7 @@ def _open_files(
         if suffix == ".tsv":
             options["sep"] = "\t"
         paths = {base: [str(file) for file in found]}
-        with _input_errors(task, str(found[0])), _no_progress_bars():
+        with _input_errors(task, f"{name} ({found[0]})"), _no_progress_bars():
             return datasets.load_dataset(
                 builder, data_files=paths, split=f"{base}{bracket}{part}", cache_dir=str(cache), **options
             )
@@ -164,11 +168,17 @@ def _open_files(
 
 def _split_names(task: Task, known: list[str]) -> dict[str, str]:
     """The data's name (or slice) for each split that it has; a split that serves as another is not used twice."""
-    given = {split: name for split in SPLITS if (name := getattr(task, split))}
+    given: dict[str, str] = {split: name for split in SPLITS if (name := getattr(task, split))}
+    taken: set[str] = set()
     for split, name in given.items():
-        if name.partition("[")[0] not in known:
+        base, bracket, _ = name.partition("[")
+        if base not in known:
             raise InputError(f"task {task.name!r} has no split {name!r} for {split}; {did_you_mean(name, known)}")
-    taken = {name.partition("[")[0] for name in given.values()}
+        if bracket and base in SPLITS and base not in given:
+            raise InputError(
+                f"task {task.name!r} uses {name!r} for {split}; say what is left of it too, e.g. {base}: '{base}[20%:]'"
+            )
+        taken.add(base)
     return given | {split: split for split in SPLITS if split not in given and split in known and split not in taken}
 
 
@@ -183,10 +193,12 @@ def _input_errors(task: Task, what: str) -> Iterator[None]:
         raise
     except (DatasetsError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if "corresponds to no data" in reason:
+            reason = "it holds no rows"
         hint = ""
         if not is_local(task):
             hint = f" No network? Give a local copy: {{name: {task.name}, path: FOLDER}}"
-        raise InputError(f"task {task.name!r}: the {what} could not be read: {reason}.{hint}") from error
+        raise InputError(f"task {task.name!r}: {what} could not be read: {reason}.{hint}") from error
 
 
 @contextmanager

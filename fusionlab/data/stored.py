@@ -232,7 +232,7 @@ def data_version(images: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> st
     """The first 16 hex digits of SHA-256 over the rows' pixels and then their labels (int64, little-endian)."""
     digest = hashlib.sha256()
     for start in range(0, len(rows), _CHUNK):
-        digest.update(np.ascontiguousarray(images[rows[start : start + _CHUNK]]))
+        digest.update(np.ascontiguousarray(images[rows[start : start + _CHUNK]]).data)
     digest.update(labels[rows].astype("<i8").tobytes())
     return digest.hexdigest()[:16]
 
