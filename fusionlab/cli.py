@@ -25,6 +25,7 @@ from fusionlab.predicting import write_predictions
 from fusionlab.reporting import print_table, write_results
 from fusionlab.runs import CHECKPOINTS, RESULTS, RunFolder
 
+QUOTED = r"'([^']+)'"
 TRAINER_DEFAULTS = {
     "max_steps": 100,
     "max_epochs": -1,
@@ -161,10 +162,10 @@ def readable(message: str) -> str:
 
 
 def _expected(kind: str, value: str) -> str:
-    choices = re.fullmatch(r"typing\.Literal\[(.+)\]", kind)
-    if choices:
-        return f"no such choice {value!r}; {did_you_mean(value, re.findall(r"'([^']+)'", choices.group(1)))}"
-    return f"expected {re.sub(r"<class '(.+?)'>", r'\1', kind)}, got {value!r}"
+    if kind.startswith("typing.Literal["):
+        return f"no such choice {value!r}; {did_you_mean(value, re.findall(QUOTED, kind))}"
+    kind = re.sub(r"<class '(.+?)'>", r"\1", kind)
+    return f"expected {kind}, got {value!r}"
 
 
 def _known_options() -> list[str]:
