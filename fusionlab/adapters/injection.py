@@ -288,7 +288,6 @@ def _fill(layer: LoraLayer, name: str, left: Tensor, right: Tensor, scaling: flo
     dtype = torch.promote_types(base.weight.dtype, torch.float32)
     for part, value in ((layer.lora_A, right), (layer.lora_B, left)):
         part[name].weight = nn.Parameter(value.to(base.weight.device, dtype, copy=True), requires_grad=False)
-        part[name].train(base.training)
     layer.lora_dropout[name].train(base.training)
     rank = right.shape[0]
     layer.r[name], layer.lora_alpha[name], layer.scaling[name] = rank, scaling * rank, scaling

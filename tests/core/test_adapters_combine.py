@@ -9,7 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from fusionlab.adapters import Adapter, Factors, combine, combine_factors, inner_product, merge_adapter, truncate
+from fusionlab.adapters import (
+    Adapter,
+    Factors,
+    combine,
+    combine_factors,
+    hash_initial,
+    inner_product,
+    merge_adapter,
+    truncate,
+)
 from fusionlab.errors import InputError
 
 SHAPES = {"encoder.q_proj": (6, 5), "encoder.v_proj": (4, 5)}
@@ -230,3 +239,16 @@ def test_merging_adds_once_leaves_the_base_alone_and_rounds_once() -> None:
         merge_adapter({"encoder.q_proj.weight": base["encoder.q_proj.weight"]}, adapter)
     with pytest.raises(InputError, match=re.escape("changes a weight (6, 5), the base has (5, 6)")):
         merge_adapter({**base, "encoder.q_proj.weight": torch.ones(5, 6)}, adapter)
+
+
+def test_the_hash_of_a_start_sees_names_shapes_values_and_b0_but_not_the_order() -> None:
+    a, b = torch.arange(6.0).view(2, 3), torch.ones(4, 2)
+    first = hash_initial({"x": (a, None), "y": (b, None)})
+    assert first == hash_initial({"y": (b, None), "x": (a.clone(), None)})
+    others = [
+        {"x": (b, None), "y": (a, None)},
+        {"x": (a.view(3, 2), None), "y": (b, None)},
+        {"x": (a + 1e-6, None), "y": (b, None)},
+        {"x": (a, b), "y": (b, None)},
+    ]
+    assert len({first, *(hash_initial(other) for other in others)}) == 5

@@ -324,15 +324,15 @@ def test_published_l_lora_adapters_use_their_stored_initial_values(tmp_path: Pat
 
 
 def test_rank_patterns_tell_names_apart_that_end_alike(tmp_path: Path) -> None:
-    model = nn.ModuleDict({"tower": nn.ModuleDict({"q": nn.Linear(4, 4)}), "q": nn.Linear(4, 4)})
+    model = nn.ModuleDict({"tower": nn.ModuleDict({"q": nn.Linear(4, 4), "v": nn.Linear(4, 4)}), "q": nn.Linear(4, 4)})
     torch.manual_seed(0)
     factors = {
         name: adapters.Factors(torch.randn(rank, 4), torch.randn(4, rank), lora_alpha=rank * 2)
-        for name, rank in (("q", 1), ("tower.q", 3))
+        for name, rank in (("q", 1), ("tower.q", 3), ("tower.v", 3))
     }
     adapter = adapters.Adapter(factors)
     adapters.save_adapter(tmp_path, adapter)
-    assert adapters.load_adapter(tmp_path).ranks == {"q": 1, "tower.q": 3}
+    assert adapters.load_adapter(tmp_path).ranks == {"q": 1, "tower.q": 3, "tower.v": 3}
     peft_model = PeftModel.from_pretrained(model, tmp_path)
     for name in factors:
         layer = peft_model.get_submodule(f"base_model.model.{name}")
