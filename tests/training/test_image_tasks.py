@@ -315,7 +315,7 @@ def test_a_trainer_gives_the_image_size_of_its_backbone(tmp_path: Path) -> None:
     data = ImageTasks([task], batch_size=16, cache_dir=str(tmp_path / "cache"))
     trainer = Trainer(
         default_root_dir=tmp_path, accelerator="cpu", logger=False, enable_checkpointing=False, max_epochs=1,
-        enable_progress_bar=False, enable_model_summary=False,
+        enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
     )  # fmt: skip
     module = Sized()
     trainer.fit(module, data)
