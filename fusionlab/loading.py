@@ -82,6 +82,8 @@ def load_weights(folder: Path, base_model: nn.Module | None = None) -> LoadedWei
         labels.pop("base_hash", None)
         state = open_checkpoint(folder).state()
         if base_model is not None:
+            tied = adapters.tied_names(base_model)
+            state = {name: tensor for name, tensor in state.items() if name not in tied}
             check_same_names(adapters.base_state(base_model), state, what=f"the model in {str(folder)!r}")
         return LoadedWeights(state, labels)
     inside = sorted(path.name for path in folder.iterdir() if path.is_dir())

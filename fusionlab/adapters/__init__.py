@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fusionlab.adapters.base import base_state, base_weights_replaced
+from fusionlab.adapters.base import base_state, base_weights_replaced, tied_names
 from fusionlab.adapters.checkpointing import enable_gradient_checkpointing
 from fusionlab.adapters.combining import combine, combine_factors, truncate
 from fusionlab.adapters.exchange import is_adapter, load_adapter, save_adapter
@@ -49,6 +49,7 @@ __all__ = [
     "remove",
     "save_adapter",
     "tasks_of",
+    "tied_names",
     "trainable_parameters",
     "truncate",
 ]

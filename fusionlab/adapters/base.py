@@ -12,12 +12,26 @@ from fusionlab.state import State, check_same_names
 
 
 def base_state(model: nn.Module) -> dict[str, Tensor]:
-    """The base's parameters and persistent buffers by their names before any adapter was injected; not copies."""
+    """The base's parameters and persistent buffers by their names before any adapter was injected; not copies.
+
+    Tied tensors come once, under the first of their names, as transformers stores them.
+    """
+    tied = tied_names(model)
     return {
-        name.replace(".base_layer.", "."): tensor.detach()
+        own: tensor.detach()
         for name, tensor in model.state_dict(keep_vars=True).items()
-        if ".lora_" not in name
+        if ".lora_" not in name and (own := name.replace(".base_layer.", ".")) not in tied
     }
+
+
+def tied_names(model: nn.Module) -> dict[str, str]:
+    """Further names of tensors that have several: each with the first one, which :func:`base_state` uses."""
+    first: dict[int, str] = {}
+    names = {
+        name.replace(".base_layer.", "."): first.setdefault(id(tensor), name.replace(".base_layer.", "."))
+        for name, tensor in model.state_dict(keep_vars=True).items()
+    }
+    return {name: kept for name, kept in names.items() if name != kept}
 
 
 @contextmanager

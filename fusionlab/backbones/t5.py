@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fusionlab.backbones.frozen import FrozenBackbone
 from fusionlab.errors import InputError, name_list
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -45,7 +47,7 @@ class Answers:
         return Answers(self.words, tuple(packs))  # type: ignore[arg-type]
 
 
-class T5Backbone(FrozenBackbone):
+class T5Backbone(nn.Module):
     """A frozen ``T5ForConditionalGeneration`` (T5, T5 v1.1 or flan-T5) with its tokenizer.
 
     Args:
@@ -86,9 +88,10 @@ class T5Backbone(FrozenBackbone):
         try:
             config = AutoConfig.from_pretrained(source)
             _check_architecture(config, name)
-            model, info = T5ForConditionalGeneration.from_pretrained(
-                source, dtype=DTYPES[dtype], output_loading_info=True
-            )
+            with _quiet_about_ties():
+                model, info = T5ForConditionalGeneration.from_pretrained(
+                    source, dtype=DTYPES[dtype], output_loading_info=True
+                )
             tokenizer = AutoTokenizer.from_pretrained(source)
         except (OSError, ValueError) as error:
             if isinstance(error, InputError):
@@ -195,10 +198,36 @@ class T5Backbone(FrozenBackbone):
         tokens = self.model.generate(input_ids=input_ids, attention_mask=attention_mask, generation_config=settings)
         return self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
 
+    def save_files(self, folder: Path) -> None:
+        """Write what belongs beside weights in this layout: configuration, generation defaults and tokenizer.
+
+        ``tie_word_embeddings`` says what it says on the hub, whether the decoder's output is scaled as in the first T5;
+        transformers 5 itself writes true for every T5, which older versions misread for T5 v1.1 and flan-T5.
+        """
+        config = self.model.config.to_diff_dict()
+        scaled = getattr(self.model.config, "scale_decoder_outputs", self.model.config.tie_word_embeddings)
+        config |= {"tie_word_embeddings": scaled, "architectures": [type(self.model).__name__]}
+        (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        self.model.generation_config.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
     def decode_labels(self, labels: Tensor) -> list[str]:
         """The texts of target tokens, padding (-100) and special tokens left out."""
         tokens = labels.masked_fill(labels < 0, self.model.config.pad_token_id)
         return self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+
+
+@contextmanager
+def _quiet_about_ties() -> Iterator[None]:
+    """Leave out transformers' advice to edit the configuration of every T5 v1.1 and flan-T5, which are not tied."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def check_dtype(dtype: str) -> None:

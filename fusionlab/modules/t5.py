@@ -23,7 +23,7 @@ LABEL_METRICS, SCORE_METRICS = ("accuracy", "exact_match"), ("spearman", "pearso
 class T5Module(FusionModule):
     """Fine-tunes T5's attention in encoder, decoder and cross-attention on text-to-text tasks.
 
-    T5's own dropout stays off; ``dropout`` is that of the adapters.
+    While training, T5's own dropout (``dropout_rate`` of its configuration) acts as well as that of the adapters.
 
     Args:
         backbone: an embedded name, a local folder or a hub id of a T5, T5 v1.1 or flan-T5.
