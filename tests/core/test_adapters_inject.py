@@ -258,6 +258,16 @@ def test_adding_and_removing_leave_training_as_it_was(model: nn.Module) -> None:
     assert adapters.tasks_of(model) == ["a"]
 
 
+def test_adding_to_a_model_that_trains_its_own_weights_freezes_none_of_them(model: nn.Module) -> None:
+    donor = copy.deepcopy(model)
+    adapters.inject(donor, ["a"], rank=2)
+    model.vision_model.post_layernorm.weight.requires_grad_(False)
+    with adapters.added(model, adapters.extract(donor, "a")):
+        frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+        assert {name for name in frozen if ".lora_" not in name} == {"vision_model.post_layernorm.weight"}
+        assert len(frozen) == 1 + 2 * 4
+
+
 def test_an_adapter_for_another_model_is_refused_by_name(model: nn.Module) -> None:
     factors = adapters.Factors(torch.ones(2, 8), torch.ones(8, 2), lora_alpha=2)
     with pytest.raises(InputError, match=r"does not have: encoder\.q_proj"):
