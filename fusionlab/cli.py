@@ -142,7 +142,16 @@ def main(argv: list[str]) -> int:
         )
     except ArgumentError as error:
         raise InputError(readable(str(error))) from error
+    except ValueError as error:
+        raise _input_error_in(error) or error
     return 0
+
+
+def _input_error_in(error: BaseException | None) -> InputError | None:
+    """The InputError that jsonargparse wrapped while it built an object, if there is one; any other is a fault."""
+    while error is not None and not isinstance(error, InputError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def readable(message: str) -> str:

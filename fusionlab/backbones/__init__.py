@@ -30,7 +30,7 @@ def resolve_model(name: str) -> str:
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         embedded = [folder.name for folder in ASSETS.iterdir() if (folder / "config.json").is_file()]
         raise InputError(
-            f"no model folder {name!r} and it is not a hub id like 'owner/name'; embedded: "
+            f"no model folder {name!r} and it is not a hub id like 'owner/name'; "
             f"{did_you_mean(name, embedded)} Give an embedded name, a local folder or a hub id."
         )
     return name
