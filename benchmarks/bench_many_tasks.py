@@ -52,7 +52,11 @@ def main() -> None:
         "ratio": statistics.median(ratios),
         "target": 0.6,
         "cpus": torch.get_num_threads(),
-        "versions": {"torch": torch.__version__, "lightning": lightning.__version__, "python": platform.python_version()},
+        "versions": {
+            "torch": torch.__version__,
+            "lightning": lightning.__version__,
+            "python": platform.python_version(),
+        },
     }
     print(json.dumps(record))
 

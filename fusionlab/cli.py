@@ -13,7 +13,7 @@ from typing import Any
 
 import transformers
 import yaml
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -60,6 +60,8 @@ class FusionCLI(LightningCLI):
         config = self.config[self.subcommand]
         if config.seed_everything is True or config.seed_everything is False:
             raise InputError("seed_everything must be a number, so that the run can be repeated")
+        if self.subcommand == "predict" and config.output is None:
+            raise InputError("predict needs --output, the file for the labels, such as labels.csv")
         if config.trainer.default_root_dir is None:
             config.trainer.default_root_dir = str(self._next_run_folder(config).path)
         if self.subcommand != "fit":
@@ -81,9 +83,8 @@ class FusionCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Decide between a new run, a resumed one, and a refusal; nothing is written before the data is checked."""
         config = self.config[self.subcommand]
-        for key, value in config.model.init_args.items():
-            if value is None and hasattr(self.model, key):
-                config.model.init_args[key] = getattr(self.model, key)
+        for key, value in self.model.resolved.items():
+            config.model.init_args[key] = value
         if self.subcommand != "fit":
             return
         resolved = yaml.safe_load(self.parser.dump(self.config, skip_none=False, skip_check=True))[self.subcommand]

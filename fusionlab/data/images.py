@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fusionlab.data.cache import cache_root
 from fusionlab.data.drawing import DRAWN_TASKS
+from fusionlab.data.folder import ImageBatches, image_files
 from fusionlab.data.loader import Batch, StepLoader, exact_batches
 from fusionlab.data.pixels import pixels
 from fusionlab.data.sources import SPLITS, SplitName, check_path
@@ -91,6 +92,7 @@ class ImageTasks(LightningDataModule):
         eval_batch_size: images in an evaluation batch.
         image_size: side of the square images in pixels; by default what the backbone takes.
         on_bad_image: ``error`` names the images that do not decode and stops, ``skip`` leaves them out.
+        images: folder of images, or one image, for ``predict``.
         max_samples: use at most this many images of each split, a fixed random choice.
         cache_dir: folder for decoded images; by default ``$FUSIONLAB_CACHE``, else ``~/.cache/fusionlab``.
         seed: seed of the order of training images.
@@ -103,6 +105,7 @@ class ImageTasks(LightningDataModule):
         eval_batch_size: int = 128,
         image_size: int | None = None,
         on_bad_image: OnBadImage = "error",
+        images: str | None = None,
         max_samples: int | None = None,
         cache_dir: str | None = None,
         seed: int = 42,
@@ -119,6 +122,7 @@ class ImageTasks(LightningDataModule):
             _check_embedded(task) if _is_embedded(task) else check_path(task)
         self.batch_size, self.eval_batch_size, self.image_size = batch_size, eval_batch_size, image_size
         self.on_bad_image, self.max_samples, self.cache_dir, self.seed = on_bad_image, max_samples, cache_dir, seed
+        self.images = None if images is None else image_files(Path(images))
         self.tasks: dict[str, ImageTask] = {}
         self.splits: dict[str, dict[str, ImageSplit]] = {name: {} for name in self.definitions}
 
@@ -199,6 +203,16 @@ class ImageTasks(LightningDataModule):
         return [0]
 
     test_dataloader = val_dataloader
+
+    def predict_dataloader(self) -> ImageBatches:
+        """Batches of the images to label: uint8 images of constant shape and the paths of those that are no padding.
+
+        Raises:
+            InputError: no ``images`` given, or images that do not decode (unless ``on_bad_image`` is ``skip``).
+        """
+        if self.images is None:
+            raise InputError("predict needs --data.images, a folder of images or one image")
+        return ImageBatches(self.images, self._image_size(), self.eval_batch_size, self.on_bad_image)
 
     def eval_batches(self, task: str, split: str, *, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
         """This rank's evaluation batches of a task, each with a bool ``"mask"`` that is False on padding."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -32,13 +32,13 @@ class FusionModule(LightningModule):
     task's adapter is activated, so only one graph is held, and each adapter is trained as if alone.
 
     Args:
-        backbone: an embedded name, a local folder or a hub id; or a backbone that is loaded already.
+        backbone: an embedded name, a local folder or a hub id, the embedded one by default; or a loaded backbone.
         method: ``lora`` trains A and B; ``l_lora`` trains each adapted layer expanded to first order in (A, B).
         rank: rank r of every adapter.
         lora_alpha: the adapter is scaled by ``lora_alpha / rank``.
         dropout: dropout on the adapter's input while training, 0..1.
         target_modules: names of the linear layers to adapt; the backbone's q and v projections by default.
-        learning_rate: peak learning rate of AdamW.
+        learning_rate: peak learning rate of AdamW; by default one that suits the method and the embedded backbone.
         weight_decay: decoupled weight decay on what is trained.
         num_warmup_steps: steps of linear warm-up.
         lr_schedule: what follows the warm-up, ``cosine`` to zero over the run, or ``constant``.
@@ -46,15 +46,18 @@ class FusionModule(LightningModule):
         seed: seed of the initial adapter, of dropout, and written into every result row.
     """
 
+    default_backbone: ClassVar[str]
+    default_learning_rates: ClassVar[Mapping[str, float]]
+
     def __init__(
         self,
-        backbone: str | nn.Module,
+        backbone: str | nn.Module | None,
         method: Method = "lora",
         rank: int = 16,
         lora_alpha: float = 32,
         dropout: float = 0.0,
         target_modules: list[str] | None = None,
-        learning_rate: float = 1e-3,
+        learning_rate: float | None = None,
         weight_decay: float = 0.0,
         num_warmup_steps: int = 0,
         lr_schedule: Literal["cosine", "constant"] = "cosine",
@@ -66,6 +69,8 @@ class FusionModule(LightningModule):
             raise InputError(f"rank must be at least 1, got {rank}")
         if not 0 <= dropout < 1:
             raise InputError(f"dropout must lie in 0..1, got {dropout}")
+        if learning_rate is None:
+            learning_rate = self.default_learning_rates[method]
         if learning_rate <= 0:
             raise InputError(f"learning_rate must be positive, got {learning_rate}")
         self.strict_loading = False
@@ -73,12 +78,24 @@ class FusionModule(LightningModule):
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.num_warmup_steps, self.lr_schedule = num_warmup_steps, lr_schedule
         self.weights, self.seed = weights, seed
+        backbone = self.default_backbone if backbone is None else backbone
         self.backbone: Any = load_backbone(backbone) if isinstance(backbone, str) else backbone
         self.target_modules = tuple(target_modules or self.backbone.default_target_modules)
         self.injection: adapters.InjectionReport | None = None
         self.task_parameters: dict[str, list[nn.Parameter]] = {}
         self.loaded: LoadedWeights | None = None
         self.rows: list[Row] = []
+        self.predictions: list[dict[str, Any]] = []
+        self._predicting = ExitStack()
+
+    @property
+    def resolved(self) -> dict[str, Any]:
+        """The arguments whose defaults depend on the class or on other arguments, as they came out."""
+        return {
+            "backbone": self.backbone.name,
+            "learning_rate": self.learning_rate,
+            "target_modules": list(self.target_modules),
+        }
 
     # what a kind of model supplies
 
@@ -244,7 +261,17 @@ class FusionModule(LightningModule):
         """Prepare the tasks on the device."""
         self.prepare_tasks(self.trainer.datamodule.tasks)
 
-    on_validation_start = on_predict_start = on_test_start
+    on_validation_start = on_test_start
+
+    def on_predict_start(self) -> None:
+        """Prepare the tasks and put the weights in."""
+        self.prepare_tasks(self.trainer.datamodule.tasks)
+        self.predictions = []
+        self._predicting.enter_context(self.use(None if self.loaded is None else self.loaded.weights))
+
+    def on_predict_end(self) -> None:
+        """Take the weights out."""
+        self._predicting.close()
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """In ``fit``, score each task's adapter on its own validation split and log; else score ``weights``."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -17,13 +17,13 @@ class ClipModule(FusionModule):
     """Fine-tunes CLIP's image tower; the text tower and the zero-shot heads that it gives stay frozen.
 
     Args:
-        backbone: an embedded name, a local folder or a hub id of a CLIP.
+        backbone: an embedded name, a local folder or a hub id of a CLIP; ``tiny-clip`` by default.
         method: ``lora`` trains A and B; ``l_lora`` trains each adapted layer expanded to first order in (A, B).
         rank: rank r of every adapter.
         lora_alpha: the adapter is scaled by ``lora_alpha / rank``.
         dropout: dropout on the adapter's input while training, 0..1.
         target_modules: names of the linear layers to adapt; the q and v projections by default.
-        learning_rate: peak learning rate of AdamW.
+        learning_rate: peak learning rate of AdamW; by default one that suits the method and the embedded backbone.
         weight_decay: decoupled weight decay on what is trained.
         num_warmup_steps: steps of linear warm-up.
         lr_schedule: what follows the warm-up, ``cosine`` to zero over the run, or ``constant``.
@@ -31,15 +31,18 @@ class ClipModule(FusionModule):
         seed: seed of the initial adapter, of dropout, and written into every result row.
     """
 
+    default_backbone = "tiny-clip"
+    default_learning_rates: ClassVar[dict[str, float]] = {"lora": 1e-3, "l_lora": 1e-3}
+
     def __init__(
         self,
-        backbone: str = "tiny-clip",
+        backbone: str | None = None,
         method: Method = "lora",
         rank: int = 16,
         lora_alpha: float = 32,
         dropout: float = 0.0,
         target_modules: list[str] | None = None,
-        learning_rate: float = 1e-3,
+        learning_rate: float | None = None,
         weight_decay: float = 0.0,
         num_warmup_steps: int = 0,
         lr_schedule: Literal["cosine", "constant"] = "cosine",
@@ -51,10 +54,12 @@ class ClipModule(FusionModule):
             num_warmup_steps, lr_schedule, weights, seed,
         )  # fmt: skip
         self.heads: dict[str, Tensor] = {}
+        self.class_names: dict[str, tuple[str, ...]] = {}
 
     def prepare_tasks(self, tasks: dict[str, Any]) -> None:
         """Build each task's zero-shot head once: unit rows, shape ``(num_classes, dim)``, on this device."""
         for name, task in tasks.items():
+            self.class_names[name] = task.class_names
             if name not in self.heads:
                 self.heads[name] = self.backbone.zero_shot_head(task.class_names, task.templates)
             self.heads[name] = self.heads[name].to(self.device)
@@ -77,6 +82,18 @@ class ClipModule(FusionModule):
         predictions = lowest_argmax(self.logits(task, batch["images"]))
         metrics.update(predictions, batch["labels"], batch["mask"])
 
-    def predict_probabilities(self, task: str, batch: dict[str, Any]) -> Tensor:
-        """Class probabilities in float32, shape ``(batch, num_classes)``."""
-        return torch.softmax(self.logits(task, batch["images"]).float(), dim=-1)
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Label a batch of images with every task's classes; ties go to the lower label."""
+        for task in self.heads:
+            probabilities = torch.softmax(self.logits(task, batch["images"]).float(), dim=-1)
+            labels = lowest_argmax(probabilities)
+            for row, path in enumerate(batch["paths"]):  # shorter than the batch where it is padded
+                label = int(labels[row])
+                self.predictions.append(
+                    {
+                        "path": path,
+                        "task": task,
+                        "label": self.class_names[task][label],
+                        "probability": round(float(probabilities[row, label]), 6),
+                    }
+                )

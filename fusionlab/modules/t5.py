@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -26,13 +25,13 @@ class T5Module(FusionModule):
     While training, T5's own dropout (``dropout_rate`` of its configuration) acts as well as that of the adapters.
 
     Args:
-        backbone: an embedded name, a local folder or a hub id of a T5, T5 v1.1 or flan-T5.
+        backbone: an embedded name, a local folder or a hub id of a T5, T5 v1.1 or flan-T5; ``tiny-t5`` by default.
         method: ``lora`` trains A and B; ``l_lora`` trains each adapted layer expanded to first order in (A, B).
         rank: rank r of every adapter.
         lora_alpha: the adapter is scaled by ``lora_alpha / rank``.
         dropout: dropout on the adapter's input while training, 0..1.
         target_modules: names of the linear layers to adapt; the q and v projections of all attention by default.
-        learning_rate: peak learning rate of AdamW.
+        learning_rate: peak learning rate of AdamW; by default one that suits the method and the embedded backbone.
         weight_decay: decoupled weight decay on what is trained.
         num_warmup_steps: steps of linear warm-up.
         lr_schedule: what follows the warm-up, ``cosine`` to zero over the run, or ``constant``.
@@ -45,15 +44,18 @@ class T5Module(FusionModule):
         dtype: dtype of the frozen weights, ``float32`` or ``bfloat16``; adapters are float32.
     """
 
+    default_backbone = "tiny-t5"
+    default_learning_rates: ClassVar[dict[str, float]] = {"lora": 1e-3, "l_lora": 1e-3}
+
     def __init__(
         self,
-        backbone: str = "tiny-t5",
+        backbone: str | None = None,
         method: Method = "lora",
         rank: int = 16,
         lora_alpha: float = 32,
         dropout: float = 0.0,
         target_modules: list[str] | None = None,
-        learning_rate: float = 1e-3,
+        learning_rate: float | None = None,
         weight_decay: float = 0.0,
         num_warmup_steps: int = 0,
         lr_schedule: Literal["cosine", "constant"] = "cosine",
@@ -66,14 +68,12 @@ class T5Module(FusionModule):
         if max_new_tokens < 1:
             raise InputError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
         super().__init__(
-            _load(backbone, dtype), method, rank, lora_alpha, dropout, target_modules, learning_rate, weight_decay,
-            num_warmup_steps, lr_schedule, weights, seed,
+            _load(backbone or self.default_backbone, dtype), method, rank, lora_alpha, dropout, target_modules,
+            learning_rate, weight_decay, num_warmup_steps, lr_schedule, weights, seed,
         )  # fmt: skip
         self.evaluation, self.max_new_tokens = evaluation, max_new_tokens
         self.metric_names: dict[str, str] = {}
         self.answers: dict[str, Answers] = {}
-        self.predictions: list[dict[str, str]] = []
-        self._predicting = ExitStack()
 
     def setup(self, stage: str) -> None:
         """Refuse float16, then as every module does.
@@ -158,23 +158,12 @@ class T5Module(FusionModule):
         """The greedy answer to each text of the batch."""
         return self.backbone.generate(batch["input_ids"], batch["attention_mask"], self.max_new_tokens)
 
-    # prediction
-
-    def on_predict_start(self) -> None:
-        """Put the weights in."""
-        self.predictions = []
-        self._predicting.enter_context(self.use(None if self.loaded is None else self.loaded.weights))
-
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Answer a batch of texts."""
         answers = self.generate(batch)
         self.predictions += [
             {"text": text, "answer": answer} for text, answer in zip(batch["text"], answers, strict=True)
         ]
-
-    def on_predict_end(self) -> None:
-        """Take the weights out."""
-        self._predicting.close()
 
 
 def _load(backbone: str, dtype: str) -> T5Backbone:

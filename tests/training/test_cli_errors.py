@@ -8,7 +8,10 @@ import pytest
 from fusionlab.__main__ import main
 
 CASES = {
-    "unknown flag": (["fit", "--trainer.max_stps", "3"], "unknown key 'trainer.max_stps'; did you mean 'trainer.max_steps'"),
+    "unknown flag": (
+        ["fit", "--trainer.max_stps", "3"],
+        "unknown key 'trainer.max_stps'; did you mean 'trainer.max_steps'",
+    ),
     "unknown model key": (["fit", "--model.metod", "lora"], "unknown key 'metod'; did you mean 'method'"),
     "unknown method": (["fit", "--model.method", "loar"], "method: no such choice 'loar'; did you mean 'lora'"),
     "wrong type": (["fit", "--trainer.max_steps", "many"], "trainer.max_steps: expected int, got 'many'"),
