@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
@@ -25,6 +26,11 @@ from fusionlab.errors import InputError
 
 _BILINEAR = (F.linear, F.conv1d, F.conv2d, F.conv3d)
 _CHECKPOINTING = ("gradient_checkpointing", "grad_checkpointing")
+_NO_HOOKS = "saved-tensor hooks are off in a linearized network"
+_CHECKPOINTED = (
+    "{} uses gradient checkpointing, which a linearized network cannot recompute at its point; turn it off "
+    "(model.gradient_checkpointing_disable()) and lower the batch size"
+)
 _NO_RULE = ("forward AD", "jvp function for custom autograd.Function")
 
 
@@ -61,6 +67,8 @@ class Function:
             stack.enter_context(_without_dropout(self.module, tuple(self.dropout_modules)))
             stack.enter_context(tensors_replaced(self.module, values))
             stack.enter_context(_forward_mode_kernels())
+            if torch.is_grad_enabled():  # a recomputation would use the module's own parameters, not the point
+                stack.enter_context(disable_saved_tensors_hooks(_NO_HOOKS))
             if rule is not None:
                 stack.enter_context(rule)
             try:
@@ -68,6 +76,8 @@ class Function:
             except (NotImplementedError, RuntimeError) as error:
                 if any(sign in str(error) for sign in _NO_RULE):
                     raise InputError(_no_rule(self.module, error)) from error
+                if _NO_HOOKS in str(error):
+                    raise InputError(_CHECKPOINTED.format(_where(self.module, error))) from error
                 raise
         if not isinstance(output, Tensor):
             raise InputError(f"a linearized function returns one tensor, got {type(output).__name__}; pick one output")
@@ -138,7 +148,7 @@ def tensors_replaced(module: nn.Module, values: Mapping[str, Tensor]) -> Iterato
     """Within the block the module's parameters and buffers of these names are other tensors, wherever they are tied."""
     own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     wanted = {id(own[name]): value for name, value in values.items()}
-    slots = [
+    slots: list[tuple[dict[str, Any], str, Any]] = [
         (tensors, leaf, tensor)
         for part in module.modules()
         for tensors in (part._parameters, part._buffers)
@@ -187,22 +197,24 @@ def refuse_checkpointing(module: nn.Module) -> None:
     """
     for name, part in module.named_modules():
         if any(getattr(part, flag, False) is True for flag in _CHECKPOINTING):
-            raise InputError(
-                f"{name or type(module).__name__} uses gradient checkpointing, which a linearized network cannot "
-                f"recompute; turn it off (model.gradient_checkpointing_disable()) and lower the batch size"
-            )
+            raise InputError(_CHECKPOINTED.format(name or type(module).__name__))
 
 
 def _no_rule(module: nn.Module, error: BaseException) -> str:
+    return (
+        f"{_where(module, error)} has no forward-mode rule, which linearizing a network needs: "
+        f"{str(error).splitlines()[0]} Load the model with attn_implementation='eager' or 'sdpa', replace that layer "
+        f"by plain PyTorch operations, or use method l_lora, which needs no such rule."
+    )
+
+
+def _where(module: nn.Module, error: BaseException) -> str:
+    """The innermost part of ``module`` that ``error`` came through, by name and class."""
     names = {id(part): name for name, part in module.named_modules()}
-    inside, traceback = "", error.__traceback__
+    inside, traceback = "the function", error.__traceback__
     while traceback is not None:
         part = traceback.tb_frame.f_locals.get("self")
         if id(part) in names:
             inside = f"{names[id(part)] or 'the module'} ({type(part).__name__})"
         traceback = traceback.tb_next
-    return (
-        f"{inside or 'the function'} has no forward-mode rule, which linearizing a network needs: "
-        f"{str(error).splitlines()[0]} Load the model with attn_implementation='eager' or 'sdpa', replace that layer "
-        f"by plain PyTorch operations, or use method l_lora, which needs no such rule."
-    )
+    return inside

@@ -116,7 +116,8 @@ def tangent_outputs(
     point = _checked_point(module, point, point, dtype)
     function = Function(call, module, dtype)
     kept: list[tuple[Tensor, int]] = []
-    base, outputs = None, {}
+    base: Tensor | None = None
+    outputs: dict[str, Tensor] = {}
     for task, tangent in tangents.items():
         rule = BilinearRule(kept if len(tangents) > 1 else None, replay=bool(outputs))
         cast = {name: tangent[name].to(point[name]) for name in point}
