@@ -25,7 +25,8 @@ Fine-tune CLIP, ViT and T5 on many tasks, fuse the task vectors into one model, 
 commands:
 {commands}
 
-`python -m fusionlab COMMAND --help` lists a command's options. `python -m fusionlab fit` alone runs the embedded default.
+`python -m fusionlab COMMAND --help` lists a command's options.
+`python -m fusionlab fit` alone runs the embedded default.
 """.format(commands="\n".join(f"  {name:10} {text}" for name, text in COMMANDS.items()))
 
 

@@ -128,7 +128,7 @@ def main(argv: list[str]) -> int:
     """
     _quiet()
     try:
-        cli = FusionCLI(
+        FusionCLI(
             FusionModule,
             LightningDataModule,
             subclass_mode_model=True,
@@ -144,7 +144,10 @@ def main(argv: list[str]) -> int:
     except ArgumentError as error:
         raise InputError(readable(str(error))) from error
     except ValueError as error:
-        raise _input_error_in(error) or error
+        wrapped = _input_error_in(error)
+        if wrapped is None:
+            raise
+        raise wrapped from None
     return 0
 
 

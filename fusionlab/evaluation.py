@@ -13,6 +13,8 @@ ROW_FIELDS = (
     "fused_tasks", "finetuned_on", "denominator", "normalized", "data_version", "seed",
 )  # fmt: skip
 Row = dict[str, Any]
+# metrics that count faults; they have no share of a single-task value, and no place beside scores
+COUNTS = ("unparsable",)
 
 
 def evaluate(
@@ -57,6 +59,14 @@ def evaluate(
         for part, was_training in flags:
             part.training = was_training
     return rows
+
+
+def primary_rows(rows: Iterable[Row]) -> list[Row]:
+    """Of each task the rows of its first metric: the one that means and choices are made of."""
+    rows, first = list(rows), {}
+    for row in rows:
+        first.setdefault(row["task"], row["metric"])
+    return [row for row in rows if row["metric"] == first[row["task"]]]
 
 
 def _rows(task: str, split: str, metrics: Any, samples: Any, labels: dict[str, Any]) -> list[Row]:

@@ -69,7 +69,9 @@ def load_weights(folder: Path, base_model: nn.Module | None = None) -> LoadedWei
         InputError: no such folder, not a weights folder, or made for another base.
     """
     if not folder.is_dir():
-        raise InputError(f"no folder {str(folder)!r}; give an adapter's, a fused model's or a fine-tuned model's folder")
+        raise InputError(
+            f"no folder {str(folder)!r}; give an adapter's, a fused model's or a fine-tuned model's folder"
+        )
     labels = _labels(folder)
     if (folder / "adapter_config.json").is_file():
         adapter = adapters.load_adapter(folder)

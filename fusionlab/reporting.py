@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fusionlab.errors import InputError
-from fusionlab.evaluation import Row
+from fusionlab.evaluation import COUNTS, Row, primary_rows
 from fusionlab.runs import RESULTS
 
 SCHEMA = 1
@@ -36,7 +36,8 @@ def normalize(rows: Sequence[Row], full: dict[tuple[str, str], float] | None = N
         full: values of full fine-tuning by (task, metric); each row is then given a second time under ``full``.
 
     Returns:
-        The rows with ``denominator`` and ``normalized``; None where there is no denominator or it is zero.
+        The rows with ``denominator`` and ``normalized``; None where there is no denominator, it is zero, or the row
+        is a count.
     """
     own = {
         (row["task"], row["metric"]): row["value"]
@@ -52,7 +53,7 @@ def normalize(rows: Sequence[Row], full: dict[tuple[str, str], float] | None = N
 
 
 def _share(row: Row, values: dict[tuple[str, str], float]) -> float | None:
-    denominator = values.get((row["task"], row["metric"]))
+    denominator = None if row["metric"] in COUNTS else values.get((row["task"], row["metric"]))
     return row["value"] / denominator if denominator else None
 
 
@@ -73,12 +74,16 @@ def single_task_values(run: Path) -> dict[tuple[str, str], float]:
 
 
 def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Header and lines: one line per model, one column per task and metric, the mean last.
+    """Header and lines: one line per model, one column per task and metric, the mean over tasks last.
+
+    Counts have no column, and the mean is of each task's first metric.
 
     Fine-tuned models share one line, each scored on its own task; rows of fine-tuned models on other tasks, and rows
     that only repeat a value under another denominator, are left out.
     """
     rows = [row for row in rows if row["denominator"] in (None, "own") and _is_own(row)]
+    rows = [row for row in rows if row["metric"] not in COUNTS]
+    primary = {(row["task"], row["metric"]) for row in primary_rows(rows)}
     columns = list(dict.fromkeys((row["task"], row["metric"]) for row in rows))
     lines: dict[str, dict[tuple[str, str], float]] = {}
     for row in rows:
@@ -88,7 +93,8 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     body = []
     for name, values in lines.items():
         cells = [f"{values[column]:.3f}" if column in values else "-" for column in columns]
-        body.append([name, *cells, f"{sum(values.values()) / len(values):.3f}"])
+        of_tasks = [value for column, value in values.items() if column in primary]
+        body.append([name, *cells, f"{sum(of_tasks) / len(of_tasks):.3f}"])
     return header, body
 
 
@@ -110,6 +116,12 @@ def markdown(rows: Sequence[Row], title: str) -> str:
         lines += ["Scaling coefficients:", ""]
         lines += [f"- `{rule}`: {_coefficients(values)}" for rule, values in coefficients.items()]
         lines.append("")
+    faults = [row for row in rows if row["metric"] in COUNTS and row["value"] and row["denominator"] != "full"]
+    lines += [
+        f"- {row['task']}, {line_name(row)}: {row['value']:.0f} of {row['num_samples']} answers {row['metric']}"
+        for row in faults
+    ]
+    lines += [""] if faults else []
     counts = dict.fromkeys((row["task"], row["split"], row["num_samples"], row["data_version"]) for row in rows)
     lines += ["| task | split | samples | data version |", "|---|---|---|---|"]
     lines += [f"| {task} | {split} | {count} | `{version}` |" for task, split, count, version in counts]
