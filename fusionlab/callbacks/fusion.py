@@ -18,9 +18,9 @@ from fusionlab import reporting, rules, search
 from fusionlab.adapters import Adapter
 from fusionlab.callbacks.progress import FusionProgressBar
 from fusionlab.errors import InputError
-from fusionlab.evaluation import Row, evaluate, rank_and_world_size
-from fusionlab.runs import RESULTS
+from fusionlab.evaluation import Row, evaluate, primary_rows, rank_and_world_size
 from fusionlab.fused import FusedModel, fuse_adapters, save_finetuned, save_fused
+from fusionlab.runs import RESULTS
 
 DEFAULT_RULES = ("average", "task_arithmetic", "metagpt", "ties")
 
@@ -110,7 +110,7 @@ class FusionCallback(Callback):
 
         def mean_score(candidate: rules.TaskArithmetic) -> float:
             weights = fuse_adapters(candidate, base, task_adapters).weights
-            rows = score(f"choosing the coefficient of {name}", weights, tasks, "validation")
+            rows = primary_rows(score(f"choosing the coefficient of {name}", weights, tasks, "validation"))
             return sum(row["value"] for row in rows) / len(rows)
 
         return search.validated_coefficient(rule, mean_score)[0]
