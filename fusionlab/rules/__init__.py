@@ -2,18 +2,39 @@
 
 from fusionlab.rules.average import Average
 from fusionlab.rules.base import LinearRule, Rule, Statistics, TaskVectors
-from fusionlab.rules.config import from_config, rule_name
+from fusionlab.rules.breadcrumbs import Breadcrumbs
+from fusionlab.rules.config import from_config, rule_name, to_config
+from fusionlab.rules.dare import Dare
+from fusionlab.rules.disjoint_mean import DisjointMean
+from fusionlab.rules.iso_c import IsoC
+from fusionlab.rules.knots import Knots
+from fusionlab.rules.lines import Lines
 from fusionlab.rules.metagpt import Metagpt
+from fusionlab.rules.slerp import Slerp
 from fusionlab.rules.task_arithmetic import TaskArithmetic
+from fusionlab.rules.ties import Ties
+from fusionlab.rules.trim import Trim
+from fusionlab.rules.tsv_m import TsvM
 
 __all__ = [
     "Average",
+    "Breadcrumbs",
+    "Dare",
+    "DisjointMean",
+    "IsoC",
+    "Knots",
     "LinearRule",
+    "Lines",
     "Metagpt",
     "Rule",
+    "Slerp",
     "Statistics",
     "TaskArithmetic",
     "TaskVectors",
+    "Ties",
+    "Trim",
+    "TsvM",
     "from_config",
     "rule_name",
+    "to_config",
 ]

@@ -74,6 +74,11 @@ class Statistics:
         chosen = found.values() if names is None else [found[name] for name in names if name in found]
         return math.fsum(part for parts in chosen for part in parts)
 
+    def has(self, quantity: str) -> bool:
+        """Whether an earlier pass measured ``quantity``."""
+        keys = (*self.sums, *self.counts)
+        return self.once(("has", quantity), lambda: any(key.partition("/")[0] == quantity for key in keys))
+
     def once(self, key: Hashable, compute: Callable[[], _T]) -> _T:
         """``compute()``, remembered under ``key``: rules ask for their coefficients once a block."""
         if key not in self._memory:
@@ -168,6 +173,11 @@ def _halve_(values: Tensor) -> Tensor:
         width //= 2
         values[..., :width].add_(values[..., width : 2 * width])
     return values[..., 0]
+
+
+def unmeasured(rule: Rule, earlier: Statistics) -> bool:
+    """Whether ``rule`` still has something to measure."""
+    return any(not earlier.has(quantity) for quantities in rule.passes for quantity in quantities)
 
 
 def squared_norms(task_vectors: TaskVectors) -> dict[str, Tensor]:

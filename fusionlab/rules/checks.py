@@ -32,6 +32,19 @@ def by_task(value: float | Mapping[str, float], tasks: tuple[str, ...], what: st
     return {task: float(value[task]) for task in tasks}
 
 
+def of_task(value: float | Mapping[str, float], task: str, what: str) -> float:
+    """``value`` itself, or its entry for ``task``.
+
+    Raises:
+        InputError: the mapping has no such entry.
+    """
+    if not isinstance(value, Mapping):
+        return value
+    if task not in value:
+        raise InputError(f"{what} has no value for {task!r}; it has {name_list(value)}.")
+    return value[task]
+
+
 def check_range(what: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
     """Raise unless ``low <= value <= high`` (``low < value`` with ``open_low``).
 
@@ -40,3 +53,15 @@ def check_range(what: str, value: float, low: float, high: float, *, open_low: b
     """
     if not (low < value if open_low else low <= value) or not value <= high:
         raise InputError(f"{what}: expected a number in {'(' if open_low else '['}{low:g}, {high:g}], got {value!r}.")
+
+
+def check_transform(transform: object, rule: object) -> None:
+    """Raise if ``rule`` is itself a transform of one that measures the task vectors as they were before.
+
+    Raises:
+        InputError: two transforms before such a rule: the inner one would hand it what the outer one left.
+    """
+    inner = getattr(rule, "rule", None)
+    if getattr(inner, "measures_untransformed", False):
+        names = [type(item).__name__ for item in (transform, rule, inner)]
+        raise InputError(f"{names[0]} before {names[1]} before {names[2]}: use one transform before {names[2]}.")

@@ -217,7 +217,11 @@ class _Engine:
 
     def measure(self, names: Sequence[str]) -> Statistics:
         """The rule's measuring passes over ``names``, but for those whose sums are known."""
-        known = {key: {name: of[name] for name in names if name in of} for key, of in self.job.known.items()}
+        known = {
+            key: {name: of[name] for name in names}
+            for key, of in self.job.known.items()
+            if _known(self.job.known, (key.partition("/")[0],), self.job, names)
+        }
         statistics = Statistics(self.tasks, self.job.plan.fused, known)
         for quantities in self.job.rule.passes:
             if _known(statistics.sums, quantities, self.job, names):
@@ -285,6 +289,8 @@ class _Engine:
 
         def read_and_visit(block: _Block) -> tuple[str, int, dict[str, Tensor]]:
             base, vectors, num_bytes = self._read(block)
+            if self.on_tensors and not (base.isfinite().all() and vectors.stacked.isfinite().all()):
+                self._blame(block, base, vectors)  # a decomposition would fail on it
             found = visit(block, base, vectors)
             for values in found.values():
                 if values.is_floating_point() and not values.isfinite().all():

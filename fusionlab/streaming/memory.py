@@ -14,7 +14,7 @@ from torch import Tensor
 from fusionlab.errors import InputError, name_list
 from fusionlab.rules.base import LinearRule, Rule
 from fusionlab.state import State
-from fusionlab.streaming.engine import Job, Resources, run
+from fusionlab.streaming.engine import DEFAULT_MEMORY_BUDGET, Job, Resources, run
 from fusionlab.streaming.planning import MismatchedTensors, TaskInput, TensorInfo, make_plan
 
 
@@ -60,6 +60,7 @@ def fuse(
     finetuned: Mapping[str, State] | None = None,
     mismatched_tensors: MismatchedTensors = "error",
     threads: int | None = None,
+    memory_budget: int = DEFAULT_MEMORY_BUDGET,
 ) -> FusedState:
     """Fuse task vectors or fine-tuned states in memory, to the same bits as the engine gives from files.
 
@@ -73,6 +74,7 @@ def fuse(
         finetuned: fine-tuned states by task, instead of task vectors or after them.
         mismatched_tensors: what to do with tensors that do not fit: an ``error``, or take the ``base``'s.
         threads: worker threads; torch's own number by default.
+        memory_budget: bytes for blocks and whole tensors in flight, beside the states themselves.
 
     Returns:
         the fused state, on the base's device.
@@ -88,7 +90,7 @@ def fuse(
     """
     job = _job(rule, base, task_vectors, finetuned, mismatched_tensors)
     sink = _MemorySink(job, base)
-    outcome = run(job, sink, Resources(threads or torch.get_num_threads()))
+    outcome = run(job, sink, Resources(threads or torch.get_num_threads(), memory_budget))
     state = {name: sink.state[job.plan.aliases.get(name, name)] for name in base}
     return FusedState(state, outcome.scaling_coefficients, outcome.norms, outcome.cosines)
 

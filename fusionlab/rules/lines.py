@@ -1,0 +1,64 @@
+"""LiNeS: task arithmetic whose coefficient grows linearly with depth."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from fusionlab.rules.base import Granularity, Statistics, StatisticsScope, TaskVectors, add_scaled
+
+_BLOCK = re.compile(r"^(?P<stack>(?:.*?\.)?)(?P<index>\d+)\.")
+
+
+@dataclass(frozen=True)
+class Lines:
+    """θ₀ + λ_l Σ τ_t with λ_l = α + β·l/(L−1) in block l of L, and α outside the blocks.
+
+    A block is numbered by the first number in a name; each stack of blocks (vision and text, encoder and decoder) is
+    counted by itself.
+
+    Args:
+        beta: β, what the last block has beyond the first; the method searches it.
+        alpha: α; 1/T for T tasks by default.
+
+    Source: LiNeS: post-training layer scaling, arXiv 2410.17146, eq. 2.
+    """
+
+    beta: float
+    alpha: float | None = None
+
+    granularity: ClassVar[Granularity] = "elementwise"
+    statistics_scope: ClassVar[StatisticsScope] = "tensor"
+    passes: ClassVar[tuple[tuple[str, ...], ...]] = ()
+    measures_untransformed: ClassVar[bool] = False
+
+    def measure(self, name: str, base: Tensor, task_vectors: TaskVectors, earlier: Statistics) -> dict[str, Tensor]:
+        """Nothing is measured."""
+        return {}
+
+    def coefficients(self, name: str, tasks: tuple[str, ...], statistics: Statistics) -> dict[str, float]:
+        """λ_l, the same for every task."""
+        alpha = 1 / len(tasks) if self.alpha is None else self.alpha
+        depths = statistics.once("lines", lambda: _depths(statistics.names or (name,)))
+        return dict.fromkeys(tasks, alpha + self.beta * depths.get(name, 0.0))
+
+    def fuse(self, name: str, base: Tensor, task_vectors: TaskVectors, statistics: Statistics) -> Tensor:
+        """θ₀ + λ_l Σ τ_t."""
+        return add_scaled(base, task_vectors, self.coefficients(name, task_vectors.tasks, statistics))
+
+
+def _depths(names: tuple[str, ...]) -> dict[str, float]:
+    """l/(L−1) of every name inside a block.
+
+    Example:
+        >>> _depths(("layers.0.w", "layers.1.w", "layers.2.w", "head.w"))
+        {'layers.0.w': 0.0, 'layers.1.w': 0.5, 'layers.2.w': 1.0}
+    """
+    found = {name: match for name in names if (match := _BLOCK.match(name))}
+    last: dict[str, int] = {}
+    for match in found.values():
+        last[match["stack"]] = max(last.get(match["stack"], 0), int(match["index"]))
+    return {name: int(match["index"]) / max(1, last[match["stack"]]) for name, match in found.items()}

@@ -1,0 +1,67 @@
+"""Spherical interpolation between two fine-tuned models."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from fusionlab.errors import InputError, name_list
+from fusionlab.rules.base import Granularity, Statistics, StatisticsScope, TaskVectors, partial_sums
+from fusionlab.rules.checks import check_range
+
+_PARALLEL = 0.9995
+
+
+@dataclass(frozen=True)
+class Slerp:
+    """(sin((1−t)ω)·θ_a + sin(tω)·θ_b) / sin ω per tensor, ω the angle between θ_a and θ_b; linear for small angles.
+
+    θ = θ₀ + τ of the two tasks in recipe order. Norms and inner products are float64; |cos ω| > 0.9995 and zero
+    tensors are interpolated linearly.
+
+    Args:
+        t: 0 gives the first model, 1 the second.
+
+    Raises:
+        InputError: t outside 0..1, or (when fusing) not two tasks.
+    """
+
+    t: float = 0.5
+
+    granularity: ClassVar[Granularity] = "elementwise"
+    statistics_scope: ClassVar[StatisticsScope] = "tensor"
+    passes: ClassVar[tuple[tuple[str, ...], ...]] = (("slerp",),)
+    measures_untransformed: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_range("slerp.t", self.t, 0.0, 1.0)
+
+    def measure(self, name: str, base: Tensor, task_vectors: TaskVectors, earlier: Statistics) -> dict[str, Tensor]:
+        """Both squared norms and the inner product of the weights."""
+        first, second = (weights.double() for weights in _weights(base, task_vectors))
+        products = {"first": first * first, "second": second * second, "both": first * second}
+        return {f"slerp/{key}": partial_sums(values.view(1, -1))[0] for key, values in products.items()}
+
+    def fuse(self, name: str, base: Tensor, task_vectors: TaskVectors, statistics: Statistics) -> Tensor:
+        """The interpolated weights."""
+        first, second = _weights(base, task_vectors)
+        scale_first, scale_second = statistics.once(("slerp", name), lambda: self._scales(name, statistics))
+        return first.mul_(scale_first).add_(second.mul_(scale_second))
+
+    def _scales(self, name: str, statistics: Statistics) -> tuple[float, float]:
+        first, second, both = (statistics.sum(f"slerp/{key}", [name]) for key in ("first", "second", "both"))
+        norm = math.sqrt(first) * math.sqrt(second)
+        cosine = both / norm if norm else 1.0
+        if abs(cosine) > _PARALLEL:
+            return 1 - self.t, self.t
+        angle = math.acos(cosine)
+        return math.sin((1 - self.t) * angle) / math.sin(angle), math.sin(self.t * angle) / math.sin(angle)
+
+
+def _weights(base: Tensor, task_vectors: TaskVectors) -> tuple[Tensor, Tensor]:
+    if len(task_vectors) != 2:
+        raise InputError(f"slerp is between two models, got {len(task_vectors)}: {name_list(task_vectors.tasks)}.")
+    return base + task_vectors.stacked[0], base + task_vectors.stacked[1]

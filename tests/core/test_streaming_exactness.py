@@ -1,0 +1,236 @@
+"""The same bits on any number of threads, any block size, and any company in a block."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from fusionlab import rules
+from fusionlab.errors import InputError
+from fusionlab.rules.base import CUT, TaskVectors, exact_sum, inner_products, partial_sums, squared_norms
+from fusionlab.streaming import StateWeights, TaskInput, fuse, make_plan, measure
+from fusionlab.streaming.engine import block_bytes
+
+SIZES = {
+    "layers.0.w": (5 * CUT // 64, 64),
+    "layers.0.norm": (77,),
+    "layers.1.w": (3, CUT + 5),
+    "head": (CUT,),
+    "one": (),
+}
+RULES = {
+    "average": rules.Average(),
+    "task_arithmetic": rules.TaskArithmetic(0.3),
+    "metagpt": rules.Metagpt(),
+    "metagpt by tensor": rules.Metagpt(scope="tensor"),
+    "ties": rules.Ties(),
+    "ties by tensor": rules.Ties(scope="tensor", election="count"),
+    "dare, metagpt": rules.Dare(rules.Metagpt(), rescale="l1"),
+    "trim, metagpt": rules.Trim(rules.Metagpt(), at_threshold="first"),
+    "dare, ties": rules.Dare(rules.Ties(0.3)),
+    "breadcrumbs": rules.Breadcrumbs(),
+    "lines": rules.Lines(beta=0.5),
+}
+
+
+@pytest.fixture(scope="module")
+def states() -> tuple[dict, dict]:
+    generator = torch.Generator().manual_seed(0)
+    base = {name: torch.randn(shape, generator=generator).bfloat16() for name, shape in SIZES.items()}
+    finetuned = {
+        task: {
+            name: (base[name].float() + 0.1 * torch.randn(shape, generator=generator)).bfloat16()
+            for name, shape in SIZES.items()
+        }
+        for task in "abc"
+    }
+    return base | {"ids": torch.arange(9)}, {
+        task: state | {"ids": torch.arange(9)} for task, state in finetuned.items()
+    }
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_threads_and_memory_do_not_change_a_bit(name: str, states: tuple[dict, dict]) -> None:
+    base, finetuned = states
+    smallest = block_bytes(3) * CUT
+    one = fuse(RULES[name], base, finetuned=finetuned, threads=1, memory_budget=smallest)
+    before = torch.get_num_threads()
+    for threads, memory_budget in ((1, 10**9), (2, 3 * smallest), (5, 10**9)):
+        torch.set_num_threads(threads)
+        other = fuse(RULES[name], base, finetuned=finetuned, threads=threads, memory_budget=memory_budget)
+        torch.set_num_threads(before)
+        assert all(torch.equal(other.state[key], one.state[key]) for key in base)
+        assert (other.scaling_coefficients, other.norms, other.cosines) == (
+            one.scaling_coefficients, one.norms, one.cosines,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("elements", [1, 77, CUT - 1, CUT, CUT + 1, 3 * CUT + 12_345])
+def test_a_cut_has_the_same_sum_in_any_block(elements: int) -> None:
+    values = torch.randn(2, elements, dtype=torch.float64, generator=torch.Generator().manual_seed(elements))
+    together = partial_sums(values.clone())
+    assert together.shape == (2, math.ceil(elements / CUT))
+    before = torch.get_num_threads()
+    for threads in (1, 2, 7):
+        torch.set_num_threads(threads)
+        for row in range(2):
+            alone = [partial_sums(piece.clone().view(1, -1))[0, 0] for piece in values[row].split(CUT)]
+            assert torch.equal(together[row], torch.stack(alone))
+    torch.set_num_threads(before)
+    torch.testing.assert_close(together.sum(1), values.sum(1), rtol=1e-12, atol=1e-10)
+
+
+def test_squared_norms_and_inner_products_leave_the_task_vectors_alone() -> None:
+    for dtype in (torch.float32, torch.float64):
+        stacked = torch.randn(3, CUT + 3, dtype=dtype, generator=torch.Generator().manual_seed(1))
+        kept = stacked.clone()
+        vectors = TaskVectors(("a", "b", "c"), stacked)
+        norms, products = squared_norms(vectors), inner_products(vectors)
+        assert torch.equal(stacked, kept)
+        gram = kept.double() @ kept.double().T
+        torch.testing.assert_close(torch.stack([norms[f"squared_norm/{task}"].sum() for task in "abc"]), gram.diag())
+        assert products.keys() == {"inner_product/0/1", "inner_product/0/2", "inner_product/1/2"}
+        torch.testing.assert_close(products["inner_product/1/2"].sum(), gram[1, 2])
+
+
+def test_expansions_add_up_like_all_their_parts() -> None:
+    parts = (torch.randn(5_000, generator=torch.Generator().manual_seed(2), dtype=torch.float64) * 100).exp2().tolist()
+    expansions = [exact_sum(parts[start : start + 97]) for start in range(0, len(parts), 97)]
+    assert math.fsum(part for expansion in expansions for part in expansion) == math.fsum(parts)
+    assert exact_sum([]) == exact_sum([0.0]) == ()
+
+
+def test_results_are_summed_in_float32_and_rounded_once() -> None:
+    """Eight bf16 steps of a quarter ulp are all lost when they are added one by one."""
+    base = {"w": torch.ones(4, dtype=torch.bfloat16)}
+    vectors = {str(k): {"w": torch.full((4,), 2.0**-9)} for k in range(8)}
+    assert fuse(rules.TaskArithmetic(1.0), base, vectors).state["w"].tolist() == [1.015625] * 4
+
+
+def test_float64_states_stay_float64() -> None:
+    base = {"w": torch.ones(3, dtype=torch.float64)}
+    finetuned = {"a": {"w": torch.ones(3, dtype=torch.float64) + 1e-12}}
+    fused = fuse(rules.TaskArithmetic(1.0), base, finetuned=finetuned).state["w"]
+    assert torch.equal(fused, finetuned["a"]["w"])
+
+
+def test_inputs_are_not_changed_and_nothing_needs_gradients(states: tuple[dict, dict]) -> None:
+    base, finetuned = states
+    base = {name: tensor.clone().requires_grad_(tensor.is_floating_point()) for name, tensor in base.items()}
+    kept = {name: tensor.detach().clone() for name, tensor in base.items()}
+    fused = fuse(rules.Ties(), base, finetuned=finetuned)
+    assert all(torch.equal(base[name], kept[name]) for name in base)
+    assert not any(tensor.requires_grad for tensor in fused.state.values())
+    assert fused.state["ids"].data_ptr() != base["ids"].data_ptr()
+
+
+def test_measure_gives_what_fuse_reports(states: tuple[dict, dict]) -> None:
+    base, finetuned = states
+    for rule in (rules.Metagpt(), rules.Metagpt(scope="layer"), rules.TaskArithmetic({"a": 0.1, "b": 0.2, "c": 0.3})):
+        measured, fused = measure(rule, base, finetuned=finetuned), fuse(rule, base, finetuned=finetuned)
+        assert measured.scaling_coefficients == fused.scaling_coefficients
+        assert (measured.norms, measured.cosines) == (fused.norms, fused.cosines)
+        assert measured.coefficients["head"].keys() == {"a", "b", "c"}
+
+
+def test_tied_tensors_are_fused_once_and_stay_tied() -> None:
+    tensor, tuned = torch.randn(4, 5), torch.randn(4, 5)
+    base = {"embed": tensor, "w": torch.zeros(2), "head": tensor}
+    finetuned = {
+        "a": {"embed": tuned, "w": torch.ones(2), "head": tuned},
+        "b": {"w": torch.ones(2), "head": tensor + 1},
+    }
+    fused = fuse(rules.TaskArithmetic(1.0), base, finetuned={"a": finetuned["a"]})
+    assert fused.state["embed"].data_ptr() == fused.state["head"].data_ptr()
+    assert fused.norms["a"] == pytest.approx(math.sqrt((tuned - tensor).double().pow(2).sum().item() + 2))
+    both = fuse(rules.TaskArithmetic(1.0), base, finetuned=finetuned)  # b has it under one name only
+    torch.testing.assert_close(both.state["embed"], tuned + 1)
+
+
+def test_tensors_untied_by_one_input_are_fused_apart() -> None:
+    tensor = torch.randn(4, 5)
+    base = {"embed": tensor, "head": tensor}
+    finetuned = {"a": {"embed": tensor + 1, "head": tensor + 2}}
+    fused = fuse(rules.TaskArithmetic(1.0), base, finetuned=finetuned).state
+    torch.testing.assert_close(fused["embed"], tensor + 1)
+    torch.testing.assert_close(fused["head"], tensor + 2)
+
+
+def test_plan_says_why_a_tensor_is_not_fused() -> None:
+    base = {"w": torch.zeros(2), "ids": torch.arange(2), "embed": torch.zeros(5, 2), "empty": torch.zeros(0)}
+    tuned = base | {"embed": torch.zeros(6, 2), "extra": torch.zeros(1)}
+    plan = make_plan(StateWeights(base), {"a": TaskInput(StateWeights(tuned))}, mismatched_tensors="base")
+    assert plan.fused == ("w",)
+    assert plan.copied == {
+        "ids": "not floating point, equal everywhere",
+        "embed": "shape (6, 2) in 'a' (expected (5, 2))",
+        "empty": "empty",
+    }
+    assert plan.ignored == {"a": ("extra",)}
+
+
+def test_mismatched_tensors_take_the_base() -> None:
+    base = {"w": torch.zeros(2), "embed": torch.ones(5, 2), "ids": torch.arange(3)}
+    tuned = {"w": torch.ones(2), "embed": torch.zeros(6, 2), "ids": torch.arange(3) + 1}
+    fused = fuse(rules.TaskArithmetic(1.0), base, finetuned={"a": tuned}, mismatched_tensors="base").state
+    assert torch.equal(fused["w"], tuned["w"])
+    assert torch.equal(fused["embed"], base["embed"])
+    assert torch.equal(fused["ids"], base["ids"])
+
+
+@pytest.mark.parametrize(
+    ("tuned", "message"),
+    [
+        ({"w": torch.zeros(3)}, r"w: shape \(3,\) in 'a' \(expected \(2,\)\)"),
+        ({}, r"w: missing in 'a'"),
+        ({"w": torch.zeros(2), "v": torch.zeros(1)}, r"not in the base: v"),
+        ({"w": torch.tensor([1, 2])}, r"w: dtype torch.int64 in 'a'"),
+        ({"w": torch.tensor([1.0, math.nan])}, r"w of 'a' has NaN or Inf"),
+        ({"w": torch.tensor([1.0, math.inf])}, r"w of 'a' has NaN or Inf"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused_by_name(tuned: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        fuse(rules.TaskArithmetic(1.0), {"w": torch.zeros(2)}, finetuned={"a": tuned})
+
+
+@pytest.mark.parametrize("rule", [rules.Metagpt(), rules.Ties(), rules.TsvM()], ids=lambda rule: type(rule).__name__)
+def test_nan_in_the_base_is_named_as_such(rule: rules.Rule) -> None:
+    base = {"v": torch.ones(3), "w": torch.tensor([[1.0, math.nan]])}
+    finetuned = {"a": {"v": torch.zeros(3), "w": torch.ones(1, 2)}}
+    with pytest.raises(InputError, match="w of the base has NaN or Inf"):
+        fuse(rule, base, finetuned=finetuned)
+    with pytest.raises(InputError, match="w of the base has NaN or Inf"):
+        fuse(rule, base, task_vectors={"a": {"v": torch.ones(3)}})
+
+
+def test_other_integer_buffers_are_refused() -> None:
+    base = {"w": torch.zeros(2), "ids": torch.arange(3)}
+    with pytest.raises(InputError, match="ids: an integer buffer with other values in 'a'"):
+        fuse(rules.Average(), base, finetuned={"a": {"w": torch.ones(2), "ids": torch.arange(3) + 1}})
+
+
+def test_values_that_overflow_the_stored_dtype_are_refused() -> None:
+    base = {"w": torch.full((2,), 6e4, dtype=torch.float16)}
+    with pytest.raises(InputError, match=r"w: the fused values overflow torch\.float16"):
+        fuse(rules.TaskArithmetic(1.0), base, task_vectors={"a": {"w": torch.full((2,), 1e4)}})
+
+
+def test_a_memory_budget_that_is_too_small_is_refused_with_both_numbers() -> None:
+    state = {"w": torch.zeros(500, 500)}
+    with pytest.raises(InputError, match=r"needs at least .*got 1,000"):
+        fuse(rules.Average(), state, finetuned={"a": state}, memory_budget=1_000)
+    with pytest.raises(InputError, match=r"w \(500, 500\): .* needs 14,000,000 bytes, the memory_budget is 10,000,000"):
+        fuse(rules.TsvM(), state, finetuned={"a": state}, memory_budget=10_000_000)
+
+
+def test_no_inputs_and_two_kinds_of_one_task_are_refused() -> None:
+    state = {"w": torch.zeros(2)}
+    with pytest.raises(InputError, match="nothing to fuse"):
+        fuse(rules.Average(), state)
+    with pytest.raises(InputError, match="both a task vector and a fine-tuned state are given for a"):
+        fuse(rules.Average(), state, {"a": state}, finetuned={"a": state})
+    with pytest.raises(InputError, match="no parameter is left to fuse"):
+        fuse(rules.Average(), state, finetuned={"a": {"w": torch.zeros(3)}}, mismatched_tensors="base")
