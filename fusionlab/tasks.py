@@ -76,13 +76,13 @@ class Task:
     def completed(self, definition: Task | None) -> Task:
         """This task with what it leaves open taken from ``definition``, as far as that fits.
 
-        A path of one's own has its own layout, so names of columns, splits and configurations are then not taken over;
-        nor are class names, which the data itself may say in another order.
+        A path of one's own has its own layout, so names of columns, splits and configurations are then not taken over.
+        Class names never are: the data may say them itself, in another order.
         """
         if definition is None:
             return self
         own_path = self.path is not None and self.path != definition.path
-        skipped = {*_HUB_LAYOUT, "class_names"} if own_path else set()
+        skipped = {"class_names", *(_HUB_LAYOUT if own_path else ())}
         return replace(
             self,
             **{

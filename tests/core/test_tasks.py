@@ -3,6 +3,7 @@
 import pytest
 
 from fusionlab.errors import InputError
+from fusionlab.known_tasks import IMAGE_TASKS
 from fusionlab.tasks import Task, parse_tasks
 
 KNOWN = {
@@ -12,12 +13,17 @@ KNOWN = {
 
 
 def test_a_name_is_its_definition() -> None:
-    assert parse_tasks(["mnist"], KNOWN) == {"mnist": KNOWN["mnist"]}
+    assert parse_tasks(["dtd"], KNOWN) == {"dtd": KNOWN["dtd"]}
+    assert parse_tasks(["mnist"], KNOWN)["mnist"].templates == ("a {}.",)
+
+
+def test_class_names_are_left_to_the_data() -> None:
+    assert parse_tasks(["mnist"], KNOWN)["mnist"].class_names is None
 
 
 def test_a_mapping_changes_what_it_says() -> None:
     task = parse_tasks([{"name": "mnist", "templates": ["{}!"]}], KNOWN)["mnist"]
-    assert task == Task("mnist", "ylecun/mnist", class_names=("zero", "one"), templates=("{}!",), label_column="y")
+    assert task == Task("mnist", "ylecun/mnist", templates=("{}!",), label_column="y")
 
 
 def test_a_path_of_ones_own_keeps_prompts_but_not_the_layout() -> None:
@@ -61,3 +67,32 @@ def test_order_is_kept_and_tasks_pass_through() -> None:
 def test_mistakes(entries: object, message: str) -> None:
     with pytest.raises(InputError, match=message):
         parse_tasks(entries, KNOWN)
+
+
+def test_the_seven_of_the_paper_and_the_usual_eight_are_known() -> None:
+    seven = {"stanford_cars", "dtd", "eurosat", "gtsrb", "resisc45", "sun397", "svhn"}
+    assert seven | {"mnist", "cifar10", "cifar100", "fashion_mnist"} == set(IMAGE_TASKS)
+    assert all("/" in task.path and task.templates for task in IMAGE_TASKS.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "num_templates", "first", "last"),
+    [
+        ("cifar10", 18, "a photo of a {}.", "a photo of the big {}."),
+        ("stanford_cars", 8, "a photo of a {}.", "a photo of my old {}."),
+        ("dtd", 8, "a photo of a {} texture.", "a photo of the {} object."),
+        ("eurosat", 3, "a centered satellite photo of {}.", "a centered satellite photo of the {}."),
+        ("gtsrb", 3, 'a zoomed in photo of a "{}" traffic sign.', 'a close up photo of a "{}" traffic sign.'),
+        ("resisc45", 18, "satellite imagery of {}.", "aerial view of the {}."),
+        ("sun397", 2, "a photo of a {}.", "a photo of the {}."),
+        ("mnist", 1, 'a photo of the number: "{}".', 'a photo of the number: "{}".'),
+    ],
+)
+def test_templates_are_those_of_clip(name: str, num_templates: int, first: str, last: str) -> None:
+    templates = IMAGE_TASKS[name].templates
+    assert (len(set(templates)), templates[0], templates[-1]) == (num_templates, first, last)
+
+
+def test_there_are_forty_three_signs() -> None:
+    signs = IMAGE_TASKS["gtsrb"].class_names
+    assert (len(signs), signs[14], signs[17]) == (43, "stop", "red circle with white horizonal stripe no entry")

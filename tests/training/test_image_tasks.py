@@ -16,6 +16,8 @@ from PIL import Image
 from fusionlab.data.images import EMBEDDED_TASKS, ImageTasks
 from fusionlab.data.sources import _open_hub, hub_fingerprint
 from fusionlab.data.stored import StoredImages, data_version
+from fusionlab.errors import InputError
+from fusionlab.known_tasks import IMAGE_TASKS
 from fusionlab.tasks import Task
 
 REAL = Path(__file__).parents[2] / "../shared/data"
@@ -338,6 +340,32 @@ def test_a_hub_set_is_opened_by_its_builder(tmp_path: Path, monkeypatch: pytest.
     source = _open_hub(Task("own", path=str(tmp_path / "set"), test="test[:4]"))
     assert {split: len(table) for split, table in source.tables.items()} == {"train": 60, "test": 4}
     assert hub_fingerprint(source) == hub_fingerprint(_open_hub(source.task))
+
+
+def test_a_known_task_s_classes_by_number_take_its_names(tmp_path: Path) -> None:
+    names = IMAGE_TASKS["gtsrb"].class_names
+    image_folder(tmp_path / "set", {"train": 86, "test": 43}, tuple(f"{number:05d}" for number in range(43)))
+    data = load(tmp_path, {"name": "gtsrb", "path": str(tmp_path / "set")}, "test")
+    assert data.tasks["gtsrb"].class_names == names
+    assert data.splits["gtsrb"]["test"].labels.tolist() == list(range(43))
+    write_parquet(tmp_path / "mnist/test.parquet", [png(seed) for seed in range(10)], list(range(10)), None)
+    task = load(tmp_path, {"name": "mnist", "path": str(tmp_path / "mnist")}, "test").tasks["mnist"]
+    assert task.class_names == ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
+    assert task.templates == ('a photo of the number: "{}".',)
+
+
+def test_a_known_task_s_class_names_are_made_readable(tmp_path: Path) -> None:
+    names = sorted(IMAGE_TASKS["eurosat"].class_aliases)
+    write_parquet(tmp_path / "set/test.parquet", [png(seed) for seed in range(10)], list(range(10)), names)
+    task = load(tmp_path, {"name": "eurosat", "path": str(tmp_path / "set")}, "test").tasks["eurosat"]
+    assert task.class_names == IMAGE_TASKS["eurosat"].class_names
+    assert task.templates[0] == "a centered satellite photo of {}."
+
+
+def test_a_known_task_in_part_needs_its_own_names(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "set/test.parquet", [png(0), png(1)], [0, 3], None)
+    with pytest.raises(InputError, match="the labels of test are integers without names"):
+        load(tmp_path, {"name": "mnist", "path": str(tmp_path / "set")}, "test")
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="the real data sets are not here")

@@ -6,6 +6,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from fusionlab.data.images import ImageTasks
@@ -146,11 +147,12 @@ def test_broken_images_are_skipped(broken: Path, caplog: pytest.LogCaptureFixtur
     assert "3 of 60 images of task 'own' (train) do not decode" in caplog.text
     bad = [broken / "train" / name for name in ("cat/3.png", "dog/4.png", "dog/5.png")]
     good = [file for file in sorted((broken / "train").rglob("*.png")) if file not in bad]
-    last = data.splits["own"]["train"]
-    row = good[last.rows[-1]]
-    batch = last.batch(last.rows.new_tensor([len(last) - 1]))
-    assert batch["images"][0].numpy().tolist() == decode(row.read_bytes(), 8).tolist()
-    assert batch["labels"].tolist() == [["cat", "dog"].index(row.parent.name)]
+    for split in ("train", "validation"):
+        samples = data.splits["own"][split]
+        files = [good[row] for row in samples.rows]
+        batch = samples.batch(torch.arange(len(samples)))
+        assert batch["images"].tolist() == [decode(file.read_bytes(), 8).tolist() for file in files]
+        assert batch["labels"].tolist() == [["cat", "dog"].index(file.parent.name) for file in files]
 
 
 def test_only_broken_images(tmp_path: Path) -> None:
