@@ -158,12 +158,12 @@ class T5Module(FusionModule):
         """The greedy answer to each text of the batch."""
         return self.backbone.generate(batch["input_ids"], batch["attention_mask"], self.max_new_tokens)
 
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[dict[str, Any]]:
         """Answer a batch of texts."""
-        answers = self.generate(batch)
-        self.predictions += [
-            {"text": text, "answer": answer} for text, answer in zip(batch["text"], answers, strict=True)
-        ]
+        answers = self.generate(batch)  # more than texts where the batch is padded
+        predictions = [{"text": text, "answer": answer} for text, answer in zip(batch["text"], answers, strict=False)]
+        self.predictions += predictions
+        return predictions
 
 
 def _load(backbone: str, dtype: str) -> T5Backbone:
