@@ -13,7 +13,7 @@ from typing import Any
 
 import transformers
 import yaml
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -67,7 +67,12 @@ class FusionCLI(LightningCLI):
         if self.subcommand != "fit":
             return
         root = Path(config.trainer.default_root_dir)
-        self.trainer_defaults = {**self.trainer_defaults, "callbacks": [_checkpoints(root), FusionProgressBar()]}
+        callbacks: list[Callback] = []
+        if config.trainer.enable_checkpointing is not False:
+            callbacks.append(_checkpoints(root))
+        if config.trainer.enable_progress_bar is not False:
+            callbacks.append(FusionProgressBar())
+        self.trainer_defaults = {**self.trainer_defaults, "callbacks": callbacks}
 
     def _next_run_folder(self, config: Any) -> RunFolder:
         if _world_size() > 1:
@@ -167,18 +172,23 @@ def readable(message: str) -> str:
         key = (unknown or option).group(1)
         known = _known_options()
         return f"unknown key {key!r}; {did_you_mean(key, known if unknown else [k.split('.')[-1] for k in known])}"
-    expected = re.search(r"Expected an? (.+?)\. Got value: (.+)", message)
-    if expected and (nested or "arser key" in message):
-        key = nested or re.search(r'[Pp]arser key "([\w.]+)"', message)
-        return f"{key.group(1)}: {_expected(expected.group(1), expected.group(2).strip())}"
+    key = nested or re.search(r'arser key "([\w.]+)"', message)
+    kinds = dict.fromkeys(re.findall(r"Expected an? (<class '.+?'>|typing\.\w+\[.+?\](?=\.|\s|$))", message))
+    value = re.search(r"(?:Got value|Given value): (.+)", message)
+    if key and kinds and value and "NestedArg" not in value.group(1):
+        return f"{key.group(1)}: {_expected(list(kinds), value.group(1).strip())}"
+    if nested and kinds:
+        got = re.search(r"Got value: (.+)", message)
+        return f"{nested.group(1)}: {_expected(list(kinds), got.group(1).strip() if got else '?')}"
     return re.sub(r"\s+", " ", message)
 
 
-def _expected(kind: str, value: str) -> str:
-    if kind.startswith("typing.Literal["):
-        return f"no such choice {value!r}; {did_you_mean(value, re.findall(QUOTED, kind))}"
-    kind = re.sub(r"<class '(.+?)'>", r"\1", kind)
-    return f"expected {kind}, got {value!r}"
+def _expected(kinds: list[str], value: str) -> str:
+    choices = [choice for kind in kinds if kind.startswith("typing.Literal[") for choice in re.findall(QUOTED, kind)]
+    if choices:
+        return f"no such choice {value!r}; {did_you_mean(value, choices)}"
+    names = [re.sub(r"<class '(.+?)'>", r"\1", kind) for kind in kinds]
+    return f"expected {' or '.join(name for name in names if name != 'NoneType')}, got {value!r}"
 
 
 def _known_options() -> list[str]:
@@ -188,7 +198,10 @@ def _known_options() -> list[str]:
 
 
 def _checkpoints(root: Path) -> ModelCheckpoint:
-    return ModelCheckpoint(dirpath=root / CHECKPOINTS, save_last=True, save_top_k=0, every_n_epochs=1)
+    """One checkpoint, ``last.ckpt``, replaced whole after every epoch."""
+    return ModelCheckpoint(
+        dirpath=root / CHECKPOINTS, filename="last", enable_version_counter=False, save_on_train_epoch_end=True
+    )
 
 
 def _import(class_path: str) -> type[FusionModule]:

@@ -72,20 +72,17 @@ def load_weights(folder: Path, base_model: nn.Module | None = None) -> LoadedWei
         raise InputError(
             f"no folder {str(folder)!r}; give an adapter's, a fused model's or a fine-tuned model's folder"
         )
-    labels = _labels(folder)
-    if (folder / "adapter_config.json").is_file():
+    own = _own_record(folder)
+    labels = dict(own.get("row") or {"model": "finetuned"})
+    if adapters.is_adapter(folder):
         adapter = adapters.load_adapter(folder)
         if base_model is not None:
             adapters.check_fits(base_model, adapter)
-            _check_base_hash(folder, labels.pop("base_hash", None), base_model, adapter)
-        labels.pop("base_hash", None)
+            _check_base_hash(folder, own.get("base_hash"), base_model, adapter)
         return LoadedWeights(adapter, {"method": adapter.method} | labels)
     if (folder / "config.json").is_file():
-        labels.pop("base_hash", None)
         state = open_checkpoint(folder).state()
         if base_model is not None:
-            tied = adapters.tied_names(base_model)
-            state = {name: tensor for name, tensor in state.items() if name not in tied}
             check_same_names(adapters.base_state(base_model), state, what=f"the model in {str(folder)!r}")
         return LoadedWeights(state, labels)
     inside = sorted(path.name for path in folder.iterdir() if path.is_dir())
@@ -95,14 +92,12 @@ def load_weights(folder: Path, base_model: nn.Module | None = None) -> LoadedWei
     )
 
 
-def _labels(folder: Path) -> dict[str, Any]:
+def _own_record(folder: Path) -> dict[str, Any]:
+    """What fusionlab wrote of the folder itself; empty for folders of other tools."""
     for name in ("fusion.json", "fusionlab.json"):
-        path = folder / name
-        if path.is_file():
-            row = json.loads(path.read_text()).get("row")
-            if row is not None:
-                return dict(row)
-    return {"model": "finetuned"}
+        if (folder / name).is_file():
+            return dict(json.loads((folder / name).read_text()))
+    return {}
 
 
 def _check_base_hash(folder: Path, expected: str | None, base_model: nn.Module, adapter: Adapter) -> None:

@@ -82,18 +82,15 @@ class ClipModule(FusionModule):
         predictions = lowest_argmax(self.logits(task, batch["images"]))
         metrics.update(predictions, batch["labels"], batch["mask"])
 
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[dict[str, Any]]:
         """Label a batch of images with every task's classes; ties go to the lower label."""
+        rows = []
         for task in self.heads:
             probabilities = torch.softmax(self.logits(task, batch["images"]).float(), dim=-1)
-            labels = lowest_argmax(probabilities)
+            labels = lowest_argmax(probabilities).tolist()
             for row, path in enumerate(batch["paths"]):  # shorter than the batch where it is padded
-                label = int(labels[row])
-                self.predictions.append(
-                    {
-                        "path": path,
-                        "task": task,
-                        "label": self.class_names[task][label],
-                        "probability": round(float(probabilities[row, label]), 6),
-                    }
-                )
+                probability = round(float(probabilities[row, labels[row]]), 6)
+                label = self.class_names[task][labels[row]]
+                rows.append({"path": path, "task": task, "label": label, "probability": probability})
+        self.predictions += rows
+        return rows

@@ -15,6 +15,7 @@ CASES = {
     "unknown model key": (["fit", "--model.metod", "lora"], "unknown key 'metod'; did you mean 'method'"),
     "unknown method": (["fit", "--model.method", "loar"], "method: no such choice 'loar'; did you mean 'lora'"),
     "wrong type": (["fit", "--trainer.max_steps", "many"], "trainer.max_steps: expected int, got 'many'"),
+    "wrong optional": (["fit", "--trainer.enable_progress_bar", "0"], "enable_progress_bar: expected bool, got '0'"),
     "unknown task": (["fit", "--data.tasks", "[digitz]"], "digitz.*did you mean 'digits'"),
     "unknown task key": (["fit", "--data.tasks", "[{name: x, pth: y}]"], "pth"),
     "missing data path": (["fit", "--data.tasks", "[{name: x, path: ./nowhere}]"], "nowhere"),
