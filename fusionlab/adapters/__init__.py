@@ -7,6 +7,7 @@ from fusionlab.adapters.checkpointing import enable_gradient_checkpointing
 from fusionlab.adapters.combining import combine, combine_factors, truncate
 from fusionlab.adapters.exchange import is_adapter, load_adapter, save_adapter
 from fusionlab.adapters.factors import Adapter, Factors, Method, hash_initial, inner_product, merge_adapter
+from fusionlab.adapters.fused_attention import split_names, split_state, stored_state, stored_task_vector
 from fusionlab.adapters.injection import (
     InjectionReport,
     activate,
@@ -48,6 +49,10 @@ __all__ = [
     "merge_adapter",
     "remove",
     "save_adapter",
+    "split_names",
+    "split_state",
+    "stored_state",
+    "stored_task_vector",
     "tasks_of",
     "tied_names",
     "trainable_parameters",

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from torch import nn
 
 from fusionlab.adapters.injection import activated, active
+from fusionlab.errors import InputError
 
 
 class _AdapterContexts:
@@ -23,7 +24,12 @@ def enable_gradient_checkpointing(model: nn.Module) -> None:
     """Turn on a transformers model's gradient checkpointing such that recomputation fixes its adapter.
 
     Without it the adapter that is active at backward is used for all, silently.
+
+    Raises:
+        InputError: the model has no gradient checkpointing that can be told so.
     """
+    if not hasattr(model, "gradient_checkpointing_enable"):
+        raise InputError(f"{type(model).__name__} has no gradient checkpointing that keeps adapters apart; turn it off")
     arguments = {"use_reentrant": False, "context_fn": _AdapterContexts(model)}
     if hasattr(model, "activation_checkpointing_enable"):
         model.activation_checkpointing_enable(activation_checkpointing_kwargs=arguments)

@@ -39,8 +39,10 @@ def combine(adapters: Mapping[str, Adapter], coefficients: Coefficients) -> Adap
         grown = [module for module in modules if factors[module].rank != first.ranks.get(module)]
         if not alike or grown:
             raise InputError("tangent_lora adapters can be combined only with one another and from one start")
+    fused_attention = tuple(dict.fromkeys(name for adapter in adapters.values() for name in adapter.fused_attention))
+    first = replace(first, fused_attention=fused_attention)
     if not alike:
-        return Adapter(factors, "lora", first.base_model)
+        return Adapter(factors, "lora", first.base_model, fused_attention=fused_attention)
     kept = {module: of_module.rank for module, of_module in factors.items()} == first.ranks
     return replace(first, factors=factors) if kept else replace(first, factors=factors, a0_hash="", seed=None)
 

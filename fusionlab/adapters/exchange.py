@@ -13,6 +13,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fusionlab.adapters.factors import Adapter, Factors, hash_initial
+from fusionlab.adapters.fused_attention import (
+    OUT_COUNTED,
+    STORED_OUT,
+    from_block_adapters,
+    times_out_counts,
+    to_block_adapters,
+)
 from fusionlab.adapters.refusals import check_config, check_names
 from fusionlab.errors import InputError, name_list
 
@@ -41,18 +49,6 @@ def save_adapter(folder: str | Path, adapter: Adapter) -> None:
     """Write ``adapter`` in PEFT's format; stock ``PeftModel.from_pretrained`` on the base gives the same function."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors, own_factors, alphas, settings = {}, {}, {}, {}
-    for module, factors in adapter.factors.items():
-        left, right, use_rslora, lora_alpha = factors.lora_b, factors.lora_a, factors.use_rslora, factors.lora_alpha
-        if factors.lora_b0 is not None:
-            left, right = adapter.terms(module, torch.promote_types(factors.lora_a.dtype, torch.float32))
-            use_rslora, lora_alpha = False, factors.scaling * right.shape[0]
-            for part in ("lora_a", "lora_b", "lora_a0", "lora_b0"):
-                own_factors[f"{module}.{part}"] = getattr(factors, part).contiguous()
-            alphas[module] = [factors.lora_alpha, factors.use_rslora]
-        tensors[f"{PREFIX}{module}.lora_A.weight"] = right.contiguous()
-        tensors[f"{PREFIX}{module}.lora_B.weight"] = left.contiguous()
-        settings[module] = (right.shape[0], lora_alpha, use_rslora)
     own = {
         "schema": 1,
         "method": adapter.method,
@@ -60,12 +56,40 @@ def save_adapter(folder: str | Path, adapter: Adapter) -> None:
         "a0_hash": adapter.a0_hash,
         "seed": adapter.seed,
     }
+    written_out = {module: _written_out(adapter, module) for module in adapter.factors}
+    stored, rows = to_block_adapters(replace(adapter, factors=written_out))
+    if adapter.fused_attention:
+        own |= {"fused_attention": rows, OUT_COUNTED: times_out_counts()}
+    tensors = {}
+    for module, factors in stored.items():
+        tensors[f"{PREFIX}{module}.lora_A.weight"] = factors.lora_a.contiguous()
+        tensors[f"{PREFIX}{module}.lora_B.weight"] = factors.lora_b.contiguous()
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    if own_factors:
-        save_file(own_factors, folder / OWN_FACTORS, metadata={"format": "pt"})
-        own["lora_alpha"] = alphas
+    moved = {module: factors for module, factors in adapter.factors.items() if factors.lora_b0 is not None}
+    (folder / OWN_FACTORS).unlink(missing_ok=True)
+    if moved:
+        parts = ("lora_a", "lora_b", "lora_a0", "lora_b0")
+        raw = {
+            f"{name}.{part}": getattr(factors, part).contiguous() for name, factors in moved.items() for part in parts
+        }
+        save_file(raw, folder / OWN_FACTORS, metadata={"format": "pt"})
+        own["lora_alpha"] = {module: [factors.lora_alpha, factors.use_rslora] for module, factors in moved.items()}
+    settings = {
+        module: (factors.rank, factors.lora_alpha, factors.use_rslora)
+        for module, factors in stored.items()
+        if not module.endswith(STORED_OUT)
+    }
     (folder / OWN).write_text(json.dumps(own, indent=2, sort_keys=True) + "\n")
     (folder / CONFIG).write_text(json.dumps(peft_config(adapter, settings), indent=2, sort_keys=True) + "\n")
+
+
+def _written_out(adapter: Adapter, module: str) -> Factors:
+    """The module's task vector as plain factors, of twice the rank where B₀ ≠ 0."""
+    factors = adapter.factors[module]
+    if factors.lora_b0 is None:
+        return factors
+    left, right = adapter.terms(module, torch.promote_types(factors.lora_a.dtype, torch.float32))
+    return Factors(right, left, factors.scaling * right.shape[0])
 
 
 def peft_config(adapter: Adapter, settings: Mapping[str, tuple[int, float, bool]]) -> dict[str, Any]:
@@ -115,8 +139,9 @@ def load_adapter(folder: str | Path) -> Adapter:
     own = _read_json(folder / OWN) if (folder / OWN).is_file() else {}
     if (folder / PUBLISHED).is_file():
         return _read_published(folder, config)
-    factors = _pair_up(_read_tensors(folder), config, folder)
-    if (folder / OWN_FACTORS).is_file():
+    stored = _pair_up(_read_tensors(folder), config, folder)
+    factors, fused_attention = from_block_adapters(stored, own.get("fused_attention", {}), own.get(OUT_COUNTED))
+    if "lora_alpha" in own:
         raw = _load(folder / OWN_FACTORS)
         for module, (lora_alpha, use_rslora) in own["lora_alpha"].items():
             parts = (raw[f"{module}.{part}"] for part in ("lora_a", "lora_b"))
@@ -128,6 +153,7 @@ def load_adapter(folder: str | Path) -> Adapter:
         base_model=config.get("base_model_name_or_path") or "",
         a0_hash=own.get("a0_hash", ""),
         seed=own.get("seed"),
+        fused_attention=fused_attention,
         space=own.get("space", "delta_weight"),
         config={key: config[key] for key in _KEPT if config.get(key) is not None},
     )
@@ -189,6 +215,7 @@ def _configured(config: Mapping[str, Any], module: str, pattern: str, field: str
     from peft.utils.other import get_pattern_key
 
     patterns = config.get(f"{pattern}_pattern") or {}
+    module = module.removesuffix(f".{STORED_OUT}")  # PEFT gives fused attention's parts one rank and alpha
     return patterns.get(get_pattern_key(patterns, module), config.get(field, 8))
 
 

@@ -63,6 +63,7 @@ class Adapter:
         base_model: hub id or path of the base, as the user gave it.
         a0_hash: SHA-256 over the initial factors of all layers; empty where it is not known.
         seed: the seed that the initial factors were drawn from; None where they were not.
+        fused_attention: names of attentions whose q, k and v the base stores as one matrix and that were split.
         space: how a fused adapter was made: ``delta_weight``, or ``factor`` for A and B fused apart.
         config: further fields of the PEFT configuration that travel along, such as ``lora_dropout``.
     """
@@ -72,6 +73,7 @@ class Adapter:
     base_model: str = ""
     a0_hash: str = ""
     seed: int | None = None
+    fused_attention: tuple[str, ...] = ()
     space: Literal["delta_weight", "factor"] = "delta_weight"
     config: Mapping[str, Any] = field(default_factory=dict)
 

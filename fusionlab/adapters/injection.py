@@ -10,7 +10,7 @@ import re
 import urllib.parse
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from peft import LoraConfig
@@ -18,6 +18,7 @@ from peft.tuners.lora import LoraLayer, LoraModel
 from torch import Tensor, nn
 
 from fusionlab.adapters.factors import METHODS, Adapter, Factors, Method, hash_initial
+from fusionlab.adapters.fused_attention import split_names
 from fusionlab.adapters.starts import PointVariant, initial_factors
 from fusionlab.adapters.targets import check_fits, match_targets
 from fusionlab.errors import InputError, did_you_mean, name_list
@@ -109,7 +110,9 @@ def inject(
     for name, (lora_a0, lora_b0) in initial.items():
         lora_b = torch.zeros(linears[name].out_features, rank) if lora_b0 is None else lora_b0
         factors[name] = Factors(lora_a0, lora_b, lora_alpha, lora_a0=lora_a0, lora_b0=lora_b0)
-    start = Adapter(factors, method, base_model_name, a0_hash, seed, config={"lora_dropout": dropout})
+    split = tuple(name for name in split_names(model) if any(module.startswith(f"{name}.") for module in modules))
+    config = {"lora_dropout": dropout}
+    start = Adapter(factors, method, base_model_name, a0_hash, seed, fused_attention=split, config=config)
     trained = {id(parameter) for task in injected.trained for parameter in trainable_parameters(model, task)}
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in trained)
@@ -230,7 +233,7 @@ def extract(model: nn.Module, task: str) -> Adapter:
         )
         before = start.factors[module]
         factors[module] = Factors(lora_a, lora_b, before.lora_alpha, before.use_rslora, before.lora_a0, before.lora_b0)
-    return Adapter(factors, start.method, start.base_model, start.a0_hash, start.seed, config=start.config)
+    return replace(start, factors=factors)
 
 
 def tasks_of(model: nn.Module) -> list[str]:

@@ -1,4 +1,4 @@
-"""Backbones by name: the embedded ones, local folders and hub ids in transformers' format."""
+"""Backbones by name: the embedded ones, local folders and hub ids in transformers' or open_clip's format."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 
 from fusionlab.backbones.clip import ClipBackbone
+from fusionlab.backbones.open_clip import OpenClipBackbone, is_open_clip
 from fusionlab.backbones.t5 import T5Backbone
 from fusionlab.errors import InputError, did_you_mean
 
 ASSETS = Path(__file__).parent.parent / "assets"
 
-__all__ = ["ASSETS", "ClipBackbone", "T5Backbone", "load_backbone", "resolve_model"]
+__all__ = ["ASSETS", "ClipBackbone", "OpenClipBackbone", "T5Backbone", "load_backbone", "resolve_model"]
 
 
 def resolve_model(name: str) -> str:
@@ -40,12 +41,16 @@ def load_backbone(name: str, dtype: str = "float32") -> ClipBackbone | T5Backbon
     """The frozen backbone that ``name`` stands for.
 
     Args:
-        name: an embedded name (``tiny-clip``), a local folder or a hub id in transformers' format.
+        name: an embedded name (``tiny-clip``), a local folder or a hub id in transformers' format, or open_clip's
+            ``ARCHITECTURE:TAG``, ``ARCHITECTURE:FILE``, ``local-dir:FOLDER`` or ``hf-hub:OWNER/NAME``.
         dtype: dtype of the frozen weights; ``bfloat16`` for T5 only.
 
     Raises:
         InputError: nothing there, no network for a hub id, or an architecture this package has no module for.
     """
+    if is_open_clip(name):
+        _only_float32(name, dtype)
+        return OpenClipBackbone.load(name, name=name)
     source = resolve_model(name)
     model_type = _model_type(name, source)
     if model_type == "t5":
@@ -55,9 +60,13 @@ def load_backbone(name: str, dtype: str = "float32") -> ClipBackbone | T5Backbon
             f"the model {name!r} is of type {model_type!r}; expected 'clip' (image and text towers) or 't5' "
             f"(an encoder-decoder)"
         )
+    _only_float32(name, dtype)
+    return ClipBackbone.load(source, name=name)
+
+
+def _only_float32(name: str, dtype: str) -> None:
     if dtype != "float32":
         raise InputError(f"the CLIP model {name!r} runs in float32, got dtype {dtype!r}; use trainer.precision")
-    return ClipBackbone.load(source, name=name)
 
 
 def _model_type(name: str, source: str) -> str:
