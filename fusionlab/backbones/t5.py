@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fusionlab.backbones.label_words import Answers, check_words, pack_words
 from fusionlab.errors import InputError, name_list
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -19,32 +19,6 @@ NO_FLOAT16 = (
     "T5 overflows in float16: activations of its feed-forward layers leave the range of 65504 and become inf and NaN; "
     "use bfloat16 or float32"
 )
-# tokens that one decoder pass scores at most, so that its logits stay small beside the encoder
-_PACK_TOKENS = 64
-
-
-@dataclass(frozen=True)
-class Answers:
-    """Label words as tokens, packed side by side so that one decoder pass scores many of them.
-
-    Args:
-        words: the label words, in label order.
-        packs: ``(inputs, targets, mask, lengths)`` of up to 64 tokens: decoder inputs and targets of the words one
-            after another, int64 ``(tokens,)``; which token sees which, bool ``(tokens, tokens)``; tokens per word.
-    """
-
-    words: tuple[str, ...]
-    packs: tuple[tuple[Tensor, Tensor, Tensor, tuple[int, ...]], ...]
-
-    @property
-    def max_tokens(self) -> int:
-        """Tokens of the longest word, with its end token."""
-        return max(length for *_, lengths in self.packs for length in lengths)
-
-    def to(self, device: torch.device) -> Answers:
-        """The same on ``device``."""
-        packs = ((*(part.to(device) for part in parts), lengths) for *parts, lengths in self.packs)
-        return Answers(self.words, tuple(packs))  # type: ignore[arg-type]
 
 
 class T5Backbone(nn.Module):
@@ -61,11 +35,7 @@ class T5Backbone(nn.Module):
 
     def __init__(self, model: Any, tokenizer: Any, *, name: str) -> None:
         super().__init__()
-        if len(tokenizer) > model.config.vocab_size:
-            raise InputError(
-                f"the tokenizer of {name!r} has {len(tokenizer)} tokens, its model only {model.config.vocab_size}; "
-                f"give the tokenizer that the model was made with"
-            )
+        _check_tokenizer(tokenizer, model.config.vocab_size, name)
         self.model = model.requires_grad_(False).eval()
         self.tokenizer = tokenizer
         self.name = name
@@ -135,21 +105,8 @@ class T5Backbone(nn.Module):
                 to another.
         """
         tokens = [tuple(self.tokenizer(word).input_ids) for word in words]
-        _check_words(words, tokens, self.tokenizer.eos_token_id, self.tokenizer.unk_token_id, task)
-        packs: list[list[tuple[int, ...]]] = []
-        for word in tokens:
-            if not packs or sum(map(len, packs[-1])) + len(word) > _PACK_TOKENS:
-                packs.append([])
-            packs[-1].append(word)
-        return Answers(tuple(words), tuple(self._pack(pack) for pack in packs))
-
-    def _pack(self, words: list[tuple[int, ...]]) -> tuple[Tensor, Tensor, Tensor, tuple[int, ...]]:
-        start = self.model.config.decoder_start_token_id
-        inputs = torch.tensor([token for word in words for token in (start, *word[:-1])])
-        targets = torch.tensor([token for word in words for token in word])
-        lengths = tuple(len(word) for word in words)
-        word_of = torch.repeat_interleave(torch.arange(len(words)), torch.tensor(lengths))
-        return inputs, targets, (word_of[:, None] == word_of).tril(), lengths
+        check_words(words, tokens, self.tokenizer.eos_token_id, self.tokenizer.unk_token_id, task)
+        return pack_words(words, tokens, start=self.model.config.decoder_start_token_id)
 
     def log_likelihoods(self, input_ids: Tensor, attention_mask: Tensor, answers: Answers) -> Tensor:
         """log p(word | text) of every label word, summed over its tokens and its end token.
@@ -168,18 +125,18 @@ class T5Backbone(nn.Module):
         encoded = self.model.encoder(input_ids=input_ids, attention_mask=attention_mask)
         dtype = encoded.last_hidden_state.dtype
         scores = []
-        for inputs, targets, visible, lengths in answers.packs:
-            hidden = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+        for pack in answers.packs:
+            hidden = torch.zeros(pack.visible.shape, dtype=dtype, device=input_ids.device)
             logits = self.model(
                 encoder_outputs=encoded,
                 attention_mask=attention_mask,
-                decoder_input_ids=inputs.expand(len(input_ids), -1),
-                decoder_attention_mask=hidden.masked_fill(~visible, torch.finfo(dtype).min)[None, None],
+                decoder_input_ids=pack.inputs.expand(len(input_ids), -1),
+                decoder_attention_mask=hidden.masked_fill(~pack.visible, torch.finfo(dtype).min)[None, None],
                 use_cache=False,
             ).logits.float()
-            chosen = logits.gather(2, targets.expand(len(logits), -1)[..., None])[..., 0]
+            chosen = logits.gather(2, pack.targets.expand(len(logits), -1)[..., None])[..., 0]
             of_tokens = chosen - logits.logsumexp(dim=-1)
-            scores += [part.sum(dim=1) for part in of_tokens.split(lengths, dim=1)]
+            scores += [part.sum(dim=1) for part in of_tokens.split(pack.lengths, dim=1)]
         return torch.stack(scores, dim=1)
 
     def generate(self, input_ids: Tensor, attention_mask: Tensor, max_new_tokens: int) -> list[str]:
@@ -252,18 +209,12 @@ def _check_architecture(config: Any, name: str) -> None:
         )
 
 
-def _check_words(words: Sequence[str], tokens: Sequence[tuple[int, ...]], end: int, unknown: int, task: str) -> None:
-    seen: dict[tuple[int, ...], str] = {}
-    for word, ids in zip(words, tokens, strict=True):
-        if not [token for token in ids if token != end]:
-            raise InputError(f"label word {word!r} of task {task!r} has no tokens; give a word with letters or digits")
-        if unknown in ids:
-            raise InputError(
-                f"label word {word!r} of task {task!r} has a character that the tokenizer does not know, so that it "
-                f"can never be the answer; give another word"
-            )
-        if ids in seen:
-            raise InputError(
-                f"label words {seen[ids]!r} and {word!r} of task {task!r} are the same tokens; give each class its own"
-            )
-        seen[ids] = word
+def _check_tokenizer(tokenizer: Any, vocab_size: int, name: str) -> None:
+    if all(token == "▁" or token.startswith("<") for token in tokenizer.get_vocab()):
+        # what transformers makes up, without a word, where there are no files
+        raise InputError(f"the T5 model {name!r} has no tokenizer; put its tokenizer.json or spiece.model beside it")
+    if len(tokenizer) > vocab_size:
+        raise InputError(
+            f"the tokenizer of {name!r} has {len(tokenizer)} tokens, its model only {vocab_size}; give the tokenizer "
+            f"that the model was made with"
+        )

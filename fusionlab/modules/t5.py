@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from torchmetrics import MetricCollection
 
 from fusionlab.backbones import load_backbone
-from fusionlab.backbones.t5 import NO_FLOAT16, Answers, T5Backbone
+from fusionlab.backbones.label_words import Answers
+from fusionlab.backbones.t5 import NO_FLOAT16, T5Backbone
 from fusionlab.errors import InputError, did_you_mean
 from fusionlab.metrics import Accuracy, ScoreCorrelation, lowest_argmax, parse_score
 from fusionlab.modules.base import FusionModule, Method
