@@ -23,6 +23,8 @@ class Accuracy(Metric):
 
     full_state_update = False
     higher_is_better = True
+    correct: Tensor
+    total: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,6 +80,10 @@ class ScoreCorrelation(Metric):
     """
 
     full_state_update = False
+    predictions: list[Tensor]
+    targets: list[Tensor]
+    indices: list[Tensor]
+    unparsable: Tensor
 
     def __init__(self, first: str = "spearman") -> None:
         super().__init__()

@@ -59,7 +59,7 @@ class T5Backbone(nn.Module):
             config = AutoConfig.from_pretrained(source)
             _check_architecture(config, name)
             with _quiet_about_ties():
-                model, info = T5ForConditionalGeneration.from_pretrained(
+                loaded: Any = T5ForConditionalGeneration.from_pretrained(
                     source, dtype=DTYPES[dtype], output_loading_info=True
                 )
             tokenizer = AutoTokenizer.from_pretrained(source)
@@ -67,6 +67,7 @@ class T5Backbone(nn.Module):
             if isinstance(error, InputError):
                 raise
             raise InputError(f"the T5 model {name!r} could not be loaded: {error}") from error
+        model, info = loaded
         if info["missing_keys"]:
             raise InputError(
                 f"the T5 model {name!r} lacks weights: {name_list(sorted(info['missing_keys']))}; give a complete "
