@@ -5,6 +5,8 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml | sha256sum | cut -c1-16)
 
+PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
 .PHONY: help
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -24,12 +26,12 @@ demo: $(STAMP) ## fine-tune, fuse and evaluate the embedded default (two minutes
 	$(BIN)/python -m fusionlab fit
 
 .PHONY: test
-test: $(STAMP) ## the tests: CPU, offline
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+test: $(STAMP) ## the tests: CPU, offline, one process a core
+	$(PYTEST) -n 2 --dist loadfile
 
 .PHONY: test-slow
 test-slow: $(STAMP) ## the slow tests too (crash loops, long runs)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m 'not gpu and not network'
+	$(PYTEST) -n 2 --dist loadfile -m 'not gpu and not network'
 
 .PHONY: test-gpu
 test-gpu: $(STAMP) ## the tests that need a CUDA device
