@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from fusionlab.errors import InputError, name_list
-from fusionlab.streaming.planning import TensorInfo
+from fusionlab.streaming.weights import TensorInfo
 
 _DTYPES = {
     "F64": torch.float64,

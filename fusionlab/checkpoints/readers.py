@@ -18,8 +18,7 @@ from torch import Tensor
 
 from fusionlab.checkpoints.headers import Header, Placed, read_header
 from fusionlab.errors import InputError, name_list
-from fusionlab.streaming.memory import StateWeights
-from fusionlab.streaming.planning import TensorInfo, Weights
+from fusionlab.streaming.weights import StateWeights, TensorInfo, Weights
 
 _READ_BYTES = 1 << 22
 _HEAD_BYTES = 4096
@@ -168,6 +167,7 @@ class SafetensorsWeights:
     """
 
     device = torch.device("cpu")
+    held_bytes = 0
 
     def __init__(self, headers: Mapping[Path, Header]) -> None:
         self.headers = headers

@@ -18,7 +18,7 @@ from torch import Tensor
 from fusionlab.checkpoints.headers import Header, build_header
 from fusionlab.errors import InputError
 from fusionlab.state import State
-from fusionlab.streaming.planning import TensorInfo
+from fusionlab.streaming.weights import TensorInfo
 
 MAX_SHARD_SIZE = 5_000_000_000
 _WRITE_BYTES = 1 << 24

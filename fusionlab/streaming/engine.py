@@ -17,7 +17,8 @@ from torch import Tensor
 
 from fusionlab.errors import InputError
 from fusionlab.rules.base import CUT, LinearRule, Rule, Statistics, TaskVectors, inner_products, squared_norms
-from fusionlab.streaming.planning import Plan, TaskInput, TensorInfo, Weights
+from fusionlab.streaming.planning import Plan
+from fusionlab.streaming.weights import TaskInput, TensorInfo, Weights
 from fusionlab.streaming.workers import Found, for_each, one_torch_thread
 
 DEFAULT_MEMORY_BUDGET = 1_000_000_000
@@ -158,6 +159,17 @@ def tensor_bytes(info: TensorInfo, num_tasks: int) -> int:
     return info.numel * (4 * (num_tasks + 1) + 8 * (3 * num_tasks + 3))
 
 
+def peak_bytes(job: Job) -> tuple[int, str]:
+    """The least memory that a run needs, and for what."""
+    held = sum(item.weights.held_bytes for item in job.inputs.values())
+    num_tasks = len(job.inputs)
+    if job.rule.granularity == "elementwise":
+        return held + block_bytes(num_tasks) * CUT, f"blocks of {num_tasks} tasks"
+    name = max(job.plan.fused, key=lambda name: job.base.tensors[name].numel)
+    info = job.base.tensors[name]
+    return held + tensor_bytes(info, num_tasks), f"the whole of {name} {info.shape}"
+
+
 def _known(known: Sums, quantities: Sequence[str], job: Job, names: Sequence[str]) -> bool:
     keys = [f"{quantity}/{task}" for quantity in quantities for task in job.inputs]
     return all(name in known.get(key, ()) for key in keys for name in names)
@@ -204,16 +216,18 @@ class _Engine:
         self.sums: dict[str, dict[str, tuple[float, ...]]] = {}
         self.updated = self.survived = 0
         self.on_tensors = job.rule.granularity == "tensor"
-        per_cut = block_bytes(len(self.tasks)) * CUT
-        if not self.on_tensors and resources.memory_budget < per_cut:
+        needed, what = peak_bytes(job)
+        if needed > resources.memory_budget:
             raise InputError(
-                f"memory_budget: fusing {len(self.tasks)} tasks needs at least {per_cut:,} bytes, "
-                f"got {resources.memory_budget:,}; give a larger one."
+                f"memory_budget: this rule on {what} needs {needed:,} bytes, the budget is "
+                f"{resources.memory_budget:,}; give a larger one or another rule."
             )
-        self.threads = max(1, min(resources.threads, resources.memory_budget // per_cut))
+        self.free = resources.memory_budget - sum(item.weights.held_bytes for item in job.inputs.values())
+        per_cut = block_bytes(len(self.tasks)) * CUT
+        self.threads = max(1, min(resources.threads, self.free // per_cut))
         if job.base.device.type != "cpu":
             self.threads = 1
-        self.cuts = max(1, min(_CUTS_PER_BLOCK, resources.memory_budget // (per_cut * self.threads)))
+        self.cuts = max(1, min(_CUTS_PER_BLOCK, self.free // (per_cut * self.threads)))
 
     def measure(self, names: Sequence[str]) -> Statistics:
         """The rule's measuring passes over ``names``, but for those whose sums are known."""
@@ -301,18 +315,11 @@ class _Engine:
         found = Found()
         weigh = self._weigh if self.on_tensors else None
         blocks = self._blocks(names, whole=self.on_tensors)
-        for_each(blocks, read_and_visit, self.threads, found.add, weigh, self.resources.memory_budget)
+        for_each(blocks, read_and_visit, self.threads, found.add, weigh, self.free)
         return found
 
     def _weigh(self, block: _Block) -> int:
-        info = self.job.base.tensors[block.name]
-        needed = tensor_bytes(info, len(self.tasks))
-        if needed > self.resources.memory_budget:
-            raise InputError(
-                f"{block.name} {info.shape}: this rule works on whole tensors and needs {needed:,} bytes, the "
-                f"memory_budget is {self.resources.memory_budget:,}; give a larger one or another rule."
-            )
-        return needed
+        return tensor_bytes(self.job.base.tensors[block.name], len(self.tasks))
 
     def _blocks(self, names: Sequence[str], *, whole: bool) -> Iterator[_Block]:
         for name in names:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +13,8 @@ from fusionlab.errors import InputError, name_list
 from fusionlab.rules.base import LinearRule, Rule
 from fusionlab.state import State
 from fusionlab.streaming.engine import DEFAULT_MEMORY_BUDGET, Job, Resources, run
-from fusionlab.streaming.planning import MismatchedTensors, TaskInput, TensorInfo, make_plan
+from fusionlab.streaming.planning import MismatchedTensors, make_plan
+from fusionlab.streaming.weights import StateWeights, TaskInput
 
 
 @dataclass(frozen=True)
@@ -122,76 +121,10 @@ def _job(
     if twice:
         raise InputError(f"both a task vector and a fine-tuned state are given for {name_list(twice)}; give one.")
     weights = StateWeights(base)
-    inputs = {task: TaskInput(StateWeights(state, weights), True) for task, state in task_vectors.items()}
+    inputs = {task: TaskInput(StateWeights(state, weights.tensors), True) for task, state in task_vectors.items()}
     inputs |= {task: TaskInput(StateWeights(state)) for task, state in finetuned.items()}
     plan = make_plan(weights, inputs, mismatched_tensors=mismatched_tensors)
     return Job(rule, weights, inputs, plan, {name: info.dtype for name, info in weights.tensors.items()})
-
-
-class StateWeights:
-    """A state as the engine reads it.
-
-    Args:
-        state: a plain dict, or a mapping that computes its tensors, such as an adapter's task vector: those are kept
-            for as long as they take no more than ``cache_bytes``, the latest one always.
-        base: where to take shapes from for a mapping that computes its tensors; they are checked when computed.
-        cache_bytes: see ``state``.
-    """
-
-    def __init__(self, state: State, base: StateWeights | None = None, cache_bytes: int = 1 << 28) -> None:
-        self._state = state
-        self._is_lazy = not isinstance(state, dict)
-        shapes = base.tensors if base is not None and self._is_lazy else {}
-        self.tensors: dict[str, TensorInfo] = {
-            name: TensorInfo(shapes[name].shape, torch.float32) if name in shapes else _info(state[name])
-            for name in state
-        }
-        self._cache: OrderedDict[str, Tensor] = OrderedDict()
-        self._cache_bytes = cache_bytes
-        self._lock = threading.Lock()
-
-    @property
-    def device(self) -> torch.device:
-        """Where the first tensor is."""
-        return next(iter(self._state.values())).device if self._state and not self._is_lazy else torch.device("cpu")
-
-    @property
-    def ties(self) -> dict[str, str]:
-        """Names that share their memory with an earlier one."""
-        if self._is_lazy:
-            return {}
-        first: dict[tuple[Any, ...], str] = {}
-        found = {}
-        for name, tensor in self._state.items():
-            key = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
-            if tensor.numel() and first.setdefault(key, name) != name:
-                found[name] = first[key]
-        return found
-
-    def read(self, name: str) -> Tensor:
-        """The tensor itself, computed if need be."""
-        if not self._is_lazy:
-            return self._state[name]
-        with self._lock:
-            if name not in self._cache:
-                self._cache[name] = self._compute(name)
-                while len(self._cache) > 1 and sum(kept.nbytes for kept in self._cache.values()) > self._cache_bytes:
-                    self._cache.popitem(last=False)
-            return self._cache[name]
-
-    def read_into(self, name: str, start: int, out: Tensor) -> None:
-        """Copy elements from the flat index ``start`` on into ``out``, converted to its dtype."""
-        out.copy_(self.read(name).reshape(-1)[start : start + out.numel()])
-
-    def _compute(self, name: str) -> Tensor:
-        tensor = self._state[name]
-        if tuple(tensor.shape) != self.tensors[name].shape:
-            raise InputError(f"{name}: expected shape {self.tensors[name].shape}, got {tuple(tensor.shape)}.")
-        return tensor
-
-
-def _info(tensor: Tensor) -> TensorInfo:
-    return TensorInfo(tuple(tensor.shape), tensor.dtype)
 
 
 class _MemorySink:

@@ -1,70 +1,17 @@
-"""What goes in: weights read piece by piece. What happens to them: fused, copied, or one tensor of two names."""
+"""What happens to every parameter: fused, copied from the base, or one tensor under two names."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
-from torch import Tensor
 
 from fusionlab.errors import InputError, did_you_mean, name_list
+from fusionlab.streaming.weights import TaskInput, Weights
 
 MismatchedTensors = Literal["error", "base"]
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """Shape and dtype of a tensor that need not be in memory."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    @property
-    def numel(self) -> int:
-        """Number of elements."""
-        return torch.Size(self.shape).numel()
-
-    @property
-    def nbytes(self) -> int:
-        """Size in the stored dtype."""
-        return self.numel * self.dtype.itemsize
-
-
-class Weights(Protocol):
-    """Tensors by name that are read piece by piece, from a file or from memory, by several threads at once."""
-
-    @property
-    def tensors(self) -> Mapping[str, TensorInfo]:
-        """What there is, in order."""
-        ...
-
-    @property
-    def device(self) -> torch.device:
-        """Where blocks are worked on."""
-        ...
-
-    def read_into(self, name: str, start: int, out: Tensor) -> None:
-        """Fill the flat ``out`` from the flat index ``start`` on, converted to its dtype."""
-        ...
-
-    def read(self, name: str) -> Tensor:
-        """The whole tensor as it is stored."""
-        ...
-
-    @property
-    def ties(self) -> Mapping[str, str]:
-        """Later name -> first name of tensors that are one and the same under several names."""
-        ...
-
-
-@dataclass(frozen=True)
-class TaskInput:
-    """One task's input: a fine-tuned model, or (``is_task_vector``) a task vector, where absent names mean zero."""
-
-    weights: Weights
-    is_task_vector: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,74 @@
+"""``fusion_stats.json``: what was measured of a task vector, kept beside it for as long as its files are unchanged."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fusionlab.checkpoints.headers import Header
+
+STATS = "fusion_stats.json"
+_KEPT_ENTRIES = 8
+
+
+def file_records(files: Iterable[Path], headers: Mapping[Path, Header] | None = None) -> list[dict[str, Any]]:
+    """Name, size, modification time and, where there is one, header hash of every file."""
+    records = []
+    for file in files:
+        found = file.stat()
+        record: dict[str, Any] = {"file": file.name, "size": found.st_size, "mtime_ns": found.st_mtime_ns}
+        if headers is not None and file in headers:
+            record["header_sha256"] = headers[file].digest
+        records.append(record)
+    return records
+
+
+def content_hash(file: Path) -> str:
+    """SHA-256 over the whole content."""
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(opened)
+
+
+def _digest(opened: Any) -> str:
+    digest = hashlib.sha256()
+    while piece := opened.read(1 << 22):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def fingerprint(records: Iterable[Mapping[str, Any]]) -> str:
+    """One hash over file records, without content hashes."""
+    kept = [{key: record[key] for key in sorted(record) if key != "sha256"} for record in records]
+    return hashlib.sha256(json.dumps(kept).encode()).hexdigest()
+
+
+def read_squared_norms(path: Path, task_vector: str) -> dict[str, tuple[float, ...]]:
+    """The squared norms kept at ``path`` for the task vector of this fingerprint: exact expansions by name, or none."""
+    if not path.is_file():
+        return {}
+    try:
+        entries = json.loads(path.read_text())["task_vectors"]
+        return {name: tuple(parts) for name, parts in entries.get(task_vector, {}).get("squared_norm", {}).items()}
+    except (ValueError, KeyError, TypeError, AttributeError):  # unreadable: measured again and written anew
+        return {}
+
+
+def write_squared_norms(path: Path, task_vector: str, squared_norms: Mapping[str, tuple[float, ...]]) -> None:
+    """Keep squared norms for the task vector of this fingerprint, beside those of a few others; whole or not at all."""
+    entries: dict[str, Any] = {}
+    if path.is_file():
+        try:
+            entries = dict(json.loads(path.read_text())["task_vectors"])
+        except (ValueError, KeyError, TypeError):  # unreadable: written anew
+            entries = {}
+    entries.pop(task_vector, None)
+    kept = list(entries.items())[-(_KEPT_ENTRIES - 1) :]
+    entries = dict(kept) | {task_vector: {"squared_norm": {name: list(parts) for name, parts in squared_norms.items()}}}
+    staging = path.with_name(f".{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
+    staging.write_text(json.dumps({"schema": 1, "task_vectors": entries}) + "\n")
+    os.replace(staging, path)

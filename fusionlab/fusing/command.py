@@ -1,0 +1,101 @@
+"""The command line: flags and recipe into a :class:`Recipe`, then plan, progress and result on the terminal."""
+
+from __future__ import annotations
+
+import json
+import re
+from argparse import ArgumentError
+from typing import Any
+
+import jsonargparse
+
+from fusionlab.errors import InputError, did_you_mean
+from fusionlab.fusing.recipe import Recipe, read_recipe
+
+_SWITCHES = {
+    "hash": "also hash the whole content of the inputs into fusion.json",
+    "dry_run": "check everything from the headers, print the plan and stop",
+}
+
+
+def main(argv: list[str]) -> int:
+    """Fuse as the flags and the recipe say; returns 0.
+
+    Raises:
+        InputError: what the user can fix; nothing was written then.
+    """
+    recipe = parse(argv)
+    from fusionlab.fusing.offline import fuse_folder, prepare
+    from fusionlab.fusing.progress import progress_bar
+
+    prepared = prepare(recipe)
+    if recipe.dry_run:
+        print(prepared.describe())
+        return 0
+    with progress_bar(prepared.bytes_to_read) as advance:
+        summary = fuse_folder(prepared, advance)
+    print(summary)
+    return 0
+
+
+def parse(argv: list[str]) -> Recipe:
+    """The recipe that the command line asks for; flags override the file.
+
+    Raises:
+        InputError: an unknown key or flag, a value of the wrong type, or a required one that is missing.
+    """
+    parser = build_parser()
+    try:
+        values: dict[str, Any] = parser.parse_args(list(_with_recipes(argv))).as_dict()
+    except ArgumentError as error:
+        raise InputError(_readable(str(error), argv)) from error
+    values.pop("config")
+    return Recipe(**values)
+
+
+def build_parser() -> jsonargparse.ArgumentParser:
+    """The parser, whose help is the recipe's documentation."""
+    parser = jsonargparse.ArgumentParser(
+        prog="python -m fusionlab fuse",
+        description=str(Recipe.__doc__).partition("\n")[0],
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", action="config", help="a recipe in YAML, or a mergekit configuration")
+    parser.add_class_arguments(Recipe, as_group=False, skip=set(_SWITCHES))
+    for name, text in _SWITCHES.items():
+        parser.add_argument(f"--{name}", action="store_true", help=text)
+    return parser
+
+
+def _with_recipes(argv: list[str]) -> list[str]:
+    """``argv`` with the checked content of every recipe in the place of its path."""
+    found, is_path = [], False
+    for argument in argv:
+        flag, equals, value = argument.partition("=")
+        if is_path:
+            argument = json.dumps(read_recipe(argument))
+        elif flag == "--config" and equals:
+            argument = f"--config={json.dumps(read_recipe(value))}"
+        is_path = argument == "--config"
+        found.append(argument)
+    return found
+
+
+def _readable(message: str, argv: list[str]) -> str:
+    """jsonargparse's message in one line, with the nearest flag for one that is not known."""
+    unknown = re.match(r"unrecognized arguments: (\S+)", message)
+    if unknown:
+        flags = [action.option_strings[-1] for action in build_parser()._actions if action.option_strings]
+        name = unknown[1].partition("=")[0]
+        return f"unknown argument {name!r}; {did_you_mean(name, flags)}"
+    required = re.match(r"the following arguments are required: (.+)", message)
+    if required:
+        return f"missing: {required[1]}. Give them as flags (--finetuned.TASK PATH), or a recipe with --config."
+    wrong = re.match(r'Parser key "([\w.]+)":', message)
+    value = re.search(r"(?:Got value|Given value): (.*)$", message, re.DOTALL)
+    if wrong and value:
+        expected = re.findall(r"Expected a (?:<class ')?(?:typing\.)?([\w\[\]', ]+?)(?:'>)?(?:\.|\n|$)", message)
+        kinds = " or ".join(dict.fromkeys(kind for kind in expected if kind != "NoneType"))
+        return f"{wrong[1]}: expected {kinds or 'another value'}, got {value[1].strip()}."
+    return " ".join(message.split())

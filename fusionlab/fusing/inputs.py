@@ -1,0 +1,173 @@
+"""Opening what a recipe names: the base, full checkpoints and adapters, checked against one another from headers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusionlab.checkpoints import Checkpoint, open_checkpoint
+from fusionlab.checkpoints.hub import is_hub_id, resolve
+from fusionlab.checkpoints.readers import SafetensorsWeights, read_json
+from fusionlab.checkpoints.stats import file_records, fingerprint
+from fusionlab.errors import InputError, name_list
+from fusionlab.streaming import StateWeights, TaskInput, Weights
+
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "fusionlab.json",
+                  "fusionlab_factors.safetensors", "linearized_adapter_model.safetensors")  # fmt: skip
+_HEAD_ELEMENTS = 1024
+_SAME_ARCHITECTURE = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """One input of a recipe.
+
+    Args:
+        name: as the recipe says it.
+        path: where it is.
+        files: its weight files.
+        weights: what the engine reads.
+        config: its ``config.json`` or ``adapter_config.json``.
+        adapter: the adapter, if it is one.
+    """
+
+    name: str
+    path: Path
+    files: tuple[Path, ...]
+    weights: Weights
+    config: Mapping[str, Any]
+    adapter: Any = None
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """Name, size, time and header hash of its files."""
+        headers = self.weights.headers if isinstance(self.weights, SafetensorsWeights) else None
+        return file_records(self.files, headers)
+
+    @property
+    def fingerprint(self) -> str:
+        """One hash over them."""
+        return fingerprint(self.records)
+
+    @property
+    def task_input(self) -> TaskInput:
+        """What the engine takes."""
+        return TaskInput(self.weights, is_task_vector=self.adapter is not None)
+
+
+def open_base(name: str) -> Opened:
+    """The model that fusion adds to.
+
+    Raises:
+        InputError: not there, not readable, or an adapter.
+    """
+    path = resolve(name)
+    if (path / "adapter_config.json").is_file():
+        raise InputError(f"base {name!r} is an adapter; give the full model it was made for, and it under finetuned.")
+    return _full(name, path, open_checkpoint(path))
+
+
+def open_input(task: str, name: str, base: Opened, cache_bytes: int) -> Opened:
+    """A fine-tuned model or an adapter, checked against ``base`` as far as names and shapes do not say it.
+
+    Raises:
+        InputError: not there, not readable, of another architecture, or an adapter for another base.
+    """
+    path = resolve(name)
+    if not (path / "adapter_config.json").is_file():
+        opened = _full(name, path, open_checkpoint(path))
+        _check_architecture(task, base, opened)
+        return opened
+    from fusionlab.adapters import load_adapter  # imports peft, which takes seconds
+
+    adapter = load_adapter(path)
+    if adapter.method == "tangent_lora":
+        raise InputError(
+            f"adapter {task!r} is a tangent_lora: it acts under the linearized forward only and is no task vector of "
+            "weights. Fuse such adapters in a run (fit), or use lora or l_lora adapters."
+        )
+    _check_base(task, path, adapter, base)
+    files = tuple(path / file for file in _ADAPTER_FILES if (path / file).is_file())
+    weights = StateWeights(adapter.task_vector(), base.weights.tensors, cache_bytes)
+    return Opened(name, path, files, weights, read_json(path / "adapter_config.json"), adapter)
+
+
+def base_hash(base: Weights, adapter: Any) -> str:
+    """Short SHA-256 over the base weights that an adapter changes, as adapters and fused adapters record it."""
+    from fusionlab.adapters import hash_initial
+
+    return hash_initial(_AdaptedWeights(base, list(adapter.factors)))[:16]
+
+
+class _AdaptedWeights(Mapping[str, tuple[Tensor, None]]):
+    """The base weights of modules, read one at a time."""
+
+    def __init__(self, base: Weights, modules: list[str]) -> None:
+        self._base, self._modules = base, modules
+
+    def __getitem__(self, module: str) -> tuple[Tensor, None]:
+        return self._base.read(f"{module}.weight"), None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._modules)
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+
+def _full(name: str, path: Path, checkpoint: Checkpoint) -> Opened:
+    return Opened(name, path, checkpoint.files, checkpoint.weights, checkpoint.config)
+
+
+def _check_architecture(task: str, base: Opened, opened: Opened) -> None:
+    """Raise if both say what they are and it differs; without a config the names and shapes must do."""
+    different = [
+        f"{key} {opened.config[key]!r} (the base has {base.config[key]!r})"
+        for key in _SAME_ARCHITECTURE
+        if key in base.config and key in opened.config and base.config[key] != opened.config[key]
+    ]
+    if different:
+        raise InputError(
+            f"fine-tuned {task!r} in {opened.name!r} is of another architecture: {name_list(different)}. "
+            "Use models made from the same base."
+        )
+
+
+def _check_base(task: str, path: Path, adapter: Any, base: Opened) -> None:
+    """Raise if the adapter was provably made for another base: by hash, by hub id, or by what its base's path holds."""
+    own = read_json(path / "fusionlab.json") if (path / "fusionlab.json").is_file() else {}
+    expected, theirs = own.get("base_hash"), Path(adapter.base_model).expanduser()
+    there = all(f"{module}.weight" in base.weights.tensors for module in adapter.factors)
+    if expected is not None:
+        other = there and base_hash(base.weights, adapter) != expected
+    elif adapter.base_model and (theirs / "config.json").is_file():
+        other = not _same_model(theirs, base)
+    else:
+        ids = (adapter.base_model, base.name.partition("@")[0])
+        other = ids[0] != ids[1] and all(is_hub_id(name) for name in ids)
+    if other:
+        raise InputError(
+            f"adapter {task!r} was made for another base, {adapter.base_model or 'unknown'!r}: its weights are not "
+            f"those of {base.name!r}. Give the base that it was made for."
+        )
+
+
+def _same_model(theirs: Path, base: Opened) -> bool:
+    """Whether a folder holds the base's tensors, going by names, shapes and the first bytes of each."""
+    if theirs.resolve() == base.path.resolve():
+        return True
+    other, own = open_checkpoint(theirs).weights, base.weights
+    if dict(other.tensors) != dict(own.tensors):
+        return False
+    for name, info in own.tensors.items():
+        heads = [torch.empty(min(info.numel, _HEAD_ELEMENTS), dtype=info.dtype) for _ in range(2)]
+        for weights, head in zip((own, other), heads, strict=True):
+            weights.read_into(name, 0, head)
+        if not torch.equal(*heads):
+            return False
+    return True

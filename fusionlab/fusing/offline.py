@@ -1,0 +1,290 @@
+"""A recipe from files to a folder: everything is opened and checked first, then fused and written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusionlab import rules
+from fusionlab.checkpoints import WeightsWriter, write_folder
+from fusionlab.checkpoints.stats import STATS, read_squared_norms, write_squared_norms
+from fusionlab.checkpoints.writers import refuse_existing
+from fusionlab.errors import InputError, did_you_mean
+from fusionlab.fusing import report
+from fusionlab.fusing.inputs import Opened, base_hash, open_base, open_input
+from fusionlab.fusing.recipe import Recipe, parse_size
+from fusionlab.rules import LinearRule, Rule, Statistics
+from fusionlab.streaming import CastWeights, Job, Outcome, Plan, Resources, TaskInput, TensorInfo, fuse, make_plan, run
+from fusionlab.streaming.engine import inner_linear_rule, num_reads, peak_bytes
+
+UNTUNED = 0.3
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe whose inputs are open and fit together.
+
+    Args:
+        recipe: what was asked for.
+        base: the base.
+        inputs: by task.
+        job: what the engine will do.
+        tensors: what the output will hold, in full weights.
+        as_adapter: whether the output is an adapter.
+        notes: what the user should know, for the plan and ``fusion.json``.
+    """
+
+    recipe: Recipe
+    base: Opened
+    inputs: Mapping[str, Opened]
+    job: Job
+    tensors: Mapping[str, TensorInfo]
+    as_adapter: bool
+    resources: Resources
+    notes: tuple[str, ...]
+
+    @property
+    def output(self) -> Path:
+        """The folder to write."""
+        return Path(self.recipe.output).expanduser()
+
+    @property
+    def output_bytes(self) -> int:
+        """Size of the weights to write."""
+        if self.as_adapter:
+            return sum(file.stat().st_size for opened in self.inputs.values() for file in opened.files)
+        return sum(info.nbytes for info in self.tensors.values())
+
+    @property
+    def bytes_to_read(self) -> int:
+        """Bytes of tensors that go through the engine, over all passes."""
+        plan, base = self.job.plan, self.base.weights.tensors
+        fused = sum(base[name].nbytes for name in plan.fused)
+        for task, opened in self.inputs.items():
+            fused += sum(opened.weights.tensors[source].nbytes for source in plan.sources[task].values())
+        copied = 0 if self.as_adapter else sum(base[name].nbytes for name in plan.copied)
+        return fused * num_reads(self.job) + copied
+
+    def describe(self) -> str:
+        """The plan, for ``--dry_run``."""
+        return report.plan_text(self)
+
+
+def prepare(recipe: Recipe) -> Prepared:
+    """Open and check everything that can be checked from headers; nothing is written.
+
+    Raises:
+        InputError: inputs that are missing, corrupt or do not fit, a rule that does not fit them, an output that
+            exists, or too little disk or memory.
+    """
+    output = Path(recipe.output).expanduser()
+    refuse_existing(output)
+    rule, notes = _rule(recipe)
+    base = open_base(recipe.base)
+    budget = parse_size(recipe.memory_budget, "memory_budget")
+    cache_bytes = budget // (4 * len(recipe.finetuned))
+    inputs = {task: open_input(task, name, base, cache_bytes) for task, name in recipe.finetuned.items()}
+    job = _job(recipe, rule, base, inputs)
+    tensors = _output_tensors(job, base)
+    resources = Resources(recipe.threads or len(os.sched_getaffinity(0)), budget)
+    as_adapter = _as_adapter(recipe, rule, inputs)
+    prepared = Prepared(recipe, base, inputs, job, tensors, as_adapter, resources, tuple(notes))
+    _check_memory(prepared)
+    _check_disk(output, prepared.output_bytes)
+    _try_rule(job)
+    return replace(prepared, notes=(*notes, *report.tokenizer_notes(base, inputs)))
+
+
+def fuse_folder(prepared: Prepared, advance: Callable[[int], None] | None = None) -> str:
+    """Fuse and write the output folder, whole or not at all; returns a summary for the terminal.
+
+    Raises:
+        InputError: NaN or Inf in an input, task vectors that are all zero, an output that appeared, a full disk.
+    """
+    started = time.monotonic()
+    resources = replace(prepared.resources, on_bytes=advance)
+    with write_folder(prepared.output) as staging:
+        if prepared.as_adapter:
+            outcome, details = _write_adapter(prepared, staging, resources)
+        else:
+            outcome, details = _write_weights(prepared, staging, resources), {}
+        record = report.fusion_record(prepared, outcome, details)
+        report.write_reports(staging, prepared, record)
+    notes = _keep_stats(prepared, outcome)
+    return report.summary_text(prepared, record, time.monotonic() - started, notes)
+
+
+def _rule(recipe: Recipe) -> tuple[Rule, list[str]]:
+    rule, notes = rules.from_config(recipe.rule), []
+    inner = rule
+    while isinstance(getattr(inner, "rule", None), Rule):
+        inner = inner.rule
+    if isinstance(inner, rules.TaskArithmetic) and inner.scaling_coefficient is None:
+        rule = _with_inner(rule, replace(inner, scaling_coefficient=UNTUNED))
+        notes.append(f"no scaling_coefficient was given: {UNTUNED}, the usual one without tuning, was taken")
+    return rule, notes
+
+
+def _with_inner(rule: Any, inner: Rule) -> Rule:
+    return replace(rule, rule=_with_inner(rule.rule, inner)) if hasattr(rule, "rule") else inner
+
+
+def _dtype(name: str | None, what: str) -> torch.dtype | None:
+    if name is not None and name not in _DTYPES:
+        raise InputError(f"{what}: no such dtype {name!r}; {did_you_mean(name, _DTYPES)}")
+    return None if name is None else _DTYPES[name]
+
+
+def _job(recipe: Recipe, rule: Rule, base: Opened, inputs: Mapping[str, Opened]) -> Job:
+    dtype, input_dtype = _dtype(recipe.dtype, "dtype"), _dtype(recipe.input_dtype, "input_dtype")
+    task_inputs = {task: opened.task_input for task, opened in inputs.items()}
+    weights = base.weights
+    if input_dtype is not None:
+        weights = CastWeights(weights, input_dtype)
+        task_inputs = {
+            task: item if item.is_task_vector else TaskInput(CastWeights(item.weights, input_dtype))
+            for task, item in task_inputs.items()
+        }
+    plan = make_plan(weights, task_inputs, mismatched_tensors=recipe.mismatched_tensors)
+    dtypes = {
+        name: dtype if dtype is not None and info.dtype.is_floating_point else info.dtype
+        for name, info in base.weights.tensors.items()
+    }
+    known = _known(base, inputs, plan) if input_dtype is None else {}
+    return Job(rule, weights, task_inputs, plan, dtypes, known, recipe.cosines)
+
+
+def _stats(base: Opened, opened: Opened) -> tuple[Path, str]:
+    """Where the statistics of an input's task vector are kept, and the fingerprint that makes them valid."""
+    path = opened.path / STATS if opened.path.is_dir() else opened.path.with_name(f"{opened.path.name}.{STATS}")
+    of_base = "any" if opened.adapter is not None else base.fingerprint
+    return path, f"{of_base}-{opened.fingerprint}"
+
+
+def _known(base: Opened, inputs: Mapping[str, Opened], plan: Plan) -> dict[str, dict[str, tuple[float, ...]]]:
+    found = {}
+    for task, opened in inputs.items():
+        norms = read_squared_norms(*_stats(base, opened))
+        untouched = () if opened.adapter is None else set(plan.fused) - set(plan.sources[task])
+        found[f"squared_norm/{task}"] = norms | dict.fromkeys(untouched, ()) if norms else {}
+    return found
+
+
+def _keep_stats(prepared: Prepared, outcome: Outcome) -> list[str]:
+    """Write the squared norms beside the inputs, where that is possible."""
+    notes: list[str] = []
+    if prepared.recipe.input_dtype is not None:
+        return notes
+    for task, opened in prepared.inputs.items():
+        path, key = _stats(prepared.base, opened)
+        measured = outcome.sums.get(f"squared_norm/{task}", {})
+        sources = prepared.job.plan.sources[task]
+        norms = {name: parts for name, parts in measured.items() if name in sources}
+        if norms and read_squared_norms(path, key) != norms:
+            try:
+                write_squared_norms(path, key, norms)
+            except OSError as error:
+                notes.append(f"the statistics of {task!r} could not be kept in {str(path)!r}: {error.strerror}")
+    return notes
+
+
+def _output_tensors(job: Job, base: Opened) -> dict[str, TensorInfo]:
+    """What to write: all names of the base, but for those that only a pickle holds twice and loading ties again."""
+    config = base.config
+    texts = [config, *(value for value in config.values() if isinstance(value, Mapping))]
+    tied = all(text.get("tie_word_embeddings", True) for text in texts)
+    dropped = {
+        name
+        for name in job.plan.aliases
+        if base.files[0].suffix != ".safetensors" and (tied or name.endswith("embed_tokens.weight"))
+    }
+    infos = base.weights.tensors
+    return {name: TensorInfo(info.shape, job.dtypes[name]) for name, info in infos.items() if name not in dropped}
+
+
+def _as_adapter(recipe: Recipe, rule: Rule, inputs: Mapping[str, Opened]) -> bool:
+    full = [task for task, opened in inputs.items() if opened.adapter is None]
+    possible = not full and isinstance(rule, LinearRule)
+    if recipe.save == "adapter" and not possible:
+        why = f"{full[0]!r} is a full model" if full else f"{rules.rule_name(rule)} is not linear in the task vectors"
+        raise InputError(f"save: an adapter needs adapters and a linear rule, but {why}; say save: weights.")
+    as_adapter = possible and recipe.save != "weights"
+    if as_adapter and (recipe.dtype or recipe.input_dtype):
+        raise InputError("dtype: a fused adapter is float32; say save: weights to merge it into weights of a dtype.")
+    if recipe.rank is not None and not as_adapter:
+        raise InputError("rank: only a fused adapter can be cut down to a rank; here full weights are written.")
+    return as_adapter
+
+
+def _check_memory(prepared: Prepared) -> None:
+    needed, what = peak_bytes(prepared.job)
+    if needed > prepared.resources.memory_budget:
+        raise InputError(
+            f"memory_budget: {rules.rule_name(prepared.job.rule)} on {what} needs {needed:,} bytes, the budget is "
+            f"{prepared.resources.memory_budget:,}; give a larger --memory_budget or another rule."
+        )
+
+
+def _check_disk(output: Path, needed: int) -> None:
+    parent = output.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    free = shutil.disk_usage(parent).free
+    if free < needed:
+        raise InputError(f"the disk of {str(output)!r} is too small: {needed:,} bytes are needed, {free:,} are free.")
+
+
+def _try_rule(job: Job) -> None:
+    """Let the rule meet these tasks and names on tiny tensors, so that what does not fit is known at once."""
+    linear = inner_linear_rule(job.rule)
+    if linear is not None and not linear.passes:
+        statistics = Statistics(tuple(job.inputs), job.plan.fused)
+        for name in job.plan.fused:
+            linear.coefficients(name, statistics.tasks, statistics)
+        return
+    base = {name: torch.eye(2) for name in job.plan.fused[:2]}
+    fuse(job.rule, base, dict.fromkeys(job.inputs, base), threads=1)
+
+
+class _FolderSink:
+    """Writes a fused tensor under every name that it has in the output."""
+
+    def __init__(self, writer: WeightsWriter, tensors: Mapping[str, TensorInfo], aliases: Mapping[str, str]) -> None:
+        self._writer = writer
+        self._names: dict[str, list[str]] = {}
+        for name in tensors:
+            self._names.setdefault(aliases.get(name, name), []).append(name)
+
+    def write(self, name: str, start: int, values: Tensor) -> None:
+        for each in self._names[name]:
+            self._writer.write(each, start, values)
+
+
+def _write_weights(prepared: Prepared, staging: Path, resources: Resources) -> Outcome:
+    shard = parse_size(prepared.recipe.max_shard_size, "max_shard_size")
+    with WeightsWriter(staging, prepared.tensors, max_shard_size=shard) as writer:
+        return run(prepared.job, _FolderSink(writer, prepared.tensors, prepared.job.plan.aliases), resources)
+
+
+def _write_adapter(prepared: Prepared, staging: Path, resources: Resources) -> tuple[Outcome, dict[str, Any]]:
+    from fusionlab.adapters import combine, save_adapter, truncate
+
+    outcome = run(prepared.job, None, resources)
+    fused = combine({task: opened.adapter for task, opened in prepared.inputs.items()}, outcome.coefficients)
+    details: dict[str, Any] = {"base_hash": base_hash(prepared.base.weights, fused)}
+    if prepared.recipe.rank is not None:
+        fused, error = truncate(fused, prepared.recipe.rank)
+        details["truncation_error"] = error
+    ranks = sorted(set(fused.ranks.values()))
+    details["rank"] = ranks[0] if len(ranks) == 1 else ranks
+    save_adapter(staging, replace(fused, base_model=fused.base_model or prepared.recipe.base))
+    return outcome, details

@@ -1,0 +1,110 @@
+"""A recipe: what to fuse, how, and where to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from fusionlab.errors import InputError, did_you_mean
+
+_SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Fuse checkpoints or adapters on disk, of any size, into one model.
+
+    Args:
+        base: path or hub id of the model that fusion adds to.
+        finetuned: path or hub id by task: full checkpoints or PEFT adapters, mixed freely.
+        output: the folder to write; it appears whole or not at all.
+        rule: a rule's name, or {class_path: ..., init_args: {...}}.
+        dtype: dtype of the floating-point output, such as bfloat16; the base's own per tensor by default.
+        input_dtype: round the inputs to this dtype before anything is computed, as mergekit's dtype does.
+        mismatched_tensors: for tensors that differ in name, shape or integer values: error, or take the base's.
+        save: weights, adapter (linear rules on adapters only), or auto: an adapter where that is possible exactly.
+        rank: cut a fused adapter down to this rank by singular values; the error is printed.
+        memory_budget: bytes beyond the libraries, such as 1GB.
+        threads: worker threads; as many as there are cores by default.
+        max_shard_size: bytes in one weight file, such as 5GB.
+        cosines: also measure the cosine similarity of every pair of task vectors.
+        hash: also hash the whole content of the inputs into fusion.json.
+        dry_run: check everything from the headers, print the plan and stop.
+    """
+
+    base: str
+    finetuned: dict[str, str]
+    output: str
+    rule: str | dict[str, Any] = "metagpt"
+    dtype: str | None = None
+    input_dtype: str | None = None
+    mismatched_tensors: Literal["error", "base"] = "error"
+    save: Literal["auto", "weights", "adapter"] = "auto"
+    rank: int | None = None
+    memory_budget: int | str = "1GB"
+    threads: int | None = None
+    max_shard_size: int | str = "5GB"
+    cosines: bool = True
+    hash: bool = False
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.finetuned:
+            raise InputError("finetuned: expected a path by task, got none.")
+        for task, path in self.finetuned.items():
+            if not task or not isinstance(path, str):
+                raise InputError(f"finetuned: expected a path by task, got {task!r}: {path!r}.")
+        for what in ("rank", "threads"):
+            value = getattr(self, what)
+            if value is not None and value < 1:
+                raise InputError(f"{what}: expected a whole number from 1, got {value}.")
+        for what in ("memory_budget", "max_shard_size"):
+            parse_size(getattr(self, what), what)
+
+
+def parse_size(value: int | str, what: str) -> int:
+    """Bytes from a number or a text such as ``512MB`` or ``1GiB``.
+
+    Raises:
+        InputError: neither.
+
+    Example:
+        >>> parse_size("1.5GB", "memory_budget"), parse_size("1KiB", "memory_budget"), parse_size(7, "memory_budget")
+        (1500000000, 1024, 7)
+    """
+    match = _SIZE.match(str(value))
+    if match is None or float(match[1]) == 0:
+        raise InputError(f"{what}: expected bytes or a size such as 512MB or 1GB, got {value!r}.")
+    unit = 1024 if match[3] else 1000
+    return int(float(match[1]) * unit ** " KMGT".index(match[2].upper() or " "))
+
+
+def read_recipe(path: str) -> dict[str, Any]:
+    """The recipe in a YAML file, by key; a mergekit configuration is translated.
+
+    Raises:
+        InputError: no such file, no YAML mapping, or a key that is not known.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise InputError(f"--config: {path!r} does not exist; give a recipe in YAML.")
+    try:
+        content = yaml.safe_load(file.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path!r} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, Mapping):
+        raise InputError(f"{path!r} holds a {type(content).__name__}, expected a mapping of recipe keys.")
+    if "merge_method" in content:
+        from fusionlab.fusing.mergekit import translate
+
+        content = translate(content)
+    known = [item.name for item in fields(Recipe)]
+    for key in content:
+        if key not in known:
+            raise InputError(f"{path!r}: unknown key {key!r}; {did_you_mean(str(key), known)}")
+    return dict(content)

@@ -1,0 +1,211 @@
+"""What a fusion says of itself: the plan, ``fusion.json``, the model card, the files carried over, the summary."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fusionlab import rules
+from fusionlab.checkpoints.stats import content_hash
+from fusionlab.errors import name_list
+from fusionlab.fusing.inputs import Opened
+from fusionlab.streaming import Outcome
+from fusionlab.streaming.engine import num_reads, peak_bytes
+
+if TYPE_CHECKING:
+    from fusionlab.fusing.offline import Prepared
+
+_CARRIED = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".bpe", ".spm")
+_NOT_CARRIED = ("adapter_config.json", "fusion.json", "fusionlab.json", "fusion_stats.json", "results.json",
+                "trainer_state.json", "all_results.json", "train_results.json", "eval_results.json")  # fmt: skip
+_TOKENIZER = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model")
+
+
+def plan_text(prepared: Prepared) -> str:
+    """What would be done, with every number that was checked."""
+    plan, tensors = prepared.job.plan, prepared.base.weights.tensors
+    elements = sum(tensors[name].numel for name in plan.fused)
+    needed, what = peak_bytes(prepared.job)
+    lines = [
+        f"rule            {_rule_text(prepared)}",
+        f"base            {prepared.base.name}: {len(tensors)} tensors, {_size(tensors)}",
+        *(f"finetuned       {task}: {_input_text(opened)}" for task, opened in prepared.inputs.items()),
+        f"fused           {len(plan.fused)} tensors, {elements:,} elements",
+        *(f"from the base   {text}" for text in _reasons(plan.copied)),
+        *(f"tied            {name} is {first}" for name, first in plan.aliases.items()),
+        *(f"not used        {task}: {name_list(names)}" for task, names in plan.ignored.items()),
+        f"reads           {num_reads(prepared.job)} over the inputs, {prepared.bytes_to_read / 1e9:.2f} GB",
+        f"writes          {prepared.output}: {_output_text(prepared)}",
+        f"memory          at least {needed:,} bytes for {what}, budget {prepared.resources.memory_budget:,}",
+        *(f"note            {note}" for note in prepared.notes),
+        "everything fits; nothing was written (--dry_run).",
+    ]
+    return "\n".join(lines)
+
+
+def fusion_record(prepared: Prepared, outcome: Outcome, details: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of ``fusion.json``."""
+    plan = prepared.job.plan
+    name = rules.rule_name(prepared.job.rule)
+    row = {
+        "model": "fused",
+        "rule": name,
+        "scaling_coefficients": outcome.scaling_coefficients,
+        "fused_tasks": list(prepared.inputs),
+    }
+    record = {
+        "schema": 1,
+        "rule": rules.to_config(prepared.job.rule),
+        "base": _provenance(prepared.base, prepared.recipe.hash),
+        "finetuned": {task: _provenance(item, prepared.recipe.hash) for task, item in prepared.inputs.items()},
+        "scaling_coefficients": outcome.scaling_coefficients,
+        "norms": outcome.norms,
+        "cosines": outcome.cosines,
+        "tensors": {
+            "fused": len(plan.fused),
+            "elements": sum(prepared.base.weights.tensors[name].numel for name in plan.fused),
+            "from_base": dict(plan.copied),
+            "tied": dict(plan.aliases),
+            "not_used": {task: list(names) for task, names in plan.ignored.items()},
+            "counted": "norms count every fused tensor once, embeddings included; integer buffers are not fused",
+        },
+        "space": "delta_weight",
+        **details,
+        "notes": list(prepared.notes),
+        "row": row,
+        "versions": {name: version(name) for name in ("fusionlab", "torch")} | {"python": platform.python_version()},
+    }
+    if not prepared.as_adapter:
+        record["rounding"] = {
+            "updated_elements": outcome.updated,
+            "survived_elements": outcome.survived,
+            "survived": outcome.survived / outcome.updated if outcome.updated else 1.0,
+        }
+    return record
+
+
+def write_reports(folder: Path, prepared: Prepared, record: Mapping[str, Any]) -> None:
+    """Write ``fusion.json`` and the card beside the weights, and what full weights need from the base's folder."""
+    (folder / "fusion.json").write_text(json.dumps(record, indent=2) + "\n")
+    (folder / "README.md").write_text(_card(prepared, record))
+    if prepared.as_adapter or not prepared.base.path.is_dir():
+        return
+    for file in sorted(prepared.base.path.iterdir()):
+        carried = file.suffix in _CARRIED and not file.name.endswith(".index.json") and file.name not in _NOT_CARRIED
+        if file.is_file() and carried:
+            shutil.copyfile(file, folder / file.name)
+    if prepared.recipe.dtype is not None and (folder / "config.json").is_file():
+        config = _with_dtype(json.loads((folder / "config.json").read_text()), prepared.recipe.dtype)
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def tokenizer_notes(base: Opened, inputs: Mapping[str, Opened]) -> list[str]:
+    """Inputs whose tokenizer files differ from the base's, which are the ones that are carried over."""
+    notes = []
+    for task, opened in inputs.items():
+        if not (opened.path.is_dir() and base.path.is_dir()) or opened.adapter is not None:
+            continue
+        pairs = [(base.path / name, opened.path / name) for name in _TOKENIZER]
+        both = [(ours, theirs) for ours, theirs in pairs if ours.is_file() and theirs.is_file()]
+        different = [ours.name for ours, theirs in both if ours.read_bytes() != theirs.read_bytes()]
+        if different:
+            notes.append(f"{name_list(different)} of {task!r} differs from the base's, which is carried over")
+    return notes
+
+
+def summary_text(prepared: Prepared, record: Mapping[str, Any], seconds: float, notes: Iterable[str]) -> str:
+    """The result in a few lines."""
+    lines = [f"fused {len(prepared.inputs)} models by {_rule_text(prepared)} in {seconds:.1f} s"]
+    coefficients = record["scaling_coefficients"]
+    for task, norm in record["norms"].items():
+        value = coefficients.get(task)
+        text = f", coefficient {value:.4f}" if isinstance(value, float) else ""
+        lines.append(f"  {task}: norm {norm:.4g}{text}")
+    if "rounding" in record:
+        lines.append(f"  {record['rounding']['survived']:.1%} of the updated weights differ from the base as stored")
+    if "truncation_error" in record:
+        lines.append(f"  rank {record['rank']}: relative truncation error {record['truncation_error']:.3g}")
+    lines += [f"  note: {note}" for note in (*prepared.notes, *notes)]
+    return "\n".join([*lines, f"wrote {prepared.output}"])
+
+
+def _provenance(opened: Opened, with_hash: bool) -> dict[str, Any]:
+    records = opened.records
+    if with_hash:
+        records = [record | {"sha256": content_hash(file)} for record, file in zip(records, opened.files, strict=True)]
+    kind = "weights" if opened.adapter is None else f"adapter ({opened.adapter.method})"
+    return {"name": opened.name, "kind": kind, "fingerprint": opened.fingerprint, "files": records}
+
+
+def _card(prepared: Prepared, record: Mapping[str, Any]) -> str:
+    rows = []
+    for task, opened in prepared.inputs.items():
+        value = record["scaling_coefficients"].get(task)
+        text = f"{value:.4f}" if isinstance(value, float) else "by parameter" if value else "-"
+        rows.append(f"| {task} | `{opened.name}` | {record['norms'][task]:.4g} | {text} |")
+    kept = f"\n{record['rounding']['survived']:.1%} of the updated weights differ from the base as stored.\n"
+    return "\n".join(
+        [
+            "---",
+            f"base_model: {json.dumps(prepared.base.name)}",
+            "tags: [model-merging, fusionlab]",
+            *(["library_name: peft"] if prepared.as_adapter else []),
+            "---",
+            f"# {prepared.output.name}",
+            "",
+            f"{len(prepared.inputs)} models fused by {_rule_text(prepared)} with fusionlab {version('fusionlab')}, "
+            f"on top of `{prepared.base.name}`.",
+            "",
+            "| task | model | norm of the task vector | coefficient |",
+            "|---|---|---|---|",
+            *rows,
+            kept if "rounding" in record else "",
+            "`fusion.json` has the rule with all its arguments, cosines, input fingerprints and versions.",
+            "",
+        ]
+    )
+
+
+def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
+    changed = {key: dtype if key in ("dtype", "torch_dtype") else value for key, value in config.items()}
+    changed = {key: _with_dtype(value, dtype) if _says_dtype(value) else value for key, value in changed.items()}
+    return changed if "torch_dtype" in changed else changed | {"dtype": dtype}
+
+
+def _says_dtype(value: Any) -> bool:
+    return isinstance(value, dict) and ("dtype" in value or "torch_dtype" in value)
+
+
+def _rule_text(prepared: Prepared) -> str:
+    config = rules.to_config(prepared.job.rule)
+    given = {key: value for key, value in config["init_args"].items() if value is not None}
+    return f"{rules.rule_name(prepared.job.rule)} {json.dumps(given)}" if given else rules.rule_name(prepared.job.rule)
+
+
+def _input_text(opened: Opened) -> str:
+    if opened.adapter is None:
+        return f"{opened.name}: {len(opened.weights.tensors)} tensors, {_size(opened.weights.tensors)}"
+    ranks = sorted(set(opened.adapter.ranks.values()))
+    return f"{opened.name}: {opened.adapter.method} adapter of {len(opened.adapter.factors)} modules, rank {ranks}"
+
+
+def _output_text(prepared: Prepared) -> str:
+    what = "an adapter" if prepared.as_adapter else f"{len(prepared.tensors)} tensors"
+    return f"{what}, {prepared.output_bytes / 1e9:.2f} GB"
+
+
+def _size(tensors: Mapping[str, Any]) -> str:
+    dtypes = sorted({str(info.dtype).removeprefix("torch.") for info in tensors.values()})
+    return f"{sum(info.nbytes for info in tensors.values()) / 1e9:.2f} GB, {name_list(dtypes)}"
+
+
+def _reasons(copied: Mapping[str, str]) -> list[str]:
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in copied.items():
+        by_reason.setdefault(reason, []).append(name)
+    return [f"{name_list(names)}: {reason}" for reason, names in by_reason.items()]
