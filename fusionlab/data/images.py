@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
 from PIL import Image
 from torch import Tensor
 
+from fusionlab.data.base import TaskData, check_embedded, check_positive, embedded, embedded_name, refuse_keys
 from fusionlab.data.cache import cache_root
-from fusionlab.data.drawing import DRAWN_TASKS
+from fusionlab.data.drawing import DRAWN_TASKS, DrawnTask
 from fusionlab.data.folder import ImageBatches, image_files
-from fusionlab.data.loader import Batch, StepLoader, exact_batches
+from fusionlab.data.loader import Batch
 from fusionlab.data.pixels import pixels
-from fusionlab.data.sources import SPLITS, SplitName, check_path
+from fusionlab.data.sources import SplitName, check_path
 from fusionlab.data.stored import OnBadImage, StoredImages, data_version
-from fusionlab.errors import InputError, did_you_mean, name_list
+from fusionlab.errors import InputError, did_you_mean
 from fusionlab.known_tasks import DEFAULT_TEMPLATES, IMAGE_TASKS
-from fusionlab.samplers import derive_seed
 from fusionlab.tasks import Task, parse_tasks
 
 EMBEDDED_TASKS: list[str | dict[str, Any]] = list(DRAWN_TASKS)
-_KNOWN = {**IMAGE_TASKS, **{name: Task(name=name, path=f"embedded:{name}") for name in DRAWN_TASKS}}
-_STAGE_SPLITS: dict[str, tuple[SplitName, ...]] = {
-    "fit": SPLITS,
-    "validate": ("validation",),
-    "test": ("test",),
-    "predict": (),
-}
+_KNOWN = {**IMAGE_TASKS, **embedded(DRAWN_TASKS)}
+_TEXT_KEYS = ("input_columns", "template", "label_words", "target_column", "metric")
 
 
 @dataclass(frozen=True)
@@ -83,7 +76,7 @@ class ImageSplit:
         return {"images": torch.from_numpy(images), "labels": self.labels[indices], "index": indices}
 
 
-class ImageTasks(LightningDataModule):
+class ImageTasks(TaskData):
     """One loader over all tasks in training, exact batches of each task in evaluation.
 
     Args:
@@ -111,45 +104,23 @@ class ImageTasks(LightningDataModule):
         cache_dir: str | None = None,
         seed: int = 42,
     ) -> None:
-        super().__init__()
-        sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "image_size": image_size}
-        for name, value in {**sizes, "max_samples": max_samples}.items():
-            if value is not None and value < 1:
-                raise InputError(f"{name} must be at least 1, got {value}")
+        super().__init__(parse_tasks(tasks, _KNOWN), batch_size, eval_batch_size, max_samples, seed)
+        check_positive(image_size=image_size)
         if on_bad_image not in ("error", "skip"):
             raise InputError(f"on_bad_image must be 'error' or 'skip', got {on_bad_image!r}")
-        self.definitions = parse_tasks(tasks, _KNOWN)
         for task in self.definitions.values():
-            _check_embedded(task) if _is_embedded(task) else check_path(task)
-        self.batch_size, self.eval_batch_size, self.image_size = batch_size, eval_batch_size, image_size
-        self.on_bad_image, self.max_samples, self.cache_dir, self.seed = on_bad_image, max_samples, cache_dir, seed
+            _check(task)
+        self.image_size, self.on_bad_image, self.cache_dir = image_size, on_bad_image, cache_dir
         self.images = None if images is None else image_files(Path(images))
-        self.tasks: dict[str, ImageTask] = {}
-        self.splits: dict[str, dict[str, ImageSplit]] = {name: {} for name in self.definitions}
 
-    def prepare_data(self) -> None:
-        """Decode into the cache, in one process of each machine, before the others read it."""
-        assert self.trainer is not None
-        assert self.trainer.state.fn is not None
-        self._load(_STAGE_SPLITS[self.trainer.state.fn.value])
+    def load_task(self, task: Task, splits: list[SplitName]) -> None:
+        """Draw, or decode into the cache and read from there."""
+        if (name := embedded_name(task)) is not None:
+            self._load_embedded(task, DRAWN_TASKS[name], splits)
+        else:
+            self._load_stored(task, splits)
 
-    def setup(self, stage: str | None = None) -> None:
-        """Load the splits that the stage needs; all of them without a stage.
-
-        Raises:
-            InputError: the data cannot be read as the tasks say; the message names task, split and what to do.
-        """
-        self._load(SPLITS if stage is None else _STAGE_SPLITS[stage])
-
-    def _load(self, splits: tuple[SplitName, ...]) -> None:
-        for name, task in self.definitions.items():
-            missing = [split for split in splits if split not in self.splits[name]]
-            if missing or name not in self.tasks:
-                load = self._load_embedded if _is_embedded(task) else self._load_stored
-                load(task, missing)
-
-    def _load_embedded(self, task: Task, splits: list[SplitName]) -> None:
-        drawn = DRAWN_TASKS[_embedded_name(task)]
+    def _load_embedded(self, task: Task, drawn: DrawnTask, splits: list[SplitName]) -> None:
         class_names = tuple((task.class_aliases or {}).get(name, name) for name in drawn.class_names)
         self._add_task(task, class_names, drawn.templates)
         for split in splits:
@@ -180,10 +151,9 @@ class ImageTasks(LightningDataModule):
         rows: np.ndarray,
         version: str | None = None,
     ) -> None:
-        if self.max_samples is not None and len(rows) > self.max_samples:
-            generator = np.random.default_rng(derive_seed("max_samples", task, split))
-            rows, version = np.sort(generator.choice(rows, self.max_samples, replace=False)), None
-        self.splits[task][split] = ImageSplit(images, labels, rows, self._image_size(), version)
+        chosen = self.chosen(rows, task, split)
+        version = version if len(chosen) == len(rows) else None
+        self.splits[task][split] = ImageSplit(images, labels, chosen, self._image_size(), version)
 
     def _image_size(self) -> int:
         if self.image_size is None:
@@ -192,18 +162,6 @@ class ImageTasks(LightningDataModule):
             backbone: Any = self.trainer.lightning_module.backbone
             self.image_size = int(backbone.image_size)
         return self.image_size
-
-    def train_dataloader(self) -> StepLoader:
-        """Micro-batches ``{task: batch}`` for this process."""
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        splits = {name: self.splits[name]["train"] for name in self.tasks}
-        return StepLoader(splits, self.batch_size, seed=self.seed, rank=rank, world_size=world_size)
-
-    def val_dataloader(self) -> list[int]:
-        """One empty batch: the module scores by :func:`fusionlab.evaluate`, which takes :meth:`eval_batches` itself."""
-        return [0]
-
-    test_dataloader = val_dataloader
 
     def predict_dataloader(self) -> ImageBatches:
         """Batches of the images to label: uint8 images of constant shape and the paths of those that are no padding.
@@ -215,36 +173,13 @@ class ImageTasks(LightningDataModule):
             raise InputError("predict needs --data.images, a folder of images or one image")
         return ImageBatches(self.images, self._image_size(), self.eval_batch_size, self.on_bad_image)
 
-    def eval_batches(self, task: str, split: str, *, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
-        """This rank's evaluation batches of a task, each with a bool ``"mask"`` that is False on padding."""
-        return exact_batches(self._split(task, split), self.eval_batch_size, rank=rank, world_size=world_size)
 
-    def num_eval_batches(self, task: str, split: str) -> int:
-        """Number of evaluation batches of a task, over all ranks."""
-        return -(-len(self._split(task, split)) // self.eval_batch_size)
-
-    def _split(self, task: str, split: str) -> ImageSplit:
-        if split not in self.splits[task]:
-            loaded = name_list(self.splits[task]) or "none"
-            raise RuntimeError(f"split {split!r} of task {task!r} is not loaded (loaded: {loaded}); call setup first")
-        return self.splits[task][split]
-
-
-def _is_embedded(task: Task) -> bool:
-    return (task.path or "").startswith("embedded:")
-
-
-def _check_embedded(task: Task) -> None:
-    name = _embedded_name(task)
-    if name not in DRAWN_TASKS:
-        raise InputError(f"task {task.name!r}: no embedded task {name!r}; {did_you_mean(name, DRAWN_TASKS)}")
-    for field in fields(Task):
-        if getattr(task, field.name) is not None and field.name not in ("name", "path", "templates", "class_aliases"):
-            raise InputError(f"{field.name} does nothing in task {task.name!r}, which is embedded; remove it")
+def _check(task: Task) -> None:
+    refuse_keys(task, _TEXT_KEYS, "whose inputs are images")
+    if (name := embedded_name(task)) is None:
+        check_path(task)
+        return
+    check_embedded(task, name, DRAWN_TASKS, usable=("templates", "class_aliases"))
     for alias in task.class_aliases or ():
         if alias not in (names := DRAWN_TASKS[name].class_names):
             raise InputError(f"class_aliases of task {task.name!r}: no class {alias!r}; {did_you_mean(alias, names)}")
-
-
-def _embedded_name(task: Task) -> str:
-    return (task.path or "").removeprefix("embedded:")

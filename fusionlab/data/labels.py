@@ -31,7 +31,7 @@ class _Column:
     values: np.ndarray
 
 
-def read_labels(source: Source, definition: Task | None) -> Labels:
+def read_labels(source: Source, definition: Task | None, listed_as: str = "class_names") -> Labels:
     """Labels of every split, mapped by class name onto one order.
 
     The order is that of ``class_names``, else the alphabet, unless a ClassLabel feature has another: then it is the
@@ -41,12 +41,14 @@ def read_labels(source: Source, definition: Task | None) -> Labels:
     Args:
         source: the task's tables.
         definition: the known task of this name, or None.
+        listed_as: what the user knows ``class_names`` as, for messages.
 
     Raises:
-        InputError: no label column, unknown or missing labels, classes without names or with one name twice, one class.
+        InputError: no label column, unknown or missing labels, classes without names or with one name twice.
     """
     task = source.task
-    columns = {split: _column(task, split, table) for split, table in source.tables.items()}
+    hint = None if definition is None else definition.label_column
+    columns = {split: _column(task, split, table, hint) for split, table in source.tables.items()}
     numbered = {split: _numbers(column) for split, column in columns.items()}
     bare = [split for split, column in columns.items() if column.names is None]
     listed = task.class_names or _agreeing(definition, numbered.values())
@@ -55,15 +57,15 @@ def read_labels(source: Source, definition: Task | None) -> Labels:
     elif bare:
         raise InputError(
             f"task {task.name!r}: the labels of {name_list(bare)} are integers without names; list the classes in "
-            f"label order: class_names: [...]"
+            f"label order: {listed_as}: [...]"
         )
     else:
-        names = _names(task, columns)
+        names = _names(task, columns, listed_as)
         position = {name: index for index, name in enumerate(_own_names(task, columns, names))}
         by_split = {split: _mapped(task, split, column, position) for split, column in columns.items()}
     for split, values in by_split.items():
         _check_range(task, split, values, names)
-    return Labels(_display_names(task, names, definition), by_split)
+    return Labels(names, by_split)
 
 
 def find_column(task: Task, features: Mapping[str, Any], given: str | None, matching: list[str], what: str) -> str:
@@ -91,11 +93,12 @@ def find_column(task: Task, features: Mapping[str, Any], given: str | None, matc
     return matching[0]
 
 
-def _column(task: Task, split: str, table: Any) -> _Column:
+def _column(task: Task, split: str, table: Any, hint: str | None) -> _Column:
     from datasets import ClassLabel, Value
 
     features = table.features
-    matching = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+    matching = [hint] if hint is not None and hint in features else []
+    matching += [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
     matching += [name for name in _LABEL_COLUMNS if name in features]
     name = find_column(task, features, task.label_column, matching, "label")
     feature, values = features[name], table[name][:]
@@ -139,7 +142,7 @@ def _is_named(task: Task, column: _Column) -> bool:
     return column.names is not None and set(column.names) <= set(task.class_names or ())
 
 
-def _names(task: Task, columns: Mapping[str, _Column]) -> tuple[str, ...]:
+def _names(task: Task, columns: Mapping[str, _Column], listed_as: str) -> tuple[str, ...]:
     """What the classes are called, in label order."""
     found = _found(columns)
     if task.class_names is None:
@@ -148,7 +151,7 @@ def _names(task: Task, columns: Mapping[str, _Column]) -> tuple[str, ...]:
     if not missing or (len(missing) == len(found) == len(task.class_names)):
         return task.class_names
     raise InputError(
-        f"class_names of task {task.name!r} ({len(task.class_names)} names) lacks {name_list(missing)} of the data's "
+        f"{listed_as} of task {task.name!r} ({len(task.class_names)} names) lacks {name_list(missing)} of the data's "
         f"{len(found)} classes; {did_you_mean(missing[0], task.class_names)}"
     )
 
@@ -187,8 +190,12 @@ def _check_range(task: Task, split: str, values: np.ndarray, names: tuple[str, .
     )
 
 
-def _display_names(task: Task, names: tuple[str, ...], definition: Task | None) -> tuple[str, ...]:
-    """Aliases applied, other underscores read as spaces; checked to be at least two different names."""
+def display_names(task: Task, names: tuple[str, ...], definition: Task | None) -> tuple[str, ...]:
+    """Class names as prompts use them: aliases applied, underscores in other names read as spaces.
+
+    Raises:
+        InputError: an alias of no class, two classes with one name, or fewer than two classes.
+    """
     aliases = task.class_aliases or {}
     if definition is None or aliases != definition.class_aliases:
         for alias in aliases:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from fusionlab.errors import InputError, did_you_mean, name_list
 from fusionlab.tasks import Task
 
 SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
+CARVED = {"validation": 0, "test": 1}
 _TABLES = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".ndjson": "json"}
 _SPLIT_STEMS: dict[str, tuple[str, ...]] = {
     "train": ("train", "training"),
@@ -85,21 +88,23 @@ def hub_fingerprint(source: Source) -> str:
     return hashlib.sha256(json.dumps(names, sort_keys=True).encode()).hexdigest()
 
 
-def open_source(task: Task, cache: Path) -> Source:
+def open_source(task: Task, cache: Path, definition: Task | None = None) -> Source:
     """Open every split that the task has.
 
     Args:
         task: the task.
         cache: folder in which ``datasets`` prepares local files; hub sets are prepared in its own cache.
+        definition: the known task of the same name: the split that it tests on serves so in a local copy too.
 
     Raises:
         InputError: the hub set cannot be reached, a split or file is not there, or there is nothing to read.
     """
     path = Path(task.path or "").expanduser()
+    opener = _Local(task, cache, None if definition is None else definition.test)
     if path.is_file():
-        return _open_files(task, cache, path.parent, {"train": [path]})
+        return opener.files(path.parent, {"train": [path]})
     if path.is_dir():
-        return _open_folder(task, cache, path)
+        return opener.folder(path)
     return _open_hub(task)
 
 
@@ -113,22 +118,52 @@ def _open_hub(task: Task) -> Source:
         return Source(task, {split: builder.as_dataset(split=name) for split, name in names.items()}, None)
 
 
-def _open_folder(task: Task, cache: Path, folder: Path) -> Source:
-    import datasets
+@dataclass(frozen=True)
+class _Local:
+    """Opens local files, each split by itself: files may list their classes in different orders, and keep them so."""
 
-    named: dict[str, str] = {
-        split: name for split in SPLITS if (name := getattr(task, split)) and (folder / name).is_file()
-    }
-    if named:
-        files = {split: [folder / name] for split, name in named.items()}
-        whole: dict[str, Any] = dict.fromkeys(named)
-        return _open_files(replace(task, **whole), cache, folder, files)
-    if tables := _tables_named_for_splits(folder):
-        return _open_files(task, cache, folder, {split: [file] for split, file in tables.items()})
-    with _input_errors(task, f"the folder {str(folder)!r}"):
-        builder = datasets.load_dataset_builder(str(folder), task.config, cache_dir=str(cache))
-        files = {str(split): [Path(file) for file in found] for split, found in builder.config.data_files.items()}
-    return _open_files(task, cache, folder, files, kind=builder.name)
+    task: Task
+    cache: Path
+    known_test: str | None
+
+    def folder(self, folder: Path) -> Source:
+        import datasets
+
+        task = self.task
+        given = {split: name for split in SPLITS if (name := getattr(task, split))}
+        named = {str(split): name for split, name in given.items() if (folder / name).is_file()}
+        if named:
+            whole: dict[str, Any] = dict.fromkeys(named)
+            files = {split: [folder / name] for split, name in named.items()}
+            return replace(self, task=replace(task, **whole)).files(folder, files)
+        if tables := _tables_named_for_splits(folder):
+            return self.files(folder, {split: [file] for split, file in tables.items()})
+        with _input_errors(task, f"the folder {str(folder)!r}"):
+            builder = datasets.load_dataset_builder(str(folder), task.config, cache_dir=str(self.cache))
+            found = {str(split): [Path(file) for file in files] for split, files in builder.config.data_files.items()}
+        return self.files(folder, found, kind=builder.name)
+
+    def files(self, root: Path, files: Mapping[str, list[Path]], kind: str | None = None) -> Source:
+        names = _split_names(self.task, list(files), self.known_test)
+        return Source(self.task, {split: self._table(name, files, kind) for split, name in names.items()}, root)
+
+    def _table(self, name: str, files: Mapping[str, list[Path]], kind: str | None) -> Any:
+        import datasets
+
+        base, bracket, part = name.partition("[")
+        found = files[base]
+        suffix = found[0].suffix.lower()
+        builder = kind or _TABLES.get(suffix)
+        if builder is None:
+            raise InputError(f"{found[0]} of task {self.task.name!r} is no table; expected {name_list(_TABLES)}")
+        options: dict[str, Any] = {"drop_labels": False} if builder == "imagefolder" else {}
+        if suffix == ".tsv":
+            options["sep"] = "\t"
+        paths = {base: [str(file) for file in found]}
+        with _input_errors(self.task, f"{name} ({found[0]})"), _no_progress_bars():
+            return datasets.load_dataset(
+                builder, data_files=paths, split=f"{base}{bracket}{part}", cache_dir=str(self.cache), **options
+            )
 
 
 def _tables_named_for_splits(folder: Path) -> dict[str, Path]:
@@ -141,34 +176,12 @@ def _tables_named_for_splits(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _open_files(
-    task: Task, cache: Path, root: Path, files: Mapping[str, list[Path]], kind: str | None = None
-) -> Source:
-    """Each split is opened by itself: files may list their classes in different orders, and keep their own then."""
-    import datasets
-
-    def load(name: str) -> Any:
-        base, bracket, part = name.partition("[")
-        found = files[base]
-        suffix = found[0].suffix.lower()
-        builder = kind or _TABLES.get(suffix)
-        if builder is None:
-            raise InputError(f"{found[0]} of task {task.name!r} is no table; expected {name_list(_TABLES)}")
-        options: dict[str, Any] = {"drop_labels": False} if builder == "imagefolder" else {}
-        if suffix == ".tsv":
-            options["sep"] = "\t"
-        paths = {base: [str(file) for file in found]}
-        with _input_errors(task, f"{name} ({found[0]})"), _no_progress_bars():
-            return datasets.load_dataset(
-                builder, data_files=paths, split=f"{base}{bracket}{part}", cache_dir=str(cache), **options
-            )
-
-    return Source(task, {split: load(name) for split, name in _split_names(task, list(files)).items()}, root)
-
-
-def _split_names(task: Task, known: list[str]) -> dict[str, str]:
+def _split_names(task: Task, known: list[str], known_test: str | None = None) -> dict[str, str]:
     """The data's name (or slice) for each split that it has; a split that serves as another is not used twice."""
     given: dict[str, str] = {split: name for split in SPLITS if (name := getattr(task, split))}
+    for name in () if known_test is None else (known_test, known_test.partition("_")[0]):
+        if "test" not in given and name in known and name not in given.values():
+            given["test"] = name
     taken: set[str] = set()
     for split, name in given.items():
         base, bracket, _ = name.partition("[")
@@ -180,6 +193,31 @@ def _split_names(task: Task, known: list[str]) -> dict[str, str]:
             )
         taken.add(base)
     return given | {split: split for split in SPLITS if split not in given and split in known and split not in taken}
+
+
+def split_rows(split: str, available: Sequence[str], remainders: np.ndarray) -> np.ndarray:
+    """The rows of ``split``, int64, in the table that holds them: its own, or training's where the data lacks it.
+
+    A split that the data lacks is carved out of training by a hash of each row's input (SHA-256, first four bytes,
+    big-endian): a row is kept for validation if it is 0 modulo 10, and for test if it is 1. So a split is stable, and
+    duplicates stay together.
+
+    Args:
+        split: train, validation or test.
+        available: the splits that the data has.
+        remainders: the hash modulo 10 of each row of the table.
+    """
+    carved = {name: remainder for name, remainder in CARVED.items() if name not in available}
+    if split in carved:
+        return np.flatnonzero(remainders == carved[split])
+    if split == "train":
+        return np.flatnonzero(~np.isin(remainders, list(carved.values())))
+    return np.arange(len(remainders))
+
+
+def remainder(data: bytes) -> int:
+    """The hash of an input that decides its split where the data lacks one: 0..9."""
+    return int.from_bytes(hashlib.sha256(data).digest()[:4], "big") % 10
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import numpy as np
 
 from fusionlab.data import sources
 from fusionlab.data.cache import cached_folder
-from fusionlab.data.labels import find_column, read_labels
+from fusionlab.data.labels import display_names, find_column, read_labels
 from fusionlab.data.pixels import DECODE_ERRORS, decode
 from fusionlab.errors import InputError, name_list
 from fusionlab.tasks import Task
@@ -25,7 +25,6 @@ from fusionlab.tasks import Task
 _FORMAT = 1
 """Raise to drop every cache, after a change to decoding or to the files below."""
 _IMAGE_COLUMNS = ("image", "img", "image_path", "path", "file", "file_name", "filename")
-_CARVED = {"validation": 0, "test": 1}
 _CHUNK = 256
 _log = logging.getLogger(__name__)
 
@@ -34,9 +33,6 @@ OnBadImage = Literal["error", "skip"]
 
 class StoredImages:
     """One task's classes and splits.
-
-    A split that the data lacks is carved out of training: a row is kept for validation if the first four bytes of
-    SHA-256 over its encoded image (big-endian) are 0 modulo 10, and for test if they are 1.
 
     Args:
         task: the task, completed.
@@ -76,7 +72,7 @@ class StoredImages:
         folder = self._decoded(stored_as)
         index = json.loads((folder / "index.json").read_text())
         self._report(stored_as, index["bad"], index["num_rows"])
-        rows = _rows(split, self.available, np.load(folder / "remainders.npy"))
+        rows = sources.split_rows(split, self.available, np.load(folder / "remainders.npy"))
         if not len(rows):
             raise InputError(self._empty(split, stored_as, index["num_rows"]))
         images = np.load(folder / "images.npy", mmap_mode="r")
@@ -84,7 +80,7 @@ class StoredImages:
 
     @functools.cached_property
     def _source(self) -> sources.Source:
-        return sources.open_source(self.task, self._cache / "datasets")
+        return sources.open_source(self.task, self._cache / "datasets", self.definition)
 
     def _key(self) -> str:
         """What decides the cache: the files (or hub commit) and all that the labels and their order depend on."""
@@ -101,10 +97,11 @@ class StoredImages:
     def _describe(self, folder: Path) -> None:
         """Write classes, labels, and which files outside the task's own folder the tables point at."""
         labels = read_labels(self._source, self.definition)
+        class_names = display_names(self.task, labels.class_names, self.definition)
         for split, values in labels.by_split.items():
             np.save(folder / f"{split}.npy", values)
         outside = {split: list(self._outside_files(split)) for split in labels.by_split}
-        description = {"class_names": labels.class_names, "splits": list(labels.by_split), "outside": outside}
+        description = {"class_names": class_names, "splits": list(labels.by_split), "outside": outside}
         (folder / "index.json").write_text(json.dumps(description))
 
     def _outside_files(self, split: str) -> Iterator[str]:
@@ -179,8 +176,8 @@ class StoredImages:
         images.flush()
         np.save(folder / "labels.npy", labels)
         np.save(folder / "remainders.npy", remainders)
-        served = [split] + [other for other in _CARVED if split == "train" and other not in self.available]
-        rows = {name: _rows(name, self.available, remainders) for name in served}
+        served = [split] + [other for other in sources.CARVED if split == "train" and other not in self.available]
+        rows = {name: sources.split_rows(name, self.available, remainders) for name in served}
         versions = {name: data_version(images, labels, kept) for name, kept in rows.items()}
         index = {"num_rows": num_rows, "bad": list(bad.values()), "data_versions": versions}
         (folder / "index.json").write_text(json.dumps(index))
@@ -193,8 +190,7 @@ class StoredImages:
                 if encoded.get("path") is None:
                     return "no image", 0
                 data = Path(encoded["path"]).read_bytes()
-            remainder = int.from_bytes(hashlib.sha256(data).digest()[:4], "big") % 10
-            return decode(data, self.image_size), remainder
+            return decode(data, self.image_size), sources.remainder(data)
         except DECODE_ERRORS as error:
             return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200], 0
 
@@ -216,16 +212,6 @@ class StoredImages:
             f"the {split} split of task {self.task.name!r} is empty: the data has none, and of its {num_rows} training "
             f"images none fell to it (about a tenth does); name one with {split}: ..."
         )
-
-
-def _rows(split: str, available: tuple[str, ...], remainders: np.ndarray) -> np.ndarray:
-    """The stored rows of ``split``, int64; stored rows are those of training where the data has no such split."""
-    carved = {name: remainder for name, remainder in _CARVED.items() if name not in available}
-    if split in carved:
-        return np.flatnonzero(remainders == carved[split])
-    if split == "train":
-        return np.flatnonzero(~np.isin(remainders, list(carved.values())))
-    return np.arange(len(remainders))
 
 
 def data_version(images: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> str:

@@ -1,0 +1,150 @@
+"""What image and text tasks share: loading by stage, the training loader, exact evaluation batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+from lightning.pytorch import LightningDataModule
+
+from fusionlab.data.loader import Batch, Split, StepLoader, exact_batches
+from fusionlab.data.sources import SPLITS, SplitName
+from fusionlab.errors import InputError, did_you_mean, name_list
+from fusionlab.samplers import derive_seed
+from fusionlab.tasks import Task
+
+_STAGE_SPLITS: dict[str, tuple[SplitName, ...]] = {
+    "fit": SPLITS,
+    "validate": ("validation",),
+    "test": ("test",),
+    "predict": (),
+}
+_EMBEDDED = "embedded:"
+
+
+class TaskData(LightningDataModule):
+    """Tasks and their splits; subclasses load one task at a time.
+
+    Args:
+        definitions: the tasks by name, completed.
+        batch_size: samples of each task in a training batch of one process.
+        eval_batch_size: samples in an evaluation batch.
+        max_samples: use at most this many samples of each split, a fixed random choice.
+        seed: seed of the order of training samples.
+    """
+
+    def __init__(
+        self, definitions: dict[str, Task], batch_size: int, eval_batch_size: int, max_samples: int | None, seed: int
+    ) -> None:
+        super().__init__()
+        check_positive(batch_size=batch_size, eval_batch_size=eval_batch_size, max_samples=max_samples)
+        self.definitions = definitions
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.max_samples, self.seed = max_samples, seed
+        self.tasks: dict[str, Any] = {}
+        self.splits: dict[str, dict[str, Any]] = {name: {} for name in definitions}
+
+    def load_task(self, task: Task, splits: list[SplitName]) -> None:
+        """Add the task to ``tasks`` and the splits to ``splits``."""
+        raise NotImplementedError
+
+    def prepare_data(self) -> None:
+        """Fill the cache in one process of each machine, before the others read it."""
+        assert self.trainer is not None
+        assert self.trainer.state.fn is not None
+        self.setup(self.trainer.state.fn.value)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load the splits that the stage needs; all of them without a stage.
+
+        Raises:
+            InputError: the data cannot be read as the tasks say; the message names task, split and what to do.
+        """
+        for name, task in self.definitions.items():
+            missing = [
+                split for split in (SPLITS if stage is None else _STAGE_SPLITS[stage]) if split not in self.splits[name]
+            ]
+            if missing or name not in self.tasks:
+                self.load_task(task, missing)
+
+    def train_dataloader(self) -> StepLoader:
+        """Micro-batches ``{task: batch}`` for this process."""
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        splits = {name: self._split(name, "train") for name in self.definitions}
+        return StepLoader(splits, self.batch_size, seed=self.seed, rank=rank, world_size=world_size)
+
+    def val_dataloader(self) -> list[int]:
+        """One empty batch: the module scores by :func:`fusionlab.evaluate`, which takes :meth:`eval_batches` itself."""
+        return [0]
+
+    test_dataloader = val_dataloader
+
+    def eval_batches(self, task: str, split: str, *, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
+        """This rank's evaluation batches of a task, each with a bool ``"mask"`` that is False on padding."""
+        return exact_batches(self._split(task, split), self.eval_batch_size, rank=rank, world_size=world_size)
+
+    def num_eval_batches(self, task: str, split: str) -> int:
+        """Number of evaluation batches of a task, over all ranks."""
+        return -(-len(self._split(task, split)) // self.eval_batch_size)
+
+    def _split(self, task: str, split: str) -> Split:
+        if split not in self.splits[task]:
+            loaded = name_list(self.splits[task]) or "none"
+            raise RuntimeError(f"split {split!r} of task {task!r} is not loaded (loaded: {loaded}); call setup first")
+        return self.splits[task][split]
+
+    def chosen(self, rows: np.ndarray, task: str, split: str) -> np.ndarray:
+        """At most ``max_samples`` of the rows, a choice that depends on nothing but task and split."""
+        if self.max_samples is None or len(rows) <= self.max_samples:
+            return rows
+        generator = np.random.default_rng(derive_seed("max_samples", task, split))
+        return np.sort(generator.choice(rows, self.max_samples, replace=False))
+
+
+def embedded(names: Iterable[str]) -> dict[str, Task]:
+    """Definitions of embedded tasks."""
+    return {name: Task(name=name, path=f"{_EMBEDDED}{name}") for name in names}
+
+
+def embedded_name(task: Task) -> str | None:
+    """Which embedded task this is; None if it is none."""
+    path = task.path or ""
+    return path.removeprefix(_EMBEDDED) if path.startswith(_EMBEDDED) else None
+
+
+def check_embedded(task: Task, name: str, known: Iterable[str], usable: Iterable[str]) -> None:
+    """Raise unless there is such an embedded task, and the task says nothing that would have no effect on it.
+
+    Raises:
+        InputError: no embedded task of that name, or a key that does nothing.
+    """
+    known = list(known)
+    if name not in known:
+        raise InputError(f"task {task.name!r}: no embedded task {name!r}; {did_you_mean(name, known)}")
+    usable = {"name", "path", *usable}
+    unused = [field.name for field in fields(Task) if field.name not in usable]
+    refuse_keys(task, unused, "which is embedded")
+
+
+def refuse_keys(task: Task, keys: Iterable[str], why: str) -> None:
+    """Raise if the task says something that has no effect.
+
+    Raises:
+        InputError: one of ``keys`` is given.
+    """
+    for key in keys:
+        if getattr(task, key) is not None:
+            raise InputError(f"{key} does nothing in task {task.name!r}, {why}; remove it")
+
+
+def check_positive(**values: int | None) -> None:
+    """Raise if a number is less than 1.
+
+    Raises:
+        InputError: naming it.
+    """
+    for name, value in values.items():
+        if value is not None and value < 1:
+            raise InputError(f"{name} must be at least 1, got {value}")
