@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from fusionlab.adapters import Adapter, base_state, combine, save_adapter
+from fusionlab.adapters import Adapter, base_state, combine, save_adapter, split_names, stored_state
 from fusionlab.checkpoints import save_state, write_folder
 from fusionlab.loading import base_hash
 from fusionlab.rules import LinearRule, Rule
@@ -96,5 +96,6 @@ def save_fused(folder: Path, fused: FusedModel, backbone: Any, row: dict[str, An
             record["base_hash"] = base_hash(backbone.model, fused.weights)
         else:
             backbone.save_files(unfinished)
-            save_state(unfinished, base_state(backbone.model) | dict(fused.weights))
+            state = base_state(backbone.model) | dict(fused.weights)
+            save_state(unfinished, stored_state(state, split_names(backbone.model)))
         (unfinished / "fusion.json").write_text(json.dumps(record, indent=2) + "\n")

@@ -80,9 +80,10 @@ def load_weights(folder: Path, base_model: nn.Module | None = None) -> LoadedWei
             adapters.check_fits(base_model, adapter)
             _check_base_hash(folder, own.get("base_hash"), base_model, adapter)
         return LoadedWeights(adapter, {"method": adapter.method} | labels)
-    if (folder / "config.json").is_file():
+    if (folder / "config.json").is_file() or (folder / "open_clip_config.json").is_file():
         state = open_checkpoint(folder).state()
         if base_model is not None:
+            state = adapters.split_state(state, adapters.split_names(base_model))
             check_same_names(adapters.base_state(base_model), state, what=f"the model in {str(folder)!r}")
         return LoadedWeights(state, labels)
     inside = sorted(path.name for path in folder.iterdir() if path.is_dir())
