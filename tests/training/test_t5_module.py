@@ -303,3 +303,23 @@ def test_predict_answers_texts_with_the_weights_given(
         expected = trained.eval().generate(data.splits["sentiment"]["test"].batch(torch.arange(8)))
     assert [prediction["answer"] for prediction in module.predictions] == expected
     assert {"positive", "negative"} <= set(expected)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_bfloat16_precision_trains_and_scores(t5_folder: Callable[[str], Path], tmp_path: Path, precision: Any) -> None:
+    module = T5Module(str(t5_folder("untied")), rank=2, method="l_lora", max_new_tokens=4)
+    data = TextData(module.backbone.tokenizer, num_samples=16)
+    with torch.no_grad():
+        batch = data.splits["sentiment"]["test"].batch(torch.arange(16))
+        module.prepare_tasks(data.tasks)
+        exact = module.eval().log_likelihoods("sentiment", batch)
+    fit = trainer(tmp_path, 2, precision=precision, callbacks=[FusionCallback(rules=["average"])])
+    fit.fit(module, datamodule=data)
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert len(rows) == 3 * (1 + 1 + 3)
+    with torch.no_grad(), module.use(None), module.evaluation_context():
+        scores = module.eval().log_likelihoods("sentiment", batch)
+    assert scores.dtype == torch.float32
+    # 8 bits of mantissa in sums of up to nine tokens of size 1 to 20
+    torch.testing.assert_close(scores, exact, rtol=0.02, atol=0.5)
+    assert not torch.equal(scores, exact)
