@@ -1,0 +1,32 @@
+"""The wheel holds the embedded weights, and runs from another folder."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_wheel_runs_from_another_folder(tmp_path: Path) -> None:
+    source = tmp_path / "source"  # a copy, as building leaves a build folder behind
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        (source / name).write_bytes((ROOT / name).read_bytes())
+    (source / "fusionlab").symlink_to(ROOT / "fusionlab")
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
+    subprocess.run([*build, str(source)], check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    code = (
+        "import fusionlab, sys; assert fusionlab.__file__.startswith(sys.argv[1]), fusionlab.__file__;"
+        "backbone = fusionlab.load_backbone('tiny-clip'); assert backbone.image_size == 32;"
+        "print(tuple(backbone.zero_shot_head(['cat', 'dog'], ['a photo of a {}.']).shape))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "site")], cwd=tmp_path, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "site"), "HF_HUB_OFFLINE": "1"}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("(2, ")
