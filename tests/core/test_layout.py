@@ -11,7 +11,8 @@ PACKAGE = Path(__file__).parents[2] / "fusionlab"
 TIERS = {
     0: {"errors", "state", "linearize", "rules", "samplers", "tasks", "optimization", "runs", "known_tasks"},
     1: {"backbones", "adapters", "checkpoints", "streaming", "metrics", "fused", "loading", "planning"},
-    2: {"callbacks", "modules", "data", "evaluation", "search", "sweeping", "reporting", "predicting", "fusing", "cli"},
+    2: {"callbacks", "modules", "data", "evaluation", "search", "sweeping", "reporting", "predicting", "fusing", "cli",
+        "protocols", "published", "candidates"},
 }
 # libraries a tier may import beside the standard library
 LIBRARIES = {
@@ -20,7 +21,7 @@ LIBRARIES = {
         "huggingface_hub", "psutil", "scipy"},
 }  # fmt: skip
 # rooms of tier 2 that others of tier 2 may import: the shared ones
-SHARED = {"evaluation", "reporting", "search", "predicting"}
+SHARED = {"evaluation", "reporting", "search", "predicting", "protocols", "published", "candidates"}
 ASIDE = {"__init__", "__main__", "assets"}
 
 
