@@ -1,10 +1,13 @@
 """Tasks known by name: where they are on the hub, what their classes are called, how they are asked for.
 
 The image templates (but for Fashion-MNIST's and SVHN's), and the class names of GTSRB and EuroSAT, are those published
-with CLIP (openai/CLIP, ``data/prompts.md``, MIT licence).
+with CLIP (openai/CLIP, ``data/prompts.md``, MIT licence). The GLUE formats are those of arXiv 2310.04742; the
+natural-language prompts are this package's own.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass, replace
 
 from fusionlab.tasks import Task
 
@@ -154,3 +157,74 @@ IMAGE_TASKS: dict[str, Task] = {
     )
 }
 """The seven tasks of arXiv 2310.04742, MNIST (with them the usual eight of the merging literature), and three more."""
+
+_PAIR = ("sentence1", "sentence2")
+
+
+def _glue(name: str, columns: tuple[str, ...], *label_words: str, template: str | None = None, **fields: str) -> Task:
+    """A GLUE task in the paper's format: the task's name, then each column's name and text.
+
+    GLUE's test labels are secret, so the official validation set is what is tested on.
+    """
+    return Task(
+        name,
+        path="nyu-mll/glue",
+        config=name,
+        test=fields.pop("test", "validation"),
+        input_columns=columns,
+        template=template or f"{name} " + " ".join(f"{column}: {{{column}}}" for column in columns),
+        label_words=label_words or None,
+        class_names=label_words or None,
+        metric="accuracy" if label_words else "spearman",
+        **fields,
+    )
+
+
+TEXT_TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        _glue("cola", ("sentence",), "unacceptable", "acceptable"),
+        _glue(
+            "mnli",
+            ("premise", "hypothesis"),
+            *("entailment", "neutral", "contradiction"),
+            template="mnli hypothesis: {hypothesis} premise: {premise}",
+            test="validation_matched",
+        ),
+        _glue("mrpc", _PAIR, "not_equivalent", "equivalent"),
+        _glue("qqp", ("question1", "question2"), "not_duplicate", "duplicate"),
+        _glue("rte", _PAIR, "entailment", "not_entailment"),
+        _glue("sst2", ("sentence",), "negative", "positive"),
+        _glue("stsb", _PAIR, target_column="label"),
+    )
+}
+"""The seven GLUE tasks of arXiv 2310.04742, in its text-to-text format."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Another way to ask for a known text task: its text and, in label order, its answers (None for a score)."""
+
+    template: str
+    label_words: tuple[str, ...] | None
+
+    def applied(self, task: Task) -> Task:
+        """The task, asked for in this way."""
+        return replace(task, template=self.template, label_words=self.label_words)
+
+
+NATURAL_PROMPTS: dict[str, Prompt] = {
+    "cola": Prompt('Is this sentence acceptable English? "{sentence}" Answer yes or no.', ("no", "yes")),
+    "mnli": Prompt(
+        'Assume that "{premise}" Is it then true that "{hypothesis}"? Answer yes, maybe or no.', ("yes", "maybe", "no")
+    ),
+    "mrpc": Prompt('Do "{sentence1}" and "{sentence2}" say the same? Answer yes or no.', ("no", "yes")),
+    "qqp": Prompt('Do "{question1}" and "{question2}" ask the same? Answer yes or no.', ("no", "yes")),
+    "rte": Prompt('Given that "{sentence1}" Does it follow that "{sentence2}"? Answer yes or no.', ("yes", "no")),
+    "sst2": Prompt('Is this review positive or negative? "{sentence}"', ("negative", "positive")),
+    "stsb": Prompt(
+        'From 0.0 (nothing in common) to 5.0 (the same), how alike in meaning are "{sentence1}" and "{sentence2}"?',
+        None,
+    ),
+}
+"""Natural-language prompts of the GLUE tasks."""

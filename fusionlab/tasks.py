@@ -11,7 +11,13 @@ from fusionlab.errors import InputError, did_you_mean, name_list
 
 _LISTS = ("class_names", "templates", "input_columns", "label_words")
 _MAPPINGS = ("class_aliases",)
-_HUB_LAYOUT = ("config", "revision", "train", "validation", "test", "image_column", "label_column", "input_columns")
+_HUB_LAYOUT = ("config", "revision", "train", "validation", "test", "image_column", "label_column")
+# a task that says one of the first takes none of the second from its definition
+_TOGETHER = (
+    (("input_columns", "template"), ("input_columns", "template")),
+    (("target_column",), ("label_words", "metric")),
+    (("label_words",), ("target_column", "metric")),
+)
 # a name becomes a folder of a run, an adapter's name and part of a log key
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.+@-]*")
 
@@ -83,6 +89,9 @@ class Task:
             return self
         own_path = self.path is not None and self.path != definition.path
         skipped = {"class_names", *(_HUB_LAYOUT if own_path else ())}
+        for decisive, group in _TOGETHER:
+            if any(getattr(self, key) is not None for key in decisive):
+                skipped.update(group)
         return replace(
             self,
             **{

@@ -1,0 +1,204 @@
+"""Rows of a table as text-to-text samples: what the model reads, what it should answer, and the target behind that."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fusionlab.data.labels import Labels, read_labels
+from fusionlab.data.sources import Source, open_source, remainder, split_rows
+from fusionlab.errors import InputError, did_you_mean, name_list
+from fusionlab.tasks import Task, check_duplicates
+
+_FIELD = re.compile(r"\{([^{}]+)\}")
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Text-to-text samples.
+
+    Args:
+        inputs: what the model reads.
+        answers: what it should answer.
+        targets: the label word's index, int64, or the score, float32; shape ``(samples,)``.
+    """
+
+    inputs: Sequence[str]
+    answers: Sequence[str]
+    targets: np.ndarray
+
+    @functools.cached_property
+    def version(self) -> str:
+        """The first 16 hex digits of SHA-256 over inputs and answers, each ended by a zero byte."""
+        digest = hashlib.sha256()
+        for texts in zip(self.inputs, self.answers, strict=True):
+            digest.update("".join(f"{text}\0" for text in texts).encode())
+        return digest.hexdigest()[:16]
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.inputs)
+
+    def __getitem__(self, rows: np.ndarray) -> Texts:
+        """The samples at ``rows``."""
+        return Texts([self.inputs[row] for row in rows], [self.answers[row] for row in rows], self.targets[rows])
+
+
+class TextSource:
+    """The samples of a task that lies on the hub or in local files.
+
+    Args:
+        task: the task, completed.
+        definition: the known task of the same name, or None.
+        cache: folder in which local tables are prepared.
+
+    Raises:
+        InputError: columns, template, label words and data do not fit one another.
+    """
+
+    def __init__(self, task: Task, definition: Task | None, cache: Path) -> None:
+        self.task = task
+        self.source = open_source(task, cache, definition)
+        self.template = task.template or default_template(task)
+        self.columns = task.input_columns or tuple(dict.fromkeys(_FIELD.findall(self.template)))
+        for column in (*self.columns, *_FIELD.findall(self.template)):
+            for table in self.source.tables.values():
+                _check_column(task, table.features, column, "text")
+        self._labels = None if task.target_column else _labels(self.source, definition)
+        self.label_words = None if self._labels is None else _label_words(task, self._labels)
+
+    def texts(self, split: str) -> Texts:
+        """The samples of a split; one that the data lacks is carved out of training.
+
+        Raises:
+            InputError: the data has neither the split nor a training split, it is empty, or texts are empty.
+        """
+        available = tuple(self.source.tables)
+        stored_as = split if split in available else "train"
+        if stored_as not in available:
+            raise InputError(
+                f"task {self.task.name!r} has no {split} split, only {name_list(available)}; name one with {split}: ..."
+            )
+        texts, remainders = self._table(stored_as)
+        rows = split_rows(split, available, remainders)
+        if not len(rows):
+            raise InputError(f"the {split} split of task {self.task.name!r} is empty; name one with {split}: ...")
+        return texts[rows]
+
+    def _table(self, split: str) -> tuple[Texts, np.ndarray]:
+        table = self.source.tables[split]
+        names = dict.fromkeys((*self.columns, *_FIELD.findall(self.template)))
+        columns = {name: [_text(value) for value in table[name][:]] for name in names}
+        parts = list(zip(*(columns[name] for name in self.columns), strict=True))
+        self._check_not_empty(split, parts)
+        remainders = np.array([remainder("\0".join(part).encode()) for part in parts], np.uint8)
+        rendered = [_rendered(self.template, columns, row) for row in range(len(parts))]
+        targets = self._scores(split) if self._labels is None else self._labels.by_split[split]
+        if self.label_words is None:
+            answers = [f"{score:.1f}" for score in targets.tolist()]
+        else:
+            answers = [self.label_words[label] for label in targets.tolist()]
+        return Texts(rendered, answers, targets), remainders
+
+    def _check_not_empty(self, split: str, parts: Sequence[tuple[str, ...]]) -> None:
+        empty = [str(row) for row, texts in enumerate(parts) if not any(text.strip() for text in texts)]
+        if empty:
+            raise InputError(
+                f"task {self.task.name!r}: {len(empty)} of {len(parts)} rows of {split} have no text in "
+                f"{name_list(self.columns)}: rows {name_list(empty)}; remove them"
+            )
+
+    def _scores(self, split: str) -> np.ndarray:
+        from datasets import Value
+
+        task, table = self.task, self.source.tables[split]
+        column = task.target_column or ""
+        _check_column(task, table.features, column, "score")
+        feature = table.features[column]
+        if not (isinstance(feature, Value) and feature.dtype.startswith(("float", "int", "uint"))):
+            raise InputError(f"target_column {column!r} of task {task.name!r} holds no numbers but {feature}")
+        scores = np.array([np.nan if value is None else value for value in table[column][:]], np.float32)
+        bad = int((~np.isfinite(scores)).sum())
+        if bad:
+            raise InputError(f"task {task.name!r}: {bad} of {len(scores)} rows of {split} have no number in {column!r}")
+        return scores
+
+
+def default_template(task: Task) -> str:
+    """The task's name, then each input column's name and text, as GLUE's tasks are put in arXiv 2310.04742.
+
+    Raises:
+        InputError: the task says no columns.
+    """
+    if not task.input_columns:
+        raise InputError(
+            f"task {task.name!r} does not say which columns to read; add input_columns: [...] or, with the columns in "
+            f'braces, template: "..."'
+        )
+    return f"{task.name} " + " ".join(f"{column}: {{{column}}}" for column in task.input_columns)
+
+
+def check_text_task(task: Task) -> None:
+    """Raise unless the task's own settings fit one another.
+
+    Raises:
+        InputError: label words beside a score, a template without a column, words that repeat or do not match classes.
+    """
+    if task.target_column and (task.label_words or task.class_names):
+        raise InputError(
+            f"task {task.name!r} has both target_column (a score) and label_words or class_names (classes); give one"
+        )
+    if task.template is None:
+        default_template(task)
+    elif not _FIELD.search(task.template):
+        raise InputError(
+            f"template {task.template!r} of task {task.name!r} holds no column in braces, such as {{text}}"
+        )
+    words = task.label_words or ()
+    check_duplicates(words, f"label_words of task {task.name!r}")
+    if task.class_names and words and len(words) != len(task.class_names):
+        raise InputError(
+            f"task {task.name!r} has {len(words)} label_words for {len(task.class_names)} class_names; give one each"
+        )
+
+
+def _labels(source: Source, definition: Task | None) -> Labels:
+    task = source.task
+    listed = task.class_names
+    if listed is None and definition is not None and len(definition.class_names or ()) == len(task.label_words or ()):
+        listed = definition.class_names
+    listed = listed or task.label_words
+    listed_as = "class_names" if task.class_names else "label_words"
+    return read_labels(replace(source, task=replace(task, class_names=listed)), definition, listed_as)
+
+
+def _label_words(task: Task, labels: Labels) -> tuple[str, ...]:
+    words = task.label_words or labels.class_names
+    if len(words) != len(labels.class_names):
+        raise InputError(
+            f"task {task.name!r} has {len(words)} label_words ({name_list(words)}) for the {len(labels.class_names)} "
+            f"classes {name_list(labels.class_names)}; give one each, in this order"
+        )
+    if len(words) < 2:
+        raise InputError(f"task {task.name!r} has {len(words)} class ({name_list(words)}); at least 2 are needed")
+    return words
+
+
+def _check_column(task: Task, features: Mapping[str, Any], column: str, what: str) -> None:
+    if column not in features:
+        raise InputError(f"task {task.name!r} has no column {column!r} ({what}); {did_you_mean(column, features)}")
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+def _rendered(template: str, columns: Mapping[str, Sequence[str]], row: int) -> str:
+    return _FIELD.sub(lambda field: columns[field[1]][row], template)

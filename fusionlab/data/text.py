@@ -1,0 +1,157 @@
+"""Text-to-text tasks, embedded or from a hub id or local files, as padded token batches."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from fusionlab.data.base import TaskData, check_positive, refuse_keys
+from fusionlab.data.cache import cache_root
+from fusionlab.data.rendering import TextSource, check_text_task
+from fusionlab.data.sources import SplitName, check_path
+from fusionlab.data.tokens import TextSplit, tokenize
+from fusionlab.errors import InputError, name_list
+from fusionlab.known_tasks import NATURAL_PROMPTS, TEXT_TASKS
+from fusionlab.tasks import Task, parse_tasks
+
+_IMAGE_KEYS = ("image_column", "templates", "class_aliases")
+_log = logging.getLogger(__name__)
+
+Prompts = Literal["paper", "natural"]
+
+
+@dataclass(frozen=True)
+class TextTask:
+    """What scoring needs of a task: the answers in label order (None for a score) and the metric."""
+
+    name: str
+    label_words: tuple[str, ...] | None
+    metric: str
+    template: str
+
+
+class TextTasks(TaskData):
+    """One loader over all tasks in training, exact batches of each task in evaluation.
+
+    Args:
+        tasks: names known to the package (GLUE's cola, mnli, mrpc, qqp, rte, sst2, stsb), or mappings
+            ``{name, path, input_columns, template, label_words | target_column, metric}`` where path is a hub id, or a
+            local folder or file of parquet, csv, tsv or json.
+        batch_size: texts of each task in a training batch of one process.
+        eval_batch_size: texts in an evaluation batch.
+        prompts: how GLUE's tasks are put: ``paper`` as in arXiv 2310.04742, ``natural`` as questions.
+        max_tokens: longer inputs are cut, counted and reported.
+        texts: file with one text a line, or ``-`` for the standard input, for ``predict``.
+        max_samples: use at most this many texts of each split, a fixed random choice.
+        cache_dir: folder for tokens; by default ``$FUSIONLAB_CACHE``, else ``~/.cache/fusionlab``.
+        seed: seed of the order of training texts.
+    """
+
+    def __init__(
+        self,
+        tasks: list[str | dict[str, Any]],
+        batch_size: int = 16,
+        eval_batch_size: int = 64,
+        prompts: Prompts = "paper",
+        max_tokens: int = 512,
+        texts: str | None = None,
+        max_samples: int | None = None,
+        cache_dir: str | None = None,
+        seed: int = 42,
+    ) -> None:
+        if prompts not in ("paper", "natural"):
+            raise InputError(f"prompts must be 'paper' or 'natural', got {prompts!r}")
+        known = TEXT_TASKS
+        if prompts == "natural":
+            known = {**known, **{name: prompt.applied(known[name]) for name, prompt in NATURAL_PROMPTS.items()}}
+        super().__init__(parse_tasks(tasks, known), batch_size, eval_batch_size, max_samples, seed)
+        check_positive(max_tokens=max_tokens)
+        for task in self.definitions.values():
+            refuse_keys(task, _IMAGE_KEYS, "whose inputs are texts")
+            check_text_task(task)
+            check_path(task)
+        if texts not in (None, "-") and not Path(str(texts)).expanduser().is_file():
+            raise InputError(f"data.texts: no file {texts!r}")
+        self.prompts, self.max_tokens, self.texts, self.cache_dir = prompts, max_tokens, texts, cache_dir
+
+    def load_task(self, task: Task, splits: list[SplitName]) -> None:
+        """Read the texts, and their tokens from the cache or into it."""
+        cache = cache_root(self.cache_dir)
+        source = TextSource(task, TEXT_TASKS.get(task.name), cache / "datasets")
+        metric = task.metric or ("spearman" if source.label_words is None else "accuracy")
+        self.tasks[task.name] = TextTask(task.name, source.label_words, metric, source.template)
+        for split in splits:
+            texts = source.texts(split)
+            chosen = self.chosen(np.arange(len(texts)), task.name, split)
+            samples = TextSplit(texts[chosen], self._tokenizer(), self.max_tokens, cache)
+            self._report(task.name, split, samples.num_truncated, len(samples))
+            self.splits[task.name][split] = samples
+
+    def predict_dataloader(self) -> PredictTexts:
+        """Batches of the texts to answer.
+
+        Raises:
+            InputError: no ``texts`` given, or none in them.
+        """
+        if self.texts is None:
+            raise InputError("predict needs --data.texts, a file with one text a line, or - for the standard input")
+        stream = sys.stdin.read() if self.texts == "-" else Path(self.texts).expanduser().read_text(encoding="utf-8")
+        texts = [line for line in stream.splitlines() if line.strip()]
+        if not texts:
+            raise InputError(f"data.texts: no text in {'the standard input' if self.texts == '-' else self.texts!r}")
+        return PredictTexts(texts, self._tokenizer(), self.eval_batch_size, self.max_tokens)
+
+    def _tokenizer(self) -> Any:
+        if self.trainer is None or self.trainer.lightning_module is None:
+            raise RuntimeError("attach a trainer whose module has a backbone with a tokenizer before setup")
+        backbone: Any = self.trainer.lightning_module.backbone
+        return backbone.tokenizer
+
+    def _report(self, task: str, split: str, num_truncated: int, num_samples: int) -> None:
+        if num_truncated:
+            _log.warning(
+                "%d of %d texts of task %r (%s) are longer than %d tokens and were cut; raise data.max_tokens",
+                *(num_truncated, num_samples, task, split, self.max_tokens),
+            )
+
+
+class PredictTexts:
+    """Batches ``{"input_ids", "attention_mask", "text"}`` of constant size, the last one padded with its first text.
+
+    Args:
+        texts: what to answer.
+        tokenizer: the model's tokenizer.
+        batch_size: texts in a batch.
+        max_tokens: longer texts are cut.
+    """
+
+    def __init__(self, texts: Sequence[str], tokenizer: Any, batch_size: int, max_tokens: int) -> None:
+        self.texts, self.tokenizer = texts, tokenizer
+        self.batch_size, self.max_tokens = batch_size, max_tokens
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return -(-len(self.texts) // self.batch_size)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """The batches in the order of the texts; ``text`` lists those that are no padding."""
+        for start in range(0, len(self.texts), self.batch_size):
+            texts = self.texts[start : start + self.batch_size]
+            ids, num_truncated = tokenize(self.tokenizer, texts, self.max_tokens)
+            if num_truncated:
+                cut = [text[:40] for text, tokens in zip(texts, ids, strict=True) if len(tokens) == self.max_tokens]
+                _log.warning("longer than %d tokens and cut: %s", self.max_tokens, name_list(cut))
+            ids += [ids[0]] * (self.batch_size - len(ids))
+            lengths = torch.tensor([len(tokens) for tokens in ids])
+            input_ids = torch.full((len(ids), int(lengths.max())), int(self.tokenizer.pad_token_id))
+            for row, tokens in zip(input_ids, ids, strict=True):
+                row[: len(tokens)] = torch.tensor(tokens)
+            mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
+            yield {"input_ids": input_ids, "attention_mask": mask, "text": list(texts)}
