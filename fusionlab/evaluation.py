@@ -87,6 +87,18 @@ def rank_and_world_size() -> tuple[int, int]:
     return 0, 1
 
 
+def mean_over_ranks(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Scalars averaged over the ranks in one reduction; as they are without a process group.
+
+    Every rank then logs the loss of the global batch, and all of them stop where one has a loss that is not finite.
+    """
+    if rank_and_world_size()[1] == 1:
+        return values
+    stacked = torch.stack(list(values.values())).float()
+    distributed.all_reduce(stacked)
+    return dict(zip(values, stacked / distributed.get_world_size(), strict=True))
+
+
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """The batch with its tensors on ``device``."""
     return {

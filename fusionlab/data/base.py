@@ -44,6 +44,8 @@ class TaskData(LightningDataModule):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.max_samples, self.seed = max_samples, seed
         self.tasks: dict[str, Any] = {}
+        self.training_tasks: list[str] | None = None
+        """Tasks to train where it is not all of them: the others were trained by earlier jobs."""
         self.splits: dict[str, dict[str, Any]] = {name: {} for name in definitions}
 
     def load_task(self, task: Task, splits: list[SplitName]) -> None:
@@ -71,9 +73,17 @@ class TaskData(LightningDataModule):
 
     def train_dataloader(self) -> StepLoader:
         """Micro-batches ``{task: batch}`` for this process."""
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        splits = {name: self._split(name, "train") for name in self.definitions}
-        return StepLoader(splits, self.batch_size, seed=self.seed, rank=rank, world_size=world_size)
+        splits = {name: self._split(name, "train") for name in self.training_tasks or self.definitions}
+        if self.trainer is None:
+            return StepLoader(splits, self.batch_size, seed=self.seed)
+        return StepLoader(
+            splits,
+            self.batch_size,
+            seed=self.seed,
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+            length_multiple=self.trainer.accumulate_grad_batches,
+        )
 
     def val_dataloader(self) -> list[int]:
         """One empty batch: the module scores by :func:`fusionlab.evaluate`, which takes :meth:`eval_batches` itself."""

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from fusionlab.errors import InputError, name_list
 from fusionlab.samplers import TrainingOrder, evaluation_batches
 
 Batch = dict[str, Tensor]
@@ -41,11 +42,29 @@ class StepLoader:
         seed: the run's seed.
         rank: this process; it takes the ``rank``-th slice of each global batch.
         world_size: number of processes.
+        length_multiple: an epoch's length is rounded up to a multiple of this; with the number of accumulated batches
+            no update is made of fewer.
+
+    Raises:
+        InputError: a task has fewer training samples than there are processes.
     """
 
     def __init__(
-        self, splits: Mapping[str, Split], batch_size: int, *, seed: int, rank: int = 0, world_size: int = 1
+        self,
+        splits: Mapping[str, Split],
+        batch_size: int,
+        *,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        length_multiple: int = 1,
     ) -> None:
+        short = [f"{task} ({len(split)})" for task, split in splits.items() if len(split) < world_size]
+        if short:
+            raise InputError(
+                f"fewer training samples than the {world_size} processes: {name_list(short)}; start fewer processes "
+                f"(--trainer.devices), or leave these tasks out"
+            )
         self.splits = dict(splits)
         self.batch_size = batch_size
         self.rank = rank
@@ -55,10 +74,11 @@ class StepLoader:
             task: TrainingOrder(len(split), global_batch_size, seed=seed, task=task)
             for task, split in self.splits.items()
         }
-        self._length = max(-(-len(split) // global_batch_size) for split in self.splits.values())
+        longest = max(-(-len(split) // global_batch_size) for split in self.splits.values())
+        self._length = -(-longest // length_multiple) * length_multiple
 
     def __len__(self) -> int:
-        """Number of batches in an epoch: ceil(longest task / global batch)."""
+        """Number of batches in an epoch: ceil(longest task / global batch), rounded up to ``length_multiple``."""
         return self._length
 
     def __iter__(self) -> Iterator[dict[str, Batch]]:

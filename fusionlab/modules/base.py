@@ -16,7 +16,7 @@ from fusionlab import adapters
 from fusionlab.adapters import Adapter
 from fusionlab.backbones import load_backbone
 from fusionlab.errors import InputError, name_list
-from fusionlab.evaluation import Row, evaluate
+from fusionlab.evaluation import Row, evaluate, mean_over_ranks
 from fusionlab.loading import LoadedWeights, load_weights
 from fusionlab.optimization import lr_multiplier
 from fusionlab.samplers import derive_seed
@@ -192,20 +192,29 @@ class FusionModule(LightningModule):
         """One micro-batch of every task; returns the summed loss, with the gradients already computed per task."""
         losses, parameters, gradients = {}, [], []
         for task, part in batch.items():
-            torch.manual_seed(derive_seed(self.seed, "dropout", task, self._step_of(batch_idx), self.global_rank))
+            torch.manual_seed(derive_seed(self.seed, "dropout", task, self._batches_before, self.global_rank))
             self.activate(task)
             loss = self.loss(task, part)
             gradients += torch.autograd.grad(loss, self.task_parameters[task])
             parameters += self.task_parameters[task]
             losses[task] = loss.detach()
+        losses = mean_over_ranks(losses)
         self._check_finite(losses)
         self.log_dict({f"train/{task}/loss": loss for task, loss in losses.items()}, batch_size=1)
         total = torch.stack(list(losses.values())).sum()
         return _WithGradients.apply(total, gradients, *parameters)
 
-    def _step_of(self, batch_idx: int) -> int:
-        """The number of micro-batches before this one, over all epochs."""
-        return self.current_epoch * int(self.trainer.num_training_batches) + batch_idx
+    @property
+    def _batches_before(self) -> int:
+        """The number of micro-batches before this one, over all epochs and restarts."""
+        return self.trainer.fit_loop.epoch_loop.total_batch_idx
+
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        """What the distributed wrapper leaves alone: all that is not trained, which every rank has loaded itself."""
+        trained = {id(parameter) for parameters in self.task_parameters.values() for parameter in parameters}
+        frozen = [name for name, parameter in self.named_parameters() if id(parameter) not in trained]
+        return frozen + [name for name, _ in self.named_buffers()]
 
     def _check_finite(self, losses: dict[str, Tensor]) -> None:
         if torch.stack(list(losses.values())).isfinite().all():
