@@ -161,7 +161,14 @@ IMAGE_TASKS: dict[str, Task] = {
 _PAIR = ("sentence1", "sentence2")
 
 
-def _glue(name: str, columns: tuple[str, ...], *label_words: str, template: str | None = None, **fields: str) -> Task:
+def _glue(
+    name: str,
+    columns: tuple[str, ...],
+    *label_words: str,
+    template: str | None = None,
+    test: str = "validation",
+    target_column: str | None = None,
+) -> Task:
     """A GLUE task in the paper's format: the task's name, then each column's name and text.
 
     GLUE's test labels are secret, so the official validation set is what is tested on.
@@ -170,13 +177,13 @@ def _glue(name: str, columns: tuple[str, ...], *label_words: str, template: str 
         name,
         path="nyu-mll/glue",
         config=name,
-        test=fields.pop("test", "validation"),
+        test=test,
         input_columns=columns,
         template=template or f"{name} " + " ".join(f"{column}: {{{column}}}" for column in columns),
         label_words=label_words or None,
         class_names=label_words or None,
+        target_column=target_column,
         metric="accuracy" if label_words else "spearman",
-        **fields,
     )
 
 
