@@ -7,7 +7,13 @@ from fusionlab.adapters.checkpointing import enable_gradient_checkpointing
 from fusionlab.adapters.combining import combine, combine_factors, truncate
 from fusionlab.adapters.exchange import is_adapter, load_adapter, save_adapter
 from fusionlab.adapters.factors import Adapter, Factors, Method, hash_initial, inner_product, merge_adapter
-from fusionlab.adapters.fused_attention import split_names, split_state, stored_state, stored_task_vector
+from fusionlab.adapters.fused_attention import (
+    adapted_weight,
+    split_names,
+    split_state,
+    stored_state,
+    stored_task_vector,
+)
 from fusionlab.adapters.injection import (
     InjectionReport,
     activate,
@@ -31,6 +37,7 @@ __all__ = [
     "activate",
     "activated",
     "active",
+    "adapted_weight",
     "add",
     "added",
     "base_state",

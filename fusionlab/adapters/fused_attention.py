@@ -8,7 +8,7 @@ A = [A_q; A_v] and B block-wise with zero rows for what is not adapted, and weig
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import cache
 
@@ -148,14 +148,27 @@ def split_state(stored: State, attentions: Iterable[str]) -> dict[str, Tensor]:
     return state
 
 
-def stored_task_vector(adapter: Adapter) -> dict[str, Tensor]:
-    """τ by the parameter names that the base has on disk; zero where q, k or v of a fused matrix is not adapted."""
+def stored_task_vector(adapter: Adapter) -> State:
+    """τ by the parameter names that the base has on disk; zero where q, k or v of a fused matrix is not adapted.
+
+    Each tensor is computed when it is asked for, but for fused attention, whose matrices are computed at once.
+    """
+    if not adapter.fused_attention:
+        return adapter.task_vector()
     task_vector = dict(adapter.task_vector())
     for attention in adapter.fused_attention:
         names = [f"{attention}.{part}.weight" for part in PARTS]
         present = [task_vector[name] for name in names if name in task_vector]
         task_vector |= {name: torch.zeros_like(present[0]) for name in names if present and name not in task_vector}
     return stored_state(task_vector, adapter.fused_attention)
+
+
+def adapted_weight(read: Callable[[str], Tensor], adapter: Adapter, module: str) -> Tensor:
+    """The base weight that ``adapter`` changes at ``module``, by ``read``, which knows the names on disk."""
+    attention, _, part = module.rpartition(".")
+    if attention in adapter.fused_attention and part in PARTS:
+        return read(f"{attention}.in_proj_weight").chunk(3)[PARTS.index(part)]
+    return read(f"{module}.weight")
 
 
 def to_block_adapters(adapter: Adapter) -> tuple[dict[str, Factors], dict[str, dict[str, list[int]]]]:

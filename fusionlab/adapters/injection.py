@@ -153,6 +153,7 @@ def remove(model: nn.Module, name: str) -> None:
     activate(model, None)
     for layer in layers.values():
         layer.delete_adapter(adapter_name(name))
+        layer.lora_variant.pop(adapter_name(name), None)  # left behind by older PEFT
     assert injected.tuner is not None
     del injected.adapters[name], injected.tuner.peft_config[adapter_name(name)]
     injected.trained.discard(name)

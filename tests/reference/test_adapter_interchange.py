@@ -28,8 +28,11 @@ from transformers import (
 from fusionlab import adapters
 from fusionlab.errors import InputError
 
-# PEFT asks transformers for a property under its old name
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+# PEFT asks transformers for a property under its old name, and before 0.21 for the vocabulary of models without a name
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:Could not find a config file in:UserWarning"),
+]
 
 TOKENS = torch.arange(2, 14).view(2, 6)
 PIXELS = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
@@ -174,16 +177,16 @@ def test_adapters_of_stock_peft_load_score_and_go_back(tmp_path: Path, name: str
 def test_fusing_stock_adapters_is_peft_s_exact_combination(tmp_path: Path) -> None:
     targets = ["q_proj", "v_proj"]
     configs = {
-        "x": LoraConfig(r=2, lora_alpha=3, target_modules=targets),
-        "y": LoraConfig(r=3, lora_alpha=4, use_rslora=True, target_modules=targets),
+        "first": LoraConfig(r=2, lora_alpha=3, target_modules=targets),
+        "second": LoraConfig(r=3, lora_alpha=4, use_rslora=True, target_modules=targets),
     }
-    peft_model = get_peft_model(build("clip"), configs["x"], adapter_name="x").eval()
-    peft_model.add_adapter("y", configs["y"])
+    peft_model = get_peft_model(build("clip"), configs["first"], adapter_name="first").eval()
+    peft_model.add_adapter("second", configs["second"])
     perturb([parameter for name, parameter in peft_model.named_parameters() if ".lora_" in name])
     peft_model.save_pretrained(tmp_path)
     loaded = {task: adapters.load_adapter(tmp_path / task) for task in configs}
-    fused = adapters.combine(loaded, {"*": {"x": 0.7, "y": 0.4}})
-    peft_model.add_weighted_adapter(["x", "y"], [0.7, 0.4], "both", combination_type="cat")
+    fused = adapters.combine(loaded, {"*": {"first": 0.7, "second": 0.4}})
+    peft_model.add_weighted_adapter(["first", "second"], [0.7, 0.4], "both", combination_type="cat")
     for name, layer in peft_model.named_modules():
         if isinstance(layer, LoraLayer):
             expected = layer.get_delta_weight("both")
