@@ -1,4 +1,7 @@
-"""What a rule makes of adapters: an adapter where the rule is linear, else new base weights; and its folder."""
+"""What a rule makes of adapters or fine-tuned weights, and the folders of both.
+
+From adapters a linear rule makes an adapter, another rule new base weights; from weights every rule makes weights.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,24 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from fusionlab.adapters import Adapter, base_state, combine, save_adapter, split_names, stored_state
 from fusionlab.checkpoints import save_state, write_folder
-from fusionlab.loading import base_hash
+from fusionlab.linearize import LINEARIZED_METHODS, LinearizedState
+from fusionlab.loading import base_hash, point_hash
 from fusionlab.rules import LinearRule, Rule
 from fusionlab.rules.config import to_config
 from fusionlab.state import State
 from fusionlab.streaming import fuse, measure
+
+TANGENT_CARD = """# A tangent model: read it with fusionlab
+
+These weights act to first order about their base only: f(x; base) + J(base) (weights - base), the whole network
+expanded. `fusionlab.load` and `--model.weights` run them so. Read as ordinary weights, as PEFT and transformers do,
+they are another, non-linear function that was never trained.
+
+base: {base}
+linearization point (SHA-256 over its weights): {point}
+"""
 
 
 @dataclass(frozen=True)
@@ -26,7 +38,7 @@ class FusedModel:
 
     Args:
         rule: the rule with all its coefficients.
-        weights: an adapter, or the base weights that change, by name.
+        weights: an adapter, or the base weights that change by name, as they are or to act to first order only.
         scaling_coefficients: λ by task; by task and parameter where they differ over parameters; empty for rules that
             have none.
         norms: ‖τ_t‖ by task.
@@ -34,10 +46,29 @@ class FusedModel:
     """
 
     rule: Rule
-    weights: Adapter | State
+    weights: Adapter | State | LinearizedState
     scaling_coefficients: dict[str, Any]
     norms: dict[str, float]
     cosines: dict[str, dict[str, float]]
+
+
+def fuse_weights(rule: Rule, base: State, finetuned: Mapping[str, Adapter | State | LinearizedState]) -> FusedModel:
+    """Fuse what one method trained for each task; what acts to first order only is fused to act so.
+
+    Args:
+        rule: a rule with all its coefficients.
+        base: the base's state; the weights that change are read from it.
+        finetuned: by task, in the order in which they are summed: adapters, or weights of the same names.
+    """
+    adapters = {task: weights for task, weights in finetuned.items() if isinstance(weights, Adapter)}
+    if len(adapters) == len(finetuned):
+        return fuse_adapters(rule, base, adapters)
+    linearized = any(isinstance(weights, LinearizedState) for weights in finetuned.values())
+    states = {task: getattr(weights, "state", weights) for task, weights in finetuned.items()}
+    names = dict.fromkeys(name for state in states.values() for name in state)
+    fused = fuse(rule, {name: base[name].cpu() for name in names}, finetuned=states)
+    weights = LinearizedState(fused.state) if linearized else fused.state
+    return FusedModel(rule, weights, fused.scaling_coefficients, fused.norms, fused.cosines)
 
 
 def fuse_adapters(rule: Rule, base: State, adapters: Mapping[str, Adapter]) -> FusedModel:
@@ -59,16 +90,28 @@ def fuse_adapters(rule: Rule, base: State, adapters: Mapping[str, Adapter]) -> F
         weights: Adapter | State = combine(adapters, measured.coefficients)
         return FusedModel(rule, weights, measured.scaling_coefficients, measured.norms, measured.cosines)
     fused = fuse(rule, adapted, task_vectors)
-    return FusedModel(rule, fused.state, fused.scaling_coefficients, fused.norms, fused.cosines)
+    linearized = any(adapter.method in LINEARIZED_METHODS for adapter in adapters.values())
+    state = LinearizedState(fused.state) if linearized else fused.state
+    return FusedModel(rule, state, fused.scaling_coefficients, fused.norms, fused.cosines)
 
 
-def save_finetuned(folder: Path, adapter: Adapter, base_model: nn.Module, row: dict[str, Any]) -> None:
-    """Write a task's adapter, whole or not at all, with the base it belongs to and its fields of a result row."""
+def save_finetuned(
+    folder: Path, weights: Adapter | State | LinearizedState, backbone: Any, row: dict[str, Any]
+) -> None:
+    """Write what was trained for a task, whole or not at all: an adapter, or a full model in the base's own layout.
+
+    Args:
+        folder: where to; what is there is replaced.
+        weights: an adapter, or base weights by name.
+        backbone: the base.
+        row: its fields of a result row.
+    """
+    own: dict[str, Any] = {"schema": 1, "base": backbone.name, "row": row}
     with write_folder(folder, overwrite=True) as unfinished:
-        save_adapter(unfinished, adapter)
+        _write_weights(unfinished, weights, backbone, own)
         path = unfinished / "fusionlab.json"
-        own = json.loads(path.read_text()) | {"base_hash": base_hash(base_model, adapter), "row": row}
-        path.write_text(json.dumps(own, indent=2, sort_keys=True) + "\n")
+        written = json.loads(path.read_text()) if path.is_file() else {}
+        path.write_text(json.dumps(written | own, indent=2, sort_keys=True) + "\n")
 
 
 def save_fused(folder: Path, fused: FusedModel, backbone: Any, row: dict[str, Any]) -> None:
@@ -91,11 +134,22 @@ def save_fused(folder: Path, fused: FusedModel, backbone: Any, row: dict[str, An
         "versions": {name: version(name) for name in ("fusionlab", "torch", "transformers", "peft")},
     }
     with write_folder(folder, overwrite=True) as unfinished:
-        if isinstance(fused.weights, Adapter):
-            save_adapter(unfinished, fused.weights)
-            record["base_hash"] = base_hash(backbone.model, fused.weights)
-        else:
-            backbone.save_files(unfinished)
-            state = base_state(backbone.model) | dict(fused.weights)
-            save_state(unfinished, stored_state(state, split_names(backbone.model)))
+        _write_weights(unfinished, fused.weights, backbone, record)
         (unfinished / "fusion.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+def _write_weights(
+    folder: Path, weights: Adapter | State | LinearizedState, backbone: Any, record: dict[str, Any]
+) -> None:
+    """Write the weights themselves, and into ``record`` what base they belong to."""
+    if isinstance(weights, Adapter):
+        save_adapter(folder, weights)
+        record["base_hash"] = base_hash(backbone.model, weights)
+    else:
+        backbone.save_files(folder)
+        own = weights.state if isinstance(weights, LinearizedState) else weights
+        state = base_state(backbone.model) | dict(own)
+        save_state(folder, stored_state(state, split_names(backbone.model)))
+    if isinstance(weights, LinearizedState) or getattr(weights, "method", None) in LINEARIZED_METHODS:
+        record["linearization_point"] = point_hash(backbone.model)
+        (folder / "README.md").write_text(TANGENT_CARD.format(base=backbone.name, point=record["linearization_point"]))

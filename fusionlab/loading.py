@@ -14,6 +14,7 @@ from fusionlab import adapters
 from fusionlab.adapters import Adapter
 from fusionlab.checkpoints import open_checkpoint
 from fusionlab.errors import InputError, name_list
+from fusionlab.linearize import LINEARIZED_METHODS, LinearizedState
 from fusionlab.runs import CONFIG, RESULTS
 from fusionlab.state import State, check_same_names
 
@@ -23,22 +24,23 @@ class LoadedWeights:
     """Weights from a folder.
 
     Args:
-        weights: an adapter, or a state of base weights by name.
+        weights: an adapter, or a state of base weights by name, as it is or to act to first order only.
         labels: what the folder says of itself, as fields of a result row (``model``, ``rule``, ``method``, ...).
     """
 
-    weights: Adapter | State
+    weights: Adapter | State | LinearizedState
     labels: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder: its configuration, its result rows, and its adapters and fused models by name."""
+    """A run folder: its configuration, its result rows, and its adapters, fine-tuned and fused models by name."""
 
     path: Path
     config: dict[str, Any]
     rows: list[dict[str, Any]]
     adapters: dict[str, Adapter]
+    finetuned: dict[str, LoadedWeights]
     fused: dict[str, LoadedWeights]
 
 
@@ -79,13 +81,18 @@ def load_weights(folder: Path, base_model: nn.Module | None = None) -> LoadedWei
         if base_model is not None:
             adapters.check_fits(base_model, adapter)
             _check_base_hash(folder, own.get("base_hash"), base_model, adapter)
+            _check_point(folder, own.get("linearization_point"), base_model)
         return LoadedWeights(adapter, {"method": adapter.method} | labels)
     if (folder / "config.json").is_file() or (folder / "open_clip_config.json").is_file():
         state = open_checkpoint(folder).state()
         if base_model is not None:
+            tied = adapters.tied_names(base_model)  # stored under all their names by some
+            state = {name: tensor for name, tensor in state.items() if name not in tied}
             state = adapters.split_state(state, adapters.split_names(base_model))
             check_same_names(adapters.base_state(base_model), state, what=f"the model in {str(folder)!r}")
-        return LoadedWeights(state, labels)
+            _check_point(folder, own.get("linearization_point"), base_model)
+        linearized = labels.get("method") in LINEARIZED_METHODS
+        return LoadedWeights(LinearizedState(state) if linearized else state, labels)
     inside = sorted(path.name for path in folder.iterdir() if path.is_dir())
     raise InputError(
         f"{str(folder)!r} holds neither adapter_config.json nor config.json; expected an adapter or a model folder"
@@ -109,6 +116,22 @@ def _check_base_hash(folder: Path, expected: str | None, base_model: nn.Module, 
         )
 
 
+def _check_point(folder: Path, expected: str | None, base_model: nn.Module) -> None:
+    if expected is not None and expected != point_hash(base_model):
+        raise InputError(
+            f"{str(folder)!r} acts to first order about another model: its linearization point is {expected}, this "
+            f"model's weights are {point_hash(base_model)}. Give the base it was trained on with --model.backbone."
+        )
+
+
+def point_hash(base_model: nn.Module) -> str:
+    """Short SHA-256 over all base weights: the point about which a tangent model is expanded."""
+    base = adapters.base_state(base_model)
+    return adapters.hash_initial({name: (value, None) for name, value in base.items() if value.is_floating_point()})[
+        :16
+    ]
+
+
 def base_hash(base_model: nn.Module, adapter: Adapter) -> str:
     """Short SHA-256 over the base weights that the adapter changes."""
     base = adapters.base_state(base_model)
@@ -122,6 +145,7 @@ def _load_run(folder: Path) -> Run:
         config=yaml.safe_load((folder / CONFIG).read_text()),
         rows=json.loads(results.read_text())["rows"] if results.is_file() else [],
         adapters={path.name: adapters.load_adapter(path) for path in _folders(folder / "adapters")},
+        finetuned={path.name: load_weights(path) for path in _folders(folder / "finetuned")},
         fused={path.name: load_weights(path) for path in _folders(folder / "fused")},
     )
 

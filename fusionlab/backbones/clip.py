@@ -27,6 +27,7 @@ class ClipBackbone(nn.Module):
     """
 
     scope = "vision_model"
+    full_scopes = ("vision_model", "visual_projection")
     default_target_modules = ("q_proj", "v_proj")
 
     def __init__(

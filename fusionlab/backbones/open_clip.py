@@ -37,6 +37,7 @@ class OpenClipBackbone(ClipBackbone):
     """
 
     scope = "visual"
+    full_scopes = ("visual",)
 
     def __init__(self, model: nn.Module, tokenizer: Any, *, name: str, config: dict[str, Any]) -> None:
         nn.Module.__init__(self)

@@ -31,6 +31,7 @@ class T5Backbone(nn.Module):
     """
 
     scope = ""
+    full_scopes = ("",)
     default_target_modules = ("q", "v")
 
     def __init__(self, model: Any, tokenizer: Any, *, name: str) -> None:

@@ -19,7 +19,7 @@ from fusionlab.adapters import Adapter
 from fusionlab.callbacks.progress import FusionProgressBar
 from fusionlab.errors import InputError
 from fusionlab.evaluation import Row, evaluate, primary_rows, rank_and_world_size
-from fusionlab.fused import FusedModel, fuse_adapters, save_finetuned, save_fused
+from fusionlab.fused import FusedModel, fuse_weights, save_finetuned, save_fused
 from fusionlab.runs import RESULTS
 
 DEFAULT_RULES = ("average", "task_arithmetic", "metagpt", "ties")
@@ -83,12 +83,12 @@ class FusionCallback(Callback):
         for task in tasks:
             scored = [task] if self.finetuned_on == "own" else tasks
             rows += score(task, task, scored, split, model="finetuned", finetuned_on=task, **labels)
-        task_adapters = {task: module.adapter(task) for task in tasks}
+        finetuned = {task: module.finetuned(task) for task in tasks}
         base = adapter_io.base_state(module.base_model)
         fused = {}
         for name, rule in self.rules.items():
-            chosen = self._with_coefficients(name, rule, base, task_adapters, score, tasks)
-            fused[name] = fuse_adapters(chosen, base, task_adapters)
+            chosen = self._with_coefficients(name, rule, base, finetuned, score, tasks)
+            fused[name] = fuse_weights(chosen, base, finetuned)
             rows += score(
                 f"fused by {name}", fused[name].weights, tasks, split, model="fused", rule=name,
                 scaling_coefficients=fused[name].scaling_coefficients, fused_tasks=tasks, **labels,
@@ -100,7 +100,7 @@ class FusionCallback(Callback):
         name: str,
         rule: rules.Rule,
         base: Mapping[str, torch.Tensor],
-        task_adapters: Mapping[str, Adapter],
+        finetuned: Mapping[str, Any],
         score: _Scorer,
         tasks: list[str],
     ) -> rules.Rule:
@@ -109,7 +109,7 @@ class FusionCallback(Callback):
             return rule
 
         def mean_score(candidate: rules.TaskArithmetic) -> float:
-            weights = fuse_adapters(candidate, base, task_adapters).weights
+            weights = fuse_weights(candidate, base, finetuned).weights
             rows = primary_rows(score(f"choosing the coefficient of {name}", weights, tasks, "validation"))
             return sum(row["value"] for row in rows) / len(rows)
 
@@ -119,7 +119,9 @@ class FusionCallback(Callback):
         tasks, backbone, method = list(data.tasks), module.backbone, {"method": module.method}
         for task in tasks:
             row = {"model": "finetuned", "finetuned_on": task, **method}
-            save_finetuned(root / "adapters" / task, module.adapter(task), backbone.model, row)
+            weights = module.finetuned(task)
+            kind = "adapters" if isinstance(weights, Adapter) else "finetuned"
+            save_finetuned(root / kind / task, weights, backbone, row)
         for name, result in fused.items():
             coefficients = {"scaling_coefficients": result.scaling_coefficients}
             row = {"model": "fused", "rule": name, "fused_tasks": tasks, **coefficients, **method}

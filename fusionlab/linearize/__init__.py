@@ -1,5 +1,6 @@
 """Linearization: of each adapted layer (``partial``), and of a whole network in some parameters (``network``)."""
 
+from fusionlab.linearize.dual import refuse_checkpointing, tensors_replaced
 from fusionlab.linearize.network import (
     LinearizedModule,
     jvp_call,
@@ -9,14 +10,19 @@ from fusionlab.linearize.network import (
     tangent_outputs,
 )
 from fusionlab.linearize.partial import centred_term, linearized_term
+from fusionlab.linearize.states import LINEARIZED_METHODS, LinearizedState
 
 __all__ = [
+    "LINEARIZED_METHODS",
     "LinearizedModule",
+    "LinearizedState",
     "centred_term",
     "jvp_call",
     "linearized_call",
     "linearized_term",
     "primal_call",
+    "refuse_checkpointing",
     "select_parameters",
     "tangent_outputs",
+    "tensors_replaced",
 ]

@@ -1,8 +1,8 @@
-"""The task-generic LightningModule: adapters, the multi-task step, per-task optimisation and the checkpoint filter."""
+"""The task-generic LightningModule: weights, the multi-task step, per-task optimisation and the checkpoint filter."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -13,27 +13,30 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from fusionlab import adapters
-from fusionlab.adapters import Adapter
+from fusionlab.adapters import InjectionReport
 from fusionlab.backbones import load_backbone
 from fusionlab.errors import InputError, name_list
 from fusionlab.evaluation import Row, evaluate, mean_over_ranks
+from fusionlab.linearize import LINEARIZED_METHODS
 from fusionlab.loading import LoadedWeights, load_weights
+from fusionlab.modules.adaptation import Method, make_adaptation
+from fusionlab.modules.applying import Application, Weights, applied, as_linearized, plain
 from fusionlab.optimization import lr_multiplier
 from fusionlab.samplers import derive_seed
-from fusionlab.state import State
-
-Method = Literal["lora", "l_lora"]
 
 
 class FusionModule(LightningModule):
-    """Fine-tunes one adapter per task over one frozen backbone; subclasses supply loss, scores and metrics.
+    """Fine-tunes one adapter, or one copy of the weights, per task; subclasses supply loss, scores and metrics.
 
     One training step is one micro-batch of every task: each task's forward and backward are finished before the next
-    task's adapter is activated, so only one graph is held, and each adapter is trained as if alone.
+    task is activated, so only one graph is held, and each task is trained as if alone. Subclasses compute what depends
+    on the trained weights through :meth:`output`, so that every method can act there.
 
     Args:
         backbone: an embedded name, a local folder or a hub id, the embedded one by default; or a loaded backbone.
-        method: ``lora`` trains A and B; ``l_lora`` trains each adapted layer expanded to first order in (A, B).
+        method: ``lora`` trains A and B; ``l_lora`` each adapted layer expanded to first order in (A, B);
+            ``tangent_lora`` the whole network expanded so; ``full`` all weights of the encoder; ``tangent`` those, the
+            whole network expanded to first order. With ``weights``, a tangent method scores them linearized.
         rank: rank r of every adapter.
         lora_alpha: the adapter is scaled by ``lora_alpha / rank``.
         dropout: dropout on the adapter's input while training, 0..1.
@@ -80,8 +83,17 @@ class FusionModule(LightningModule):
         self.weights, self.seed = weights, seed
         backbone = self.default_backbone if backbone is None else backbone
         self.backbone: Any = load_backbone(backbone) if isinstance(backbone, str) else backbone
-        self.target_modules = tuple(target_modules or self.backbone.default_target_modules)
-        self.injection: adapters.InjectionReport | None = None
+        self.adaptation = make_adaptation(
+            self.backbone,
+            method,
+            rank=rank,
+            lora_alpha=lora_alpha,
+            dropout=dropout,
+            target_modules=target_modules,
+            seed=seed,
+        )
+        self.active: str | None = None
+        self.application: Application = plain
         self.task_parameters: dict[str, list[nn.Parameter]] = {}
         self.loaded: LoadedWeights | None = None
         self.rows: list[Row] = []
@@ -94,7 +106,7 @@ class FusionModule(LightningModule):
         return {
             "backbone": self.backbone.name,
             "learning_rate": self.learning_rate,
-            "target_modules": list(self.target_modules),
+            "target_modules": self.adaptation.target_modules,
         }
 
     # what a kind of model supplies
@@ -115,7 +127,7 @@ class FusionModule(LightningModule):
         """Predict a batch under the active weights and count it in ``metrics``."""
         raise NotImplementedError
 
-    # adapters
+    # weights
 
     @property
     def base_model(self) -> nn.Module:
@@ -123,63 +135,66 @@ class FusionModule(LightningModule):
         return self.backbone.model
 
     def setup(self, stage: str) -> None:
-        """Inject one adapter per task before the optimizer and the distributed wrapper see the module."""
-        if stage == "fit" and self.injection is None:
+        """Make what is trained before the optimizer and the distributed wrapper see the module."""
+        if stage == "fit" and not self.task_parameters:
             self.add_adapters(list(self.trainer.datamodule.tasks))
         elif stage != "fit" and self.weights is not None:
-            self.loaded = load_weights(Path(self.weights), self.base_model)
+            self.loaded = self._load(Path(self.weights))
+
+    def _load(self, folder: Path) -> LoadedWeights:
+        """The weights in ``folder``; a tangent method linearizes what was trained otherwise."""
+        loaded = load_weights(folder, self.base_model)
+        trained = loaded.labels.get("method")
+        if self.method not in LINEARIZED_METHODS or trained in LINEARIZED_METHODS:
+            return loaded
+        labels = {"method": f"{trained or 'given'}, linearized"}
+        return LoadedWeights(as_linearized(loaded.weights), loaded.labels | labels)
 
     def add_adapters(self, tasks: list[str]) -> None:
-        """Inject one trainable adapter per task, all started from one seeded, hashed A₀.
+        """Make what is trained for each task: adapters from one seeded, hashed A₀, or copies of the weights.
 
         Raises:
             InputError: a target name matches no layer.
         """
-        self.injection = adapters.inject(
-            self.base_model,
-            tasks,
-            method=self.method,
-            rank=self.rank,
-            lora_alpha=self.lora_alpha,
-            dropout=self.dropout,
-            target_modules=self.target_modules,
-            scope=self.backbone.scope,
-            seed=self.seed,
-            base_model_name=self.backbone.name,
-        )
-        self.task_parameters = {task: adapters.trainable_parameters(self.base_model, task) for task in tasks}
+        self.task_parameters = self.adaptation.add(tasks)
+
+    @property
+    def injection(self) -> InjectionReport | None:
+        """Which layers were adapted, once they are; None for methods without adapters."""
+        return self.adaptation.report
 
     def activate(self, task: str | None) -> None:
-        """Make ``task``'s adapter the active one; None deactivates all, which is the pretrained model."""
-        adapters.activate(self.base_model, task)
+        """Let what is trained for ``task`` act; None is the pretrained model."""
+        self.application, self.active = self.adaptation.apply(task), task
 
-    def adapter(self, task: str) -> Adapter:
-        """A copy of the task's current adapter."""
-        return adapters.extract(self.base_model, task)
+    def output(self, call: Callable[[], Tensor]) -> Tensor:
+        """What ``call`` computes by the backbone, one tensor, under the active weights."""
+        return self.application(call)
+
+    def finetuned(self, task: str) -> Weights:
+        """A copy on the CPU of what is trained for ``task``: an adapter, or weights by the base's names."""
+        return self.adaptation.weights(task)
 
     @contextmanager
-    def use(self, weights: str | Adapter | State | None) -> Iterator[None]:
-        """Score under other weights: None is pretrained, a name that task's adapter, else an adapter or fused weights.
+    def use(self, weights: str | Weights | None) -> Iterator[None]:
+        """Score under other weights: None is pretrained, a name what is trained for that task, else any weights.
 
-        Everything is put back bit for bit at the end, the active adapter included.
+        Everything is put back bit for bit at the end, the active task included.
 
         Args:
-            weights: None, a task's name, an adapter, or a state of base weights by name that replace the base's.
+            weights: None, a task's name, an adapter, or base weights by name, as they are or linearized.
         """
-        before = adapters.active(self.base_model)
-        if weights is None or isinstance(weights, str):
-            change: AbstractContextManager[None] = nullcontext()
-        elif isinstance(weights, Adapter):
-            change = adapters.added(self.base_model, weights)
-        else:
-            change = adapters.base_weights_replaced(self.base_model, weights)
-        with change:
+        before = self.active, self.application, adapters.active(self.base_model)
+        try:
             if weights is None or isinstance(weights, str):
                 self.activate(weights)
-            try:
                 yield
-            finally:
-                self.activate(before)
+            else:
+                with applied(self.backbone, weights) as self.application:
+                    yield
+        finally:
+            self.active, self.application = before[:2]
+            adapters.activate(self.base_model, before[2])
 
     # training
 
@@ -252,12 +267,12 @@ class FusionModule(LightningModule):
                 nn.utils.clip_grad_norm_(group["params"], gradient_clip_val)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the adapters only, never the frozen backbone, and the hash of what they started from."""
+        """Keep what is trained only, never the frozen backbone, and the hash of what adapters started from."""
         kept = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         kept |= {name for name in checkpoint["state_dict"] if ".lora_" in name or "lora_a0" in name}
         checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in kept}
-        assert self.injection is not None
-        checkpoint["a0_hash"] = self.injection.a0_hash
+        if self.injection is not None:
+            checkpoint["a0_hash"] = self.injection.a0_hash
 
     # evaluation
 

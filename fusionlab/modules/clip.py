@@ -18,7 +18,9 @@ class ClipModule(FusionModule):
 
     Args:
         backbone: an embedded name, a local folder or a hub id of a CLIP; ``tiny-clip`` by default.
-        method: ``lora`` trains A and B; ``l_lora`` trains each adapted layer expanded to first order in (A, B).
+        method: ``lora`` trains A and B; ``l_lora`` each adapted layer expanded to first order in (A, B);
+            ``tangent_lora`` the whole network expanded so; ``full`` all weights of the encoder; ``tangent`` those, the
+            whole network expanded to first order. With ``weights``, a tangent method scores them linearized.
         rank: rank r of every adapter.
         lora_alpha: the adapter is scaled by ``lora_alpha / rank``.
         dropout: dropout on the adapter's input while training, 0..1.
@@ -32,7 +34,9 @@ class ClipModule(FusionModule):
     """
 
     default_backbone = "tiny-clip"
-    default_learning_rates: ClassVar[dict[str, float]] = {"lora": 1e-3, "l_lora": 1e-3}
+    default_learning_rates: ClassVar[dict[str, float]] = {
+        "lora": 1e-3, "l_lora": 1e-3, "tangent_lora": 1e-3, "tangent": 1e-4, "full": 1e-4,
+    }  # fmt: skip
 
     def __init__(
         self,
@@ -66,7 +70,7 @@ class ClipModule(FusionModule):
 
     def logits(self, task: str, images: Tensor) -> Tensor:
         """Temperature times cosine of image and class, shape ``(batch, num_classes)``."""
-        features = F.normalize(self.backbone.image_features(images), dim=-1)
+        features = F.normalize(self.output(lambda: self.backbone.image_features(images)), dim=-1)
         return self.backbone.logit_scale * features @ self.heads[task].to(features.dtype).T
 
     def loss(self, task: str, batch: dict[str, Any]) -> Tensor:

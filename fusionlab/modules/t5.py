@@ -27,7 +27,9 @@ class T5Module(FusionModule):
 
     Args:
         backbone: an embedded name, a local folder or a hub id of a T5, T5 v1.1 or flan-T5; ``tiny-t5`` by default.
-        method: ``lora`` trains A and B; ``l_lora`` trains each adapted layer expanded to first order in (A, B).
+        method: ``lora`` trains A and B; ``l_lora`` each adapted layer expanded to first order in (A, B);
+            ``tangent_lora`` the whole network expanded so; ``full`` all weights of the encoder; ``tangent`` those, the
+            whole network expanded to first order. With ``weights``, a tangent method scores them linearized.
         rank: rank r of every adapter.
         lora_alpha: the adapter is scaled by ``lora_alpha / rank``.
         dropout: dropout on the adapter's input while training, 0..1.
@@ -46,7 +48,9 @@ class T5Module(FusionModule):
     """
 
     default_backbone = "tiny-t5"
-    default_learning_rates: ClassVar[dict[str, float]] = {"lora": 1e-3, "l_lora": 1e-3}
+    default_learning_rates: ClassVar[dict[str, float]] = {
+        "lora": 1e-3, "l_lora": 1e-3, "tangent_lora": 1e-3, "tangent": 1e-4, "full": 1e-4,
+    }  # fmt: skip
 
     def __init__(
         self,

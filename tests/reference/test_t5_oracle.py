@@ -57,7 +57,7 @@ def test_loss_and_gradients_equal_the_oracle(t5_folder: Callable[[str], Path], k
 
     model, layers = pretrained, {}
     start = module.loss("task", batch).detach()
-    for name, factors in module.adapter("task").factors.items():
+    for name, factors in module.finetuned("task").factors.items():
         parent, _, child = name.rpartition(".")
         layers[name] = Expanded(model.get_submodule(name).weight, factors)
         setattr(model.get_submodule(parent), child, layers[name])

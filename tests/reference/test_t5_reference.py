@@ -69,7 +69,7 @@ def test_loss_and_logits_with_an_adapter_are_those_of_stock_peft(
     module.add_adapters(["task"])
     perturb(module)
     module.activate("task")
-    adapters.save_adapter(tmp_path, module.adapter("task"))
+    adapters.save_adapter(tmp_path, module.finetuned("task"))
     model = T5ForConditionalGeneration.from_pretrained(t5_folder(kind)).eval()
     expected = PeftModel.from_pretrained(model, tmp_path)(**batch)
     assert torch.equal(module.backbone.logits(**batch), expected.logits)

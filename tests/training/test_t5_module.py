@@ -19,7 +19,7 @@ from transformers import T5ForConditionalGeneration
 from fusionlab import rules
 from fusionlab.adapters import base_state
 from fusionlab.callbacks import FusionCallback
-from fusionlab.checkpoints import open_checkpoint
+from fusionlab.checkpoints import open_checkpoint, save_state
 from fusionlab.data.loader import StepLoader, exact_batches
 from fusionlab.evaluation import evaluate
 from fusionlab.fused import fuse_adapters, save_fused
@@ -257,7 +257,7 @@ def test_every_rule_fuses_t5_adapters(t5_folder: Callable[[str], Path], tmp_path
     module.add_adapters(["sentiment", "paraphrase"])
     perturb(module, 0.1)
     rule = getattr(rules, name)(**ARGUMENTS.get(name, {}))
-    task_adapters = {task: module.adapter(task) for task in module.task_parameters}
+    task_adapters = {task: module.finetuned(task) for task in module.task_parameters}
     fused = fuse_adapters(rule, base_state(module.base_model), task_adapters)
     inputs = inputs_of(data)
     with torch.no_grad():
@@ -276,7 +276,7 @@ def test_a_fused_model_loads_with_from_pretrained(t5_folder: Callable[[str], Pat
     module, data = prepared(t5_folder(kind), method="lora")
     module.add_adapters(["sentiment", "paraphrase"])
     perturb(module, 0.1)
-    task_adapters = {task: module.adapter(task) for task in module.task_parameters}
+    task_adapters = {task: module.finetuned(task) for task in module.task_parameters}
     fused = fuse_adapters(rules.Ties(), base_state(module.base_model), task_adapters)
     save_fused(tmp_path, fused, module.backbone, {"model": "fused"})
     loaded = T5ForConditionalGeneration.from_pretrained(tmp_path).eval()
@@ -289,6 +289,16 @@ def test_a_fused_model_loads_with_from_pretrained(t5_folder: Callable[[str], Pat
     names = set(open_checkpoint(tmp_path).tensors)
     assert names == set(open_checkpoint(t5_folder(kind)).tensors)  # tied tensors are stored once
     assert json.loads((tmp_path / "config.json").read_text())["tie_word_embeddings"] == (kind == "tied")
+
+
+def test_tied_tensors_stored_under_all_their_names_load(t5_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    module = T5Module(str(t5_folder("tied")))
+    state = {name: tensor.clone() for name, tensor in module.base_model.state_dict().items()}
+    assert {"shared.weight", "lm_head.weight", "encoder.embed_tokens.weight"} <= set(state)
+    module.backbone.save_files(tmp_path)
+    save_state(tmp_path, state)
+    weights = load_weights(tmp_path, module.base_model).weights
+    assert set(weights) == set(base_state(module.base_model))
 
 
 def test_predict_answers_texts_with_the_weights_given(

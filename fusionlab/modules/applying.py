@@ -1,0 +1,162 @@
+"""How weights act on a backbone for a while: as adapters, in place of the base's, or to first order about the base."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from fusionlab import adapters
+from fusionlab.adapters import Adapter, Factors
+from fusionlab.adapters.injection import adapter_name
+from fusionlab.errors import InputError, did_you_mean
+from fusionlab.linearize import LinearizedState, linearized_call, refuse_checkpointing, tensors_replaced
+from fusionlab.state import State
+
+Weights: TypeAlias = Adapter | State | LinearizedState
+Application: TypeAlias = Callable[[Callable[[], Tensor]], Tensor]
+PREFIX = "model."  # of the base model's parameters in their backbone
+
+
+def plain(call: Callable[[], Tensor]) -> Tensor:
+    """The output as the model gives it."""
+    return call()
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """The output with other tensors in place of the base's.
+
+    Args:
+        backbone: the backbone.
+        tensors: by name in the backbone.
+    """
+
+    backbone: nn.Module
+    tensors: Mapping[str, Tensor]
+
+    def __call__(self, call: Callable[[], Tensor]) -> Tensor:
+        """Run ``call`` with the tensors."""
+        if torch.is_grad_enabled():
+            refuse_checkpointing(self.backbone)
+        with tensors_replaced(self.backbone, self.tensors):
+            return call()
+
+
+@dataclass(frozen=True)
+class Linearized:
+    """The output to first order in some parameters; under autocast all of it in autocast's dtype.
+
+    Args:
+        backbone: the backbone.
+        parameters: φ by name in the backbone.
+        point: φ₀ by the same names.
+        dropout_modules: ends of names of modules whose dropout stays on.
+    """
+
+    backbone: nn.Module
+    parameters: Mapping[str, Tensor]
+    point: Mapping[str, Tensor]
+    dropout_modules: tuple[str, ...] = ()
+
+    def __call__(self, call: Callable[[], Tensor]) -> Tensor:
+        """Run ``call`` on dual numbers."""
+        device = next(iter(self.parameters.values())).device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        return linearized_call(
+            call, self.backbone, self.parameters, self.point, dtype=dtype, dropout_modules=self.dropout_modules
+        )
+
+
+def linearized_adapter(backbone: Any, task: str) -> Linearized:
+    """The adapter ``task``, which must be active, to first order about its start: A as it is and B₀ = 0, or as kept."""
+    name = adapter_name(task)
+    own = dict(backbone.named_parameters())
+    starts = {
+        key.removesuffix(".initial"): value for key, value in backbone.named_buffers() if key.endswith(".initial")
+    }
+    parameters, point = {}, {}
+    for key, parameter in own.items():
+        for part in ("lora_A", "lora_B"):
+            module = key.removesuffix(".weight")
+            if not module.endswith(f".{part}.{name}"):
+                continue
+            if module in starts:
+                parameters[key], point[key] = parameter, starts[module]
+            elif part == "lora_B":
+                parameters[key], point[key] = parameter, torch.zeros_like(parameter)
+    return Linearized(backbone, parameters, point, (f"lora_dropout.{name}",))
+
+
+def as_linearized(weights: Adapter | State | LinearizedState) -> Adapter | LinearizedState:
+    """The same task vector, acting to first order about the base: post-hoc linearization of what was trained otherwise.
+
+    Args:
+        weights: an adapter, of whatever method, or a full model's state.
+    """
+    if isinstance(weights, LinearizedState):
+        return weights
+    if not isinstance(weights, Adapter):
+        return LinearizedState(weights)
+    factors = {}
+    for module, of_module in weights.factors.items():
+        left, right = weights.terms(module, torch.promote_types(of_module.lora_a.dtype, torch.float32))
+        factors[module] = Factors(right, left, of_module.scaling * right.shape[0])
+    return replace(weights, factors=factors, method="tangent_lora")
+
+
+@contextmanager
+def applied(backbone: Any, weights: Weights) -> Iterator[Application]:
+    """How ``weights`` act on ``backbone`` within the block; afterwards everything is as before, bit for bit.
+
+    Args:
+        backbone: with ``model``, whose parameter names the weights have.
+        weights: an adapter, values that replace the base's, or values that act to first order about them.
+
+    Raises:
+        InputError: a name or shape that the base does not have.
+    """
+    if isinstance(weights, Adapter):
+        linearized = weights.method == "tangent_lora"
+        with adapters.added(backbone.model, replace(as_linearized(weights), method="lora") if linearized else weights):
+            yield linearized_adapter(backbone, "added") if linearized else plain
+        return
+    with adapters.activated(backbone.model, None):
+        if isinstance(weights, LinearizedState):
+            values = on_backbone(backbone, weights.state)
+            own = {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())}
+            changed = {name: value for name, value in values.items() if not torch.equal(value, own[name])}
+            point = {name: own[name].detach() for name in changed}
+            yield Linearized(backbone, changed, point) if changed else plain
+        else:
+            with tensors_replaced(backbone, on_backbone(backbone, weights)):
+                yield plain
+
+
+def on_backbone(backbone: Any, state: State) -> dict[str, Tensor]:
+    """Base values by their names in ``backbone``, on its device and in its dtype.
+
+    Raises:
+        InputError: a name or shape that the base does not have.
+    """
+    actual = names_in_backbone(backbone)
+    own = {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())}
+    values = {}
+    for name, value in state.items():
+        if name not in actual:
+            raise InputError(f"the weights have {name!r}, the base does not; {did_you_mean(name, actual)}")
+        tensor = own[actual[name]]
+        if tensor.shape != value.shape:
+            raise InputError(f"{name}: the weights have shape {tuple(value.shape)}, the base has {tuple(tensor.shape)}")
+        values[actual[name]] = value.to(tensor.device, tensor.dtype)
+    return values
+
+
+def names_in_backbone(backbone: Any) -> dict[str, str]:
+    """The name in ``backbone`` of each tensor of its base model, by the name it had before any adapter was put in."""
+    tensors = (*backbone.model.named_parameters(), *backbone.model.named_buffers())
+    return {name.replace(".base_layer.", "."): PREFIX + name for name, _ in tensors if ".lora_" not in name}
