@@ -60,7 +60,7 @@ def test_constant_answers_score_zero_not_nan(scores):
 def test_a_repeated_sample_is_a_fault():
     scores, targets = random_scores(5)
     with pytest.raises(RuntimeError, match="counted twice"):
-        filled(scores, targets, [[0, 1, 2], [2, 3, 4]])
+        filled(scores, targets, [[0, 1, 2], [3, 1, 4]])
 
 
 @pytest.mark.parametrize("first", ["spearman", "pearson"])
