@@ -1,5 +1,6 @@
 """Data modules: one loader over all tasks in training, exact batches of each task in evaluation."""
 
 from fusionlab.data.images import ImageTasks
+from fusionlab.data.text import TextTasks
 
-__all__ = ["ImageTasks"]
+__all__ = ["ImageTasks", "TextTasks"]

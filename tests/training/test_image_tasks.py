@@ -5,6 +5,7 @@ import io
 import multiprocessing
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -18,6 +19,7 @@ from fusionlab.data.sources import _open_hub, hub_fingerprint
 from fusionlab.data.stored import StoredImages, data_version
 from fusionlab.errors import InputError
 from fusionlab.known_tasks import IMAGE_TASKS
+from fusionlab.samplers import training_indices
 from fusionlab.tasks import Task
 
 REAL = Path(__file__).parents[2] / "../shared/data"
@@ -325,6 +327,16 @@ def test_a_trainer_gives_the_image_size_of_its_backbone(tmp_path: Path) -> None:
     module = Sized()
     trainer.fit(module, data)
     assert module.shapes == [(16, 3, 12, 12)] * -(-len(data.splits["own"]["train"]) // 16)
+
+
+def test_the_training_loader_follows_seed_and_rank() -> None:
+    data = ImageTasks(["glyphs"], batch_size=4, image_size=32, seed=3)
+    data.setup("fit")
+    trainers = [SimpleNamespace(global_rank=rank, world_size=2, accumulate_grad_batches=1) for rank in (0, 1)]
+    indices = []
+    for data.trainer in trainers:
+        indices += next(iter(data.train_dataloader()))["glyphs"]["index"].tolist()
+    assert indices == training_indices(len(data.splits["glyphs"]["train"]), 8, 0, seed=3, task="glyphs").tolist()
 
 
 def test_without_an_image_size_the_order_of_calls_is_named() -> None:

@@ -145,6 +145,17 @@ def test_columns_without_a_template_are_named(tmp_path: Path, tokenizer: Any) ->
     assert data.tasks["own"].label_words == WORDS
 
 
+def test_a_missing_split_is_a_tenth_of_training_by_a_hash_of_the_input_columns(tmp_path: Path, tokenizer: Any) -> None:
+    rows = [{"a": f"a {number}", "b": f"b {number}", "label": number % 2} for number in range(100)]
+    path = write(tmp_path / "all.csv", rows)
+    task = {"path": str(path), "input_columns": ["a", "b"], "template": "{b} {a}", "label_words": list(WORDS)}
+    data = load(tmp_path, tokenizer, task)
+    remainders = [int(hashlib.sha256(f"{row['a']}\0{row['b']}".encode()).hexdigest()[:8], 16) % 10 for row in rows]
+    for split, wanted in {"validation": {0}, "test": {1}, "train": set(range(2, 10))}.items():
+        kept = [f"{row['b']} {row['a']}" for row, number in zip(rows, remainders, strict=True) if number in wanted]
+        assert list(data.splits["own"][split].texts.inputs) == kept
+
+
 def test_labels_by_name_take_the_order_of_the_label_words(tmp_path: Path, tokenizer: Any) -> None:
     rows = [{"text": "a", "label": "positive"}, {"text": "b", "label": "negative"}]
     write(tmp_path / "set/test.csv", rows)
