@@ -14,16 +14,26 @@ from typing import Any
 import transformers
 import yaml
 from lightning.pytorch import Callback, LightningDataModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from fusionlab.callbacks import FusionCallback, FusionProgressBar, RunFolderCallback
+from fusionlab.callbacks import (
+    FusionCallback,
+    FusionProgressBar,
+    LastCheckpoint,
+    RunFolderCallback,
+    StopOnSignal,
+    TrainOnly,
+    WholeCheckpointIO,
+)
 from fusionlab.data import ImageTasks
 from fusionlab.errors import InputError, did_you_mean
 from fusionlab.modules import ClipModule, FusionModule
 from fusionlab.predicting import write_predictions
+from fusionlab.ranks import RUN_FOLDER_VARIABLE, RollCallDDP, check_strategy, started_world_size
 from fusionlab.reporting import print_table, write_results
-from fusionlab.runs import CHECKPOINTS, RESULTS, RunFolder
+from fusionlab.runs import CHECKPOINTS, LEASES, RESULTS, RunFolder
 
 QUOTED = r"'([^']+)'"
 TRAINER_DEFAULTS = {
@@ -46,6 +56,17 @@ class FusionCLI(LightningCLI):
         """Add the fusion callback, the run-folder flags, and one seed for everything."""
         parser.add_lightning_class_args(FusionCallback, "fusion")
         parser.add_argument("--overwrite", action="store_true", help="start anew in a run folder that is in use (fit)")
+        parser.add_argument(
+            "--train_only",
+            action="store_true",
+            help="train and write the adapters only; a later fit over all tasks there fuses and scores (fit)",
+        )
+        parser.add_argument(
+            "--checkpoint_every_n_steps", type=int, default=100, help="updates between two saves of last.ckpt (fit)"
+        )
+        parser.add_argument(
+            "--start_timeout", type=float, default=300, help="seconds to wait at the start for all processes"
+        )
         parser.add_argument("--output", type=str, default=None, help="file for the labels (predict) or the rows (test)")
         parser.set_defaults({"model": ClipModule.__name__, "data": ImageTasks.__name__})
         parser.link_arguments("seed_everything", "model.init_args.seed")
@@ -62,23 +83,63 @@ class FusionCLI(LightningCLI):
             raise InputError("seed_everything must be a number, so that the run can be repeated")
         if self.subcommand == "predict" and config.output is None:
             raise InputError("predict needs --output, the file for the labels, such as labels.csv")
+        check_strategy(config.trainer.strategy)
         if config.trainer.default_root_dir is None:
             config.trainer.default_root_dir = str(self._next_run_folder(config).path)
         if self.subcommand != "fit":
             return
-        root = Path(config.trainer.default_root_dir)
-        callbacks: list[Callback] = []
+        if config.train_only and (config.trainer.max_steps or -1) < 1:
+            raise InputError(
+                "train_only needs --trainer.max_steps: an epoch is as long as the longest task of a job, so that in "
+                "epochs a task would be trained for another time by itself than beside others"
+            )
+        self.trainer_defaults = {**self.trainer_defaults, "callbacks": self._callbacks(config)}
+
+    def _callbacks(self, config: Any) -> list[Callback]:
+        self.stopping = StopOnSignal(None)
+        callbacks: list[Callback] = [self.stopping]
         if config.trainer.enable_checkpointing is not False:
-            callbacks.append(_checkpoints(root))
+            folder = self._folder(config).path / CHECKPOINTS
+            self.stopping.checkpoint = LastCheckpoint(folder, config.checkpoint_every_n_steps)
+            callbacks.append(self.stopping.checkpoint)
         if config.trainer.enable_progress_bar is not False:
             callbacks.append(FusionProgressBar())
-        self.trainer_defaults = {**self.trainer_defaults, "callbacks": callbacks}
+        return callbacks
+
+    def _folder(self, config: Any) -> RunFolder:
+        """The run folder, or this job's part of it."""
+        root = RunFolder(Path(config.trainer.default_root_dir))
+        if not config.train_only:
+            return root
+        return root.part(task if isinstance(task, str) else task["name"] for task in config.data.init_args.tasks)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Lightning's trainer, with whole checkpoints, and a roll call where there are several processes."""
+        config = self.config[self.subcommand].trainer
+        given = {key: list(self.config_init[self.subcommand].trainer[key] or []) for key in ("callbacks", "plugins")}
+        plugins = [*given["plugins"], WholeCheckpointIO()]
+        try:
+            trainer = super().instantiate_trainer(plugins=plugins, callbacks=list(given["callbacks"]), **kwargs)
+            if type(trainer.strategy) is DDPStrategy and trainer.world_size > 1:
+                timeout = self.config[self.subcommand].start_timeout
+                strategy = RollCallDDP(timeout, **trainer.strategy._ddp_kwargs)
+                kwargs |= {"plugins": plugins, "callbacks": list(given["callbacks"]), "strategy": strategy}
+                trainer = super().instantiate_trainer(**kwargs)
+        except MisconfigurationException as error:
+            raise InputError(f"the trainer cannot be made: {error}") from error
+        if config.default_root_dir is not None and os.environ.get("LOCAL_RANK", "0") == "0":
+            os.environ[RUN_FOLDER_VARIABLE] = config.default_root_dir  # for the processes that Lightning starts
+        return trainer
 
     def _next_run_folder(self, config: Any) -> RunFolder:
-        if _world_size() > 1:
+        if os.environ.get("LOCAL_RANK", "0") != "0" and RUN_FOLDER_VARIABLE in os.environ:
+            return RunFolder(Path(os.environ[RUN_FOLDER_VARIABLE]))
+        processes = max(started_world_size(), config.trainer.num_nodes)
+        if processes > 1 or (self.subcommand == "fit" and config.train_only):
+            what = f"{processes} processes or nodes" if processes > 1 else "jobs that train one run's tasks"
             raise InputError(
-                f"{_world_size()} processes were started: give --trainer.default_root_dir, a folder that all of them "
-                f"see, so that they agree on it"
+                f"{what} were started: give --trainer.default_root_dir, a folder that all of them see, so that they "
+                f"agree on it"
             )
         module_class = _import(config.model.class_path)
         backbone = config.model.init_args.backbone or module_class.default_backbone
@@ -93,12 +154,31 @@ class FusionCLI(LightningCLI):
         if self.subcommand != "fit":
             return
         resolved = yaml.safe_load(self.parser.dump(self.config, skip_none=False, skip_check=True))[self.subcommand]
-        folder = RunFolder(Path(config.trainer.default_root_dir))
-        self.run_state = folder.check(resolved, overwrite=config.overwrite)
-        self.trainer.callbacks.append(RunFolderCallback(folder, resolved, is_new=self.run_state == "new"))
+        root, folder = RunFolder(Path(config.trainer.default_root_dir)), self._folder(config)
+        overwrite = config.overwrite and not _is_restarted()
+        self.run_state = folder.check(resolved, overwrite=overwrite)
+        taken = {} if overwrite or config.train_only else root.trained_tasks(resolved)
+        if self.run_state == "unfinished":
+            taken = {task: taken[task] for task in folder.taken()}
+        self.trainer.callbacks.append(
+            RunFolderCallback(
+                folder, resolved, state=self.run_state, taken=taken, leases=root.path / LEASES, overwrite=overwrite
+            )
+        )
+        if config.train_only:
+            self.trainer.callbacks = [part for part in self.trainer.callbacks if not isinstance(part, FusionCallback)]
+            self.trainer.callbacks.append(TrainOnly(root.path, folder))
         if self.run_state == "unfinished" and folder.last_checkpoint is not None:
             self.config_init[self.subcommand]["ckpt_path"] = str(folder.last_checkpoint)
             self.config_init[self.subcommand]["weights_only"] = True
+
+    def before_fit(self) -> None:
+        """Handle SIGTERM and SIGUSR1 from here on."""
+        self.stopping.install()
+
+    def after_fit(self) -> None:
+        """Put the signal handlers back."""
+        self.stopping.restore()
 
     def after_validate(self) -> None:
         """Write and draw the rows."""
@@ -194,14 +274,16 @@ def _expected(kinds: list[str], value: str) -> str:
 def _known_options() -> list[str]:
     sections = {"trainer": Trainer, "model": ClipModule, "data": ImageTasks, "fusion": FusionCallback}
     names = [f"{prefix}.{name}" for prefix, owner in sections.items() for name in inspect.signature(owner).parameters]
-    return [*names, *sections, "config", "seed_everything", "overwrite", "output"]
-
-
-def _checkpoints(root: Path) -> ModelCheckpoint:
-    """One checkpoint, ``last.ckpt``, replaced whole after every epoch."""
-    return ModelCheckpoint(
-        dirpath=root / CHECKPOINTS, filename="last", enable_version_counter=False, save_on_train_epoch_end=True
+    own = (
+        "config",
+        "seed_everything",
+        "overwrite",
+        "output",
+        "train_only",
+        "checkpoint_every_n_steps",
+        "start_timeout",
     )
+    return [*names, *sections, *own]
 
 
 def _import(class_path: str) -> type[FusionModule]:
@@ -209,8 +291,9 @@ def _import(class_path: str) -> type[FusionModule]:
     return getattr(__import__(module, fromlist=[name]), name)
 
 
-def _world_size() -> int:
-    return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
+def _is_restarted() -> bool:
+    """Whether SLURM or torchrun has started this very job again, which then goes on even with ``--overwrite``."""
+    return any(int(os.environ.get(name) or 0) for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"))
 
 
 def _quiet() -> None:

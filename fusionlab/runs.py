@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 
 import yaml
 
 from fusionlab.errors import InputError, name_list
 
 CONFIG, RESULTS, CHECKPOINTS = "config.yaml", "results.json", "checkpoints"
+# tasks that were trained by other jobs: parts/<tasks>/ with config.yaml, checkpoints and, once done, trained.json
+PARTS, TRAINED, TAKEN, LEASES = "parts", "trained.json", "parts/taken.json", "leases"
+RunState = Literal["new", "unfinished", "extended"]
 # what may differ when a run is taken up again: where and how it runs, not what it computes
-_FREE_KEYS = ("overwrite", "output", "ckpt_path", "data.cache_dir", "data.init_args.cache_dir")
+_FREE_KEYS = (
+    "overwrite", "output", "ckpt_path", "start_timeout", "checkpoint_every_n_steps", "data.cache_dir",
+    "data.init_args.cache_dir",
+)  # fmt: skip
+# what may differ between the jobs that train the tasks of one run, and the one that fuses them
+_NOT_TRAINING = ("data.init_args.tasks ", "data.init_args.eval_batch_size ", "fusion.", "train_only ")
 _FREE_TRAINER_KEYS = (
     "default_root_dir", "accelerator", "strategy", "devices", "num_nodes", "logger", "enable_progress_bar",
     "enable_model_summary", "log_every_n_steps", "profiler", "fast_dev_run", "plugins",
@@ -46,31 +59,106 @@ class RunFolder:
         return path if path.is_file() else None
 
     def state(self) -> Literal["new", "unfinished", "finished"]:
-        """Whether a run was begun here and whether it ended; results.json is written last."""
-        if (self.path / RESULTS).exists():
+        """Whether a run was begun here and whether it ended; results.json, of a part trained.json, is written last."""
+        if (self.path / RESULTS).exists() or (self.path / TRAINED).exists():
             return "finished"
         return "unfinished" if (self.path / CONFIG).exists() else "new"
 
-    def check(self, config: Mapping[str, Any], *, overwrite: bool = False) -> Literal["new", "unfinished"]:
-        """What ``fit`` has to do here.
+    def check(self, config: Mapping[str, Any], *, overwrite: bool = False) -> RunState:
+        """What ``fit`` has to do here; ``extended`` is a run to which tasks are added.
 
         Raises:
             InputError: the run is finished, or its configuration differs in more than where it runs.
         """
-        if overwrite or self.state() == "new":
+        state = self.state()
+        if overwrite or state == "new":
             return "new"
-        if self.state() == "finished":
+        before = yaml.safe_load((self.path / CONFIG).read_text()) if (self.path / CONFIG).exists() else config
+        changes = changed_keys(before, config)
+        if changes and _adds_tasks(before, config) and (state == "finished" or self._parts_hold(before)):
+            return "extended"
+        if state == "finished":
+            differing = f" with another configuration ({name_list(changes)})" if changes else ""
             raise InputError(
-                f"the run in {str(self.path)!r} is finished; give another --trainer.default_root_dir, or --overwrite "
-                f"to run it again"
+                f"the run in {str(self.path)!r} is finished{differing}; give another --trainer.default_root_dir, or "
+                f"--overwrite to run it again"
             )
-        changes = changed_keys(yaml.safe_load((self.path / CONFIG).read_text()), config)
         if changes:
             raise InputError(
                 f"the unfinished run in {str(self.path)!r} has another configuration: {name_list(changes)}. Give its "
                 f"own configuration to resume it, another --trainer.default_root_dir, or --overwrite to start anew."
             )
         return "unfinished"
+
+    # tasks trained by other jobs
+
+    def part(self, tasks: Iterable[str]) -> RunFolder:
+        """The folder of a job that trains ``tasks`` only."""
+        name = "+".join(quote(task, safe=" ") for task in tasks)
+        if len(name) > 100:
+            name = f"{name[:80]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+        return RunFolder(self.path / PARTS / name)
+
+    def finish_part(self, tasks: Iterable[str]) -> None:
+        """Mark this part as trained; the last thing that its job writes."""
+        _write_json(self.path / TRAINED, {"tasks": list(tasks)})
+
+    def trained_tasks(self, config: Mapping[str, Any]) -> dict[str, Path]:
+        """The tasks of ``config`` that parts of this run have trained, each with the checkpoint that holds it.
+
+        Raises:
+            InputError: a part was trained with another configuration; the keys that differ are named.
+        """
+        wanted, found = _definitions(config), {}
+        for record in sorted((self.path / PARTS).glob(f"*/{TRAINED}")):
+            before = yaml.safe_load((record.parent / CONFIG).read_text())
+            definitions = _definitions(before)
+            tasks = [task for task in json.loads(record.read_text())["tasks"] if task in wanted]
+            changes = [change for change in changed_keys(before, config) if not change.startswith(_NOT_TRAINING)]
+            changes += [f"task {task!r}" for task in tasks if definitions[task] != wanted[task]]
+            if tasks and changes:
+                raise InputError(
+                    f"{name_list(tasks)} in {str(record.parent)!r} was trained with another configuration: "
+                    f"{name_list(changes)}. Give the same configuration, or --overwrite to train all tasks anew."
+                )
+            found |= dict.fromkeys(tasks, record.parent / CHECKPOINTS / "last.ckpt")
+        return found
+
+    def taken(self) -> list[str]:
+        """The tasks that the run here took over from parts when it began."""
+        path = self.path / TAKEN
+        return json.loads(path.read_text()) if path.is_file() else []
+
+    def begin(self, config: Mapping[str, Any], state: RunState, taken: Iterable[str], *, overwrite: bool) -> None:
+        """Write what a run starts with; of an extended run keep what is trained, as a part.
+
+        Whatever is cut short here leaves a run that can be resumed or extended.
+        """
+        if state == "unfinished":
+            return
+        if state == "extended" and (self.path / CHECKPOINTS).is_dir():
+            self._keep_as_part(yaml.safe_load((self.path / CONFIG).read_text()))
+        for name in (RESULTS, TRAINED):
+            (self.path / name).unlink(missing_ok=True)
+        for name in (CHECKPOINTS, "adapters", "finetuned", PARTS) if overwrite else ():
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        for name in ("fused", "plots"):
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        taken = list(taken)
+        if taken:
+            _write_json(self.path / TAKEN, taken)
+        _replace(self.path / CONFIG, yaml.safe_dump(dict(config), sort_keys=False))
+
+    def _keep_as_part(self, config: Mapping[str, Any]) -> None:
+        tasks = [task for task in _definitions(config) if task not in self.taken()]
+        part = self.part(tasks)
+        part.path.mkdir(parents=True, exist_ok=True)
+        _replace(part.path / CONFIG, yaml.safe_dump(dict(config), sort_keys=False))
+        (self.path / CHECKPOINTS).rename(part.path / CHECKPOINTS)
+        part.finish_part(tasks)
+
+    def _parts_hold(self, config: Mapping[str, Any]) -> bool:
+        return set(_definitions(config)) <= set(self.trained_tasks(config))
 
 
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -81,6 +169,32 @@ def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key) and not _is_free(key)
     ]
+
+
+def _definitions(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a configuration says of each task, by name."""
+    tasks = config["data"]["init_args"]["tasks"]
+    return {entry if isinstance(entry, str) else entry["name"]: entry for entry in tasks}
+
+
+def _adds_tasks(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether all that differs is that tasks came in, or what is fused and scored afterwards."""
+    if any(not change.startswith(_NOT_TRAINING) for change in changed_keys(before, now)):
+        return False
+    old, new = _definitions(before), _definitions(now)
+    return old.keys() < new.keys() and all(new[task] == old[task] for task in old)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    _replace(path, json.dumps(value) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write beside and rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    beside.write_text(text)
+    os.replace(beside, path)
 
 
 def _is_free(key: str) -> bool:

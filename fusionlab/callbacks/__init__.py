@@ -1,7 +1,17 @@
-"""Callbacks: fusion at the end of epochs and of the run, and the progress display."""
+"""Callbacks: fusion at the end of epochs and of the run, the run folder, checkpoints, signals, progress."""
 
 from fusionlab.callbacks.fusion import FusionCallback
+from fusionlab.callbacks.last_checkpoint import LastCheckpoint, WholeCheckpointIO
 from fusionlab.callbacks.progress import FusionProgressBar
-from fusionlab.callbacks.run_folder import RunFolderCallback
+from fusionlab.callbacks.run_folder import RunFolderCallback, TrainOnly
+from fusionlab.callbacks.stopping import StopOnSignal
 
-__all__ = ["FusionCallback", "FusionProgressBar", "RunFolderCallback"]
+__all__ = [
+    "FusionCallback",
+    "FusionProgressBar",
+    "LastCheckpoint",
+    "RunFolderCallback",
+    "StopOnSignal",
+    "TrainOnly",
+    "WholeCheckpointIO",
+]

@@ -1,34 +1,143 @@
-"""Write the run's configuration once the data is known to be good, and clear what an overwritten run left."""
+"""Begin the run folder once the data is known to be good, hold its tasks, take over what other jobs trained."""
 
 from __future__ import annotations
 
-import shutil
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-import yaml
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from fusionlab.reporting import write_text
-from fusionlab.runs import CHECKPOINTS, CONFIG, RESULTS, RunFolder
+from fusionlab.adapters import Adapter
+from fusionlab.errors import InputError, name_list
+from fusionlab.fused import save_finetuned
+from fusionlab.leases import TaskLeases
+from fusionlab.ranks import raise_together, same_on_all_ranks
+from fusionlab.runs import LEASES, RunFolder, RunState
 
 
 class RunFolderCallback(Callback):
-    """Begins the run folder.
+    """Begins the run folder, and holds the right to train its tasks until the run ends.
 
     Args:
-        folder: the run folder.
+        folder: the run folder, or the part of one that this job trains.
         config: the resolved configuration.
-        is_new: False where an unfinished run goes on, whose folder is left as it is.
+        state: what was found in the folder.
+        taken: the tasks that other jobs have trained, each with the checkpoint that holds it.
+        leases: folder for the leases, shared by all jobs of a run.
+        overwrite: start anew in a folder that is in use.
     """
 
-    def __init__(self, folder: RunFolder, config: dict[str, Any], *, is_new: bool) -> None:
-        self.folder, self.config, self.is_new = folder, config, is_new
+    def __init__(
+        self,
+        folder: RunFolder,
+        config: dict[str, Any],
+        *,
+        state: RunState,
+        taken: Mapping[str, Path],
+        leases: Path | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        self.folder, self.config, self.state, self.overwrite = folder, config, state, overwrite
+        self.taken = dict(taken)
+        self._leases_folder = leases or folder.path / LEASES
+        self._leases: TaskLeases | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Make what is trained, and fill in what other jobs have trained; only the rest is trained."""
+        if stage != "fit" or not self.taken:
+            return
+        module: Any = pl_module
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        module.add_adapters(list(data.tasks))
+        for path in dict.fromkeys(self.taken.values()):
+            fill_in(module, [task for task, of in self.taken.items() if of == path], path)
+        rest = [task for task in data.tasks if task not in self.taken]
+        if rest:
+            module.task_parameters = {task: module.task_parameters[task] for task in rest}
+            data.training_tasks = rest
+        else:
+            trainer.fit_loop.epoch_loop.max_steps = 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write config.yaml; the first thing that the run writes."""
-        if not (self.is_new and trainer.is_global_zero):
-            return
-        (self.folder.path / RESULTS).unlink(missing_ok=True)
-        for name in (CHECKPOINTS, "adapters", "finetuned", "fused", "plots"):
-            shutil.rmtree(self.folder.path / name, ignore_errors=True)
-        write_text(self.folder.path / CONFIG, yaml.safe_dump(self.config, sort_keys=False))
+        seen = {
+            "state": self.state,
+            "taken over": sorted(self.taken),
+            "checkpoint": self.folder.last_checkpoint is None,
+        }
+        same_on_all_ranks(trainer.strategy, f"the run folder {str(self.folder.path)!r}", seen)
+        problem = None
+        if trainer.is_global_zero:
+            try:
+                self._begin(list(trainer.datamodule.tasks))  # type: ignore[attr-defined]
+            except InputError as error:
+                problem = error
+        raise_together(trainer.strategy, problem)
+
+    def _begin(self, tasks: list[str]) -> None:
+        leases = TaskLeases(self._leases_folder, [task for task in tasks if task not in self.taken])
+        leases.acquire()
+        self._leases = leases
+        if self.folder.check(self.config, overwrite=self.overwrite) != self.state:
+            raise InputError(f"another job has written to {str(self.folder.path)!r} meanwhile; give the command again")
+        self.folder.begin(self.config, self.state, self.taken, overwrite=self.overwrite)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the tasks back."""
+        if self._leases is not None:
+            self._leases.release()
+            self._leases = None
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give the tasks back."""
+        self.teardown(trainer, pl_module, "fit")
+
+
+class TrainOnly(Callback):
+    """Ends a job that trains some tasks of a run: writes what was trained and marks the part; a later fit fuses.
+
+    Args:
+        root: the run folder.
+        part: this job's part of it.
+    """
+
+    def __init__(self, root: Path, part: RunFolder) -> None:
+        self.root, self.part = root, part
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the adapters, or weights, then the mark."""
+        module: Any = pl_module
+        tasks = list(trainer.datamodule.tasks)  # type: ignore[attr-defined]
+        if trainer.is_global_zero:
+            for task in tasks:
+                weights = module.finetuned(task)
+                kind = "adapters" if isinstance(weights, Adapter) else "finetuned"
+                row = {"model": "finetuned", "finetuned_on": task, "method": module.method}
+                save_finetuned(self.root / kind / task, weights, module.backbone, row)
+            self.part.finish_part(tasks)
+            print(f"trained {name_list(tasks)}: {self.root}")
+        trainer.strategy.barrier("part written")
+
+
+@torch.no_grad()
+def fill_in(module: Any, tasks: list[str], path: Path) -> None:
+    """Copy what a checkpoint holds for ``tasks`` into ``module``.
+
+    Raises:
+        InputError: the checkpoint started from another A₀, or lacks a parameter.
+    """
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    before, now = checkpoint.get("a0_hash"), None if module.injection is None else module.injection.a0_hash
+    if before != now:
+        raise InputError(
+            f"{name_list(tasks)} in {str(path)!r} started from another A₀ (hash {before}, here {now}): another seed, "
+            f"base or rank. Give the same, or --overwrite to train all tasks anew."
+        )
+    own = {id(parameter) for task in tasks for parameter in module.task_parameters[task]}
+    for name, parameter in module.named_parameters():
+        if id(parameter) in own:
+            if name not in checkpoint["state_dict"]:
+                raise InputError(f"{str(path)!r} has no {name}; train {name_list(tasks)} again with --overwrite")
+            parameter.copy_(checkpoint["state_dict"][name])

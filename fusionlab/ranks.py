@@ -1,0 +1,164 @@
+"""Processes of one run: which strategies work, how the ranks meet, and what they must agree on."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import time
+from datetime import timedelta
+from typing import Any
+
+from lightning.pytorch.strategies import DDPStrategy
+from torch import distributed
+
+from fusionlab.errors import InputError
+
+RUN_FOLDER_VARIABLE = "FUSIONLAB_RUN_FOLDER"
+STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false", "SingleDeviceStrategy", "DDPStrategy", "RollCallDDP")
+_SHARDED = (
+    "the tasks' gradients are formed one task after another on whole parameters, and sharded ones are not whole; use "
+    "ddp: the frozen backbone is neither synchronised nor given optimizer states, so a GPU holds little beside it"
+)
+_REASONS = {
+    "fsdp": _SHARDED,
+    "model_parallel": _SHARDED,
+    "deepspeed": _SHARDED,
+    "ddp_spawn": "its processes cannot hand the results back; use ddp",
+    "ddp_fork": "its processes cannot hand the results back; use ddp",
+    "ddp_notebook": "its processes cannot hand the results back; use ddp",
+    "ddp_find_unused_parameters_true": "every parameter is used in every step, searching only costs time; use ddp",
+}
+
+
+def check_strategy(strategy: Any) -> None:
+    """Raise unless the strategy works here.
+
+    Args:
+        strategy: what ``trainer.strategy`` says: a name, or a mapping with ``class_path``.
+
+    Raises:
+        InputError: it cannot work; the message says why and what to use.
+    """
+    name = strategy if isinstance(strategy, str) else strategy.class_path.rpartition(".")[2]
+    if name in STRATEGIES:
+        return
+    key = name.lower().removesuffix("strategy")
+    reason = next((reason for start, reason in _REASONS.items() if key.startswith(start)), "use auto or ddp")
+    raise InputError(f"trainer.strategy {name!r} cannot work here: {reason}")
+
+
+def started_world_size() -> int:
+    """Number of processes that the launcher in the environment started; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
+
+
+def started_rank() -> int:
+    """This process's rank by the launcher in the environment; 0 without one."""
+    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
+        if os.environ.get(name):
+            return int(os.environ[name])
+    return 0
+
+
+class RollCallDDP(DDPStrategy):
+    """DDP that says which rank is missing where not all of them come together in time.
+
+    Args:
+        start_timeout: seconds to wait for all processes.
+        options: of :class:`~lightning.pytorch.strategies.DDPStrategy`.
+    """
+
+    def __init__(self, start_timeout: float = 300, **options: Any) -> None:
+        super().__init__(**options)
+        self.start_timeout = start_timeout
+
+    def setup_distributed(self) -> None:
+        """Call the roll, then connect; under torchrun its agents have done so already."""
+        self.set_world_ranks()
+        if not distributed.is_initialized() and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            environment = self.cluster_environment
+            assert environment is not None
+            store = call_roll(
+                environment.main_address,
+                environment.main_port,
+                environment.global_rank(),
+                environment.world_size(),
+                self.start_timeout,
+            )
+            device = None if self.root_device.type == "cpu" else self.root_device
+            distributed.init_process_group(
+                self._get_process_group_backend(),
+                store=store,
+                rank=environment.global_rank(),
+                world_size=environment.world_size(),
+                timeout=self._timeout,
+                device_id=device,
+            )
+            atexit.register(_disconnect)
+        super().setup_distributed()
+
+
+def call_roll(host: str, port: int, rank: int, world_size: int, timeout: float) -> distributed.Store:
+    """Wait until all ranks have come; returns the store through which they connect.
+
+    Raises:
+        InputError: some did not come in time, by number.
+    """
+    deadline = time.monotonic() + timeout
+    where = f"{host}:{port}"
+    try:
+        store = distributed.TCPStore(
+            host, port, world_size, rank == 0, timedelta(seconds=timeout), wait_for_workers=False
+        )
+        store.set(f"rank/{rank}", b"here")
+        missing = [other for other in range(world_size) if other != rank]
+        while missing and time.monotonic() < deadline:
+            missing = [other for other in missing if not store.check([f"rank/{other}"])]
+            time.sleep(0.05 if missing else 0)
+    except (distributed.DistError, TimeoutError) as error:
+        raise InputError(
+            f"rank {rank} did not reach rank 0 at {where} within {timeout:g} s; start all {world_size} processes, with "
+            f"the same MASTER_ADDR and MASTER_PORT ({str(error).splitlines()[0]})"
+        ) from error
+    if missing:
+        numbers = ", ".join(map(str, missing))
+        raise InputError(
+            f"rank {numbers} of 0..{world_size - 1} did not come to {where} within {timeout:g} s (says rank {rank}); "
+            f"see why it did not start, or give --start_timeout more seconds"
+        )
+    store.set_timeout(timedelta(seconds=max(timeout, 60)))
+    return distributed.PrefixStore("connected", store)
+
+
+def _disconnect() -> None:
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def same_on_all_ranks(strategy: Any, what: str, value: Any) -> None:
+    """Raise on the ranks that see another value than rank 0.
+
+    Raises:
+        InputError: this rank differs.
+    """
+    first = strategy.broadcast(value)
+    differs = strategy.reduce_boolean_decision(first != value, all=False)
+    if differs:
+        raise InputError(
+            f"the processes do not agree on {what}: rank 0 sees {first!r}, rank {strategy.global_rank} {value!r}; they "
+            f"need the same files, on a file system that all of them share"
+        )
+
+
+def raise_together(strategy: Any, error: InputError | None) -> None:
+    """Raise rank 0's error on all ranks, so that none of them waits for it; only rank 0 has a message.
+
+    Raises:
+        InputError: on rank 0.
+        SystemExit: with exit code 2, on the others.
+    """
+    failed = strategy.broadcast(error is not None)
+    if error is not None:
+        raise error
+    if failed:
+        raise SystemExit(2)
