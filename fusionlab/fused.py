@@ -14,9 +14,12 @@ from typing import Any
 
 from fusionlab.adapters import Adapter, base_state, combine, save_adapter, split_names, stored_state
 from fusionlab.checkpoints import save_state, write_folder
+from fusionlab.checkpoints.stats import STATS, adapter_files, file_records, task_vector_key, write_squared_norms
 from fusionlab.linearize import LINEARIZED_METHODS, LinearizedState
 from fusionlab.loading import base_hash, point_hash
-from fusionlab.rules import LinearRule, Rule
+from fusionlab.rules import LinearRule, Rule, TaskVectors
+from fusionlab.rules.base import exact_sum
+from fusionlab.rules.base import squared_norms as squared_norm_partials
 from fusionlab.rules.config import to_config
 from fusionlab.state import State
 from fusionlab.streaming import fuse, measure
@@ -112,6 +115,17 @@ def save_finetuned(
         path = unfinished / "fusionlab.json"
         written = json.loads(path.read_text()) if path.is_file() else {}
         path.write_text(json.dumps(written | own, indent=2, sort_keys=True) + "\n")
+        if isinstance(weights, Adapter):
+            _write_stats(unfinished, weights)
+
+
+def _write_stats(folder: Path, adapter: Adapter) -> None:
+    """Keep the task vector's squared norms beside it, so that MetaGPT need not measure it again."""
+    squared_norms = {
+        name: exact_sum(squared_norm_partials(TaskVectors(("of",), tensor[None]))["squared_norm/of"].tolist())
+        for name, tensor in adapter.task_vector().items()
+    }
+    write_squared_norms(folder / STATS, task_vector_key(file_records(adapter_files(folder)), None), squared_norms)
 
 
 def save_fused(folder: Path, fused: FusedModel, backbone: Any, row: dict[str, Any]) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 from fusionlab.checkpoints.headers import Header
 
 STATS = "fusion_stats.json"
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "fusionlab.json",
+                 "fusionlab_factors.safetensors", "linearized_adapter_model.safetensors")  # fmt: skip
 _KEPT_ENTRIES = 8
 
 
@@ -45,6 +47,16 @@ def fingerprint(records: Iterable[Mapping[str, Any]]) -> str:
     """One hash over file records, without content hashes."""
     kept = [{key: record[key] for key in sorted(record) if key != "sha256"} for record in records]
     return hashlib.sha256(json.dumps(kept).encode()).hexdigest()
+
+
+def adapter_files(folder: Path) -> tuple[Path, ...]:
+    """The files that decide what an adapter's task vector is."""
+    return tuple(folder / name for name in ADAPTER_FILES if (folder / name).is_file())
+
+
+def task_vector_key(records: Iterable[Mapping[str, Any]], base_fingerprint: str | None) -> str:
+    """What statistics are kept under: the files' fingerprint, and the base's unless an adapter's τ needs none."""
+    return f"{base_fingerprint or 'any'}-{fingerprint(records)}"
 
 
 def read_squared_norms(path: Path, task_vector: str) -> dict[str, tuple[float, ...]]:

@@ -13,12 +13,10 @@ from torch import Tensor
 from fusionlab.checkpoints import Checkpoint, open_checkpoint
 from fusionlab.checkpoints.hub import is_hub_id, resolve
 from fusionlab.checkpoints.readers import SafetensorsWeights, read_json
-from fusionlab.checkpoints.stats import file_records, fingerprint
+from fusionlab.checkpoints.stats import adapter_files, file_records, fingerprint
 from fusionlab.errors import InputError, name_list
 from fusionlab.streaming import StateWeights, TaskInput, Weights
 
-_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "fusionlab.json",
-                  "fusionlab_factors.safetensors", "linearized_adapter_model.safetensors")  # fmt: skip
 _HEAD_ELEMENTS = 1024
 _SAME_ARCHITECTURE = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
@@ -92,9 +90,8 @@ def open_input(task: str, name: str, base: Opened, cache_bytes: int) -> Opened:
             "weights. Fuse such adapters in a run (fit), or use lora or l_lora adapters."
         )
     _check_base(task, path, adapter, base)
-    files = tuple(path / file for file in _ADAPTER_FILES if (path / file).is_file())
     weights = StateWeights(adapter.task_vector(), base.weights.tensors, cache_bytes)
-    return Opened(name, path, files, weights, read_json(path / "adapter_config.json"), adapter)
+    return Opened(name, path, adapter_files(path), weights, read_json(path / "adapter_config.json"), adapter)
 
 
 def base_hash(base: Weights, adapter: Any) -> str:

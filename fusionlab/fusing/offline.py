@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fusionlab import rules
 from fusionlab.checkpoints import WeightsWriter, write_folder
-from fusionlab.checkpoints.stats import STATS, read_squared_norms, write_squared_norms
+from fusionlab.checkpoints.stats import STATS, read_squared_norms, task_vector_key, write_squared_norms
 from fusionlab.checkpoints.writers import refuse_existing
 from fusionlab.errors import InputError, did_you_mean
 from fusionlab.fusing import report
@@ -166,8 +166,7 @@ def _job(recipe: Recipe, rule: Rule, base: Opened, inputs: Mapping[str, Opened])
 def _stats(base: Opened, opened: Opened) -> tuple[Path, str]:
     """Where the statistics of an input's task vector are kept, and the fingerprint that makes them valid."""
     path = opened.path / STATS if opened.path.is_dir() else opened.path.with_name(f"{opened.path.name}.{STATS}")
-    of_base = "any" if opened.adapter is not None else base.fingerprint
-    return path, f"{of_base}-{opened.fingerprint}"
+    return path, task_vector_key(opened.records, None if opened.adapter is not None else base.fingerprint)
 
 
 def _known(base: Opened, inputs: Mapping[str, Opened], plan: Plan) -> dict[str, dict[str, tuple[float, ...]]]:

@@ -92,6 +92,23 @@ def test_adapters_load_in_stock_peft(lora_run: Path, l_lora_run: Path) -> None:
         assert (ours - unadapted).abs().max() > 1e-4
 
 
+def test_offline_fuse_of_the_adapters_equals_the_run(l_lora_run: Path, tmp_path: Path) -> None:
+    kept = {task: (l_lora_run / "adapters" / task / "fusion_stats.json").read_bytes() for task in TASKS}
+    for rule in ("metagpt", "ties"):
+        argv = ["fuse", "--base", str(ASSETS / "tiny-clip"), "--rule", rule, "--output", str(tmp_path / rule)]
+        for task in TASKS:
+            argv += [f"--finetuned.{task}", str(l_lora_run / "adapters" / task)]
+        assert main(argv) == 0
+    ours = json.loads((l_lora_run / "fused" / "metagpt" / "fusion.json").read_text())
+    theirs = json.loads((tmp_path / "metagpt" / "fusion.json").read_text())
+    assert theirs["scaling_coefficients"] == ours["scaling_coefficients"]
+    in_run, offline = (fusionlab.load(folder).weights for folder in (l_lora_run / "fused" / "ties", tmp_path / "ties"))
+    assert in_run.keys() == offline.keys()
+    assert all(torch.equal(in_run[name], offline[name]) for name in in_run)
+    # measured once, at export: fuse found what it would have measured itself
+    assert kept == {task: (l_lora_run / "adapters" / task / "fusion_stats.json").read_bytes() for task in TASKS}
+
+
 def test_l_lora_fuses_to_the_rank_of_one_and_reproduces_one_task(l_lora_run: Path) -> None:
     of_task = {task: adapters.load_adapter(l_lora_run / "adapters" / task) for task in TASKS}
     assert {rank for adapter in of_task.values() for rank in adapter.ranks.values()} == {16}
