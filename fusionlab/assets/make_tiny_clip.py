@@ -35,8 +35,17 @@ PHOTO_TEMPLATES = (
     "a blurry photo of the {}.",
     "{}.",
 )
+RANDOM_CONTEXTS = (
+    *PHOTO_TEMPLATES,
+    "a drawing of a {}.",
+    "a {} texture.",
+    "the letter {}.",
+    "a {} sign.",
+    "a {} shape.",
+)
 VOCABULARY_SIZE, CONTEXT_LENGTH, WIDTH = 1200, 20, 128
 PHOTOS, DRAWINGS, RANDOM_CAPTIONS, DRAWINGS_PER_SCENE = 64, 96, 32, 2000
+WORDING_WEIGHT = 0.1
 MEAN, STD = (0.48, 0.46, 0.43), (0.27, 0.26, 0.28)
 
 
@@ -77,6 +86,7 @@ def build_model(tokenizer: CLIPTokenizer) -> CLIPModel:
         "hidden_size": 96,
         "intermediate_size": 384,
         "num_hidden_layers": 3,
+        "hidden_act": "gelu",
         "num_attention_heads": 3,
         "max_position_embeddings": CONTEXT_LENGTH,
         "bos_token_id": tokenizer.bos_token_id,
@@ -87,6 +97,7 @@ def build_model(tokenizer: CLIPTokenizer) -> CLIPModel:
         "hidden_size": WIDTH,
         "intermediate_size": 4 * WIDTH,
         "num_hidden_layers": 5,
+        "hidden_act": "gelu",
         "num_attention_heads": 4,
         "image_size": 32,
         "patch_size": 8,
@@ -171,16 +182,23 @@ def all_captions(names: Sequence[str]) -> list[str]:
 
 
 def random_captions(length: int, tokenizer: CLIPTokenizer, generator: torch.Generator) -> Tensor:
-    """Token ids of "a photo of a ..." and the like with one to three random tokens in place of the name."""
+    """Token ids of captions about one to three random tokens: ``RANDOM_CAPTIONS`` of them, then each in other words."""
     pad = tokenizer.eos_token_id
-    ids = torch.full((RANDOM_CAPTIONS, length), pad)
-    for row in ids:
-        template = PHOTO_TEMPLATES[int(torch.randint(len(PHOTO_TEMPLATES), (), generator=generator))]
-        before, after = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in template.split("{}"))
+    ids = torch.full((2 * RANDOM_CAPTIONS, length), pad)
+    for row in range(RANDOM_CAPTIONS):
         words = torch.randint(0, pad - 1, (int(torch.randint(1, 4, (), generator=generator)),), generator=generator)
-        made = [tokenizer.bos_token_id, *before, *words.tolist(), *after][: length - 1]
-        row[: len(made)] = torch.tensor(made)
+        for copy, choice in enumerate(torch.randperm(len(RANDOM_CONTEXTS), generator=generator)[:2]):
+            before, after = RANDOM_CONTEXTS[int(choice)].split("{}")
+            parts = [tokenizer(part, add_special_tokens=False)["input_ids"] for part in (before, after)]
+            made = [tokenizer.bos_token_id, *parts[0], *words.tolist(), *parts[1]][: length - 1]
+            ids[row + copy * RANDOM_CAPTIONS, : len(made)] = torch.tensor(made)
     return ids
+
+
+def wording_loss(texts: Tensor, logit_scale: Tensor) -> Tensor:
+    """Contrast between random captions, shape ``(2 * pairs, dim)``: the same words in two templates belong together."""
+    first, second = F.normalize(texts, dim=-1).chunk(2)
+    return F.cross_entropy(logit_scale * first @ second.T, torch.arange(len(first)))
 
 
 def optimizers(model: CLIPModel, peak: float, steps: int) -> list[tuple[Optimizer, LambdaLR]]:
@@ -219,7 +237,9 @@ def pretrain(model: CLIPModel, tokenizer: CLIPTokenizer, batches: Batches, steps
         images = model.visual_projection(model.vision_model(pixel_values=(pixels - mean) / std).pooler_output)
         texts = model.text_projection(model.text_model(input_ids=ids).pooler_output)
         caption = torch.tensor([distinct[c] for c in captions])
-        loss = contrastive_loss(images, texts, caption, len(distinct), model.logit_scale.exp().clamp(max=100))
+        logit_scale = model.logit_scale.exp().clamp(max=100)
+        loss = contrastive_loss(images, texts, caption, len(distinct), logit_scale)
+        loss = loss + WORDING_WEIGHT * wording_loss(texts[len(distinct) :], logit_scale)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, schedule in pairs:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from fusionlab.data.drawing import canvas
 from fusionlab.data.drawing.canvas import SIDE, Floats, Integers, uniform
-from fusionlab.data.drawing.symbols import ICONS, LETTERS, SHAPES, SIGN_PARTS, fields
+from fusionlab.data.drawing.symbols import LETTERS, SHAPES, SIGN_PARTS, fields
 
 Images: TypeAlias = NDArray[np.uint8]
 
@@ -106,17 +106,17 @@ def draw_glyphs(rng: np.random.Generator, labels: Integers) -> Images:
             uniform(rng, 10, 18, n),
             uniform(rng, 0, 6.3, n),
         )
-        canvas.blend(images, 0.35 * canvas.cover(stroke - 0.6), any_colour(rng, n, 0.2, 0.9))
+        canvas.blend(images, 0.25 * canvas.cover(stroke - 0.6), any_colour(rng, n, 0.2, 0.9))
     skeleton = canvas.place(
         letters,
         labels,
-        near_middle(rng, n, 3.5),
-        uniform(rng, 7, 11.5, n),
-        uniform(rng, -0.5, 0.5, n),
-        uniform(rng, 0.7, 1.2, n),
-        (uniform(rng, 0, 1.6, n), uniform(rng, 0, 6.3, n)),
+        near_middle(rng, n, 3),
+        uniform(rng, 8, 12, n),
+        uniform(rng, -0.35, 0.35, n),
+        uniform(rng, 0.75, 1.2, n),
+        (uniform(rng, 0, 1.5, n), uniform(rng, 0, 6.3, n)),
     )
-    canvas.blend(images, canvas.cover(skeleton - uniform(rng, 0.8, 1.9, n)[:, None, None]), ink)
+    canvas.blend(images, canvas.cover(skeleton - uniform(rng, 1.0, 2.1, n)[:, None, None]), ink)
     return canvas.finish(canvas.noise(rng, images, 0.05))
 
 
@@ -171,7 +171,7 @@ def texture_pattern(kind: int, u: Floats, v: Floats, rng: np.random.Generator) -
 
 
 def draw_textures(
-    rng: np.random.Generator, labels: Integers, *, contrast: tuple[float, float] = (0.12, 0.45), noise: float = 0.07
+    rng: np.random.Generator, labels: Integers, *, contrast: tuple[float, float] = (0.18, 0.55), noise: float = 0.05
 ) -> Images:
     """Patches of faint, turned, stretched texture in two close colours under uneven light."""
     n = len(labels)
@@ -211,7 +211,7 @@ def draw_counting(rng: np.random.Generator, labels: Integers) -> Images:
         ink = np.where(dark, any_colour(rng, n, 0.65, 1), any_colour(rng, n, 0.1, 0.6))
         present = (position <= labels).astype(np.float32)[:, None, None]
         canvas.blend(images, present * canvas.cover(thing), ink)
-    return canvas.finish(canvas.noise(rng, images, 0.06))
+    return canvas.finish(canvas.noise(rng, images, 0.05))
 
 
 def draw_colours(rng: np.random.Generator, labels: Integers) -> Images:
@@ -231,9 +231,9 @@ def draw_colours(rng: np.random.Generator, labels: Integers) -> Images:
         uniform(rng, 6.5, 10, n),
         uniform(rng, 0, 6.3, n),
     )
-    canvas.blend(images, canvas.cover(thing), named_colour(rng, labels, 1.3))
+    canvas.blend(images, canvas.cover(thing), named_colour(rng, labels, 1.1))
     images *= canvas.gradient(rng, uniform(rng, 0.5, 1, n, 1) * np.ones(3, np.float32), np.ones((n, 3), np.float32))
-    return canvas.finish(canvas.noise(rng, light(rng, images, 0.16), 0.06))
+    return canvas.finish(canvas.noise(rng, light(rng, images, 0.13), 0.05))
 
 
 def draw_shapes(rng: np.random.Generator, labels: Integers) -> Images:
@@ -244,27 +244,25 @@ def draw_shapes(rng: np.random.Generator, labels: Integers) -> Images:
     x, y = canvas.pixel_grid()
     angle = uniform(rng, 0, 2 * np.pi, n, 1, 1)
     stripes = 0.5 + 0.5 * np.sin((np.cos(angle) * x + np.sin(angle) * y) * uniform(rng, 0.4, 1.6, n, 1, 1))
-    canvas.blend(images, 0.3 * stripes, any_colour(rng, n, 0.1, 0.95))
+    canvas.blend(images, 0.22 * stripes, any_colour(rng, n, 0.1, 0.95))
     distance = canvas.place(
         shapes,
         labels,
-        near_middle(rng, n, 4),
-        uniform(rng, 7.5, 12, n),
-        uniform(rng, -0.45, 0.45, n),
+        near_middle(rng, n, 3),
+        uniform(rng, 8, 12.5, n),
+        uniform(rng, -0.35, 0.35, n),
         uniform(rng, 0.75, 1.1, n),
     )
-    outline = np.abs(distance + 0.9) - uniform(rng, 0.8, 1.3, n)[:, None, None]
-    hollow = (rng.random(n) < 0.65)[:, None, None]
+    outline = np.abs(distance + 1.1) - uniform(rng, 0.9, 1.5, n)[:, None, None]
+    hollow = (rng.random(n) < 0.6)[:, None, None]
     ink = np.where(
         images.mean(axis=(1, 2, 3))[:, None] > 0.5, any_colour(rng, n, 0.0, 0.35), any_colour(rng, n, 0.75, 1)
     )
     canvas.blend(images, canvas.cover(np.where(hollow, outline, distance)), ink.astype(np.float32))
     offset = uniform(rng, -8, 8, n, 1, 1)
-    bar = np.abs(np.cos(angle) * (x - SIDE / 2) + np.sin(angle) * (y - SIDE / 2) + offset) - uniform(
-        rng, 0.4, 1.2, n, 1, 1
-    )
-    canvas.blend(images, canvas.cover(bar), any_colour(rng, n, 0.1, 0.95))
-    return canvas.finish(canvas.noise(rng, images, 0.06))
+    across = np.abs(np.cos(angle) * (x - SIDE / 2) + np.sin(angle) * (y - SIDE / 2) + offset)
+    canvas.blend(images, canvas.cover(across - uniform(rng, 0.3, 0.8, n, 1, 1)), any_colour(rng, n, 0.1, 0.95))
+    return canvas.finish(canvas.noise(rng, images, 0.05))
 
 
 def draw_clutter(rng: np.random.Generator, labels: Integers) -> Images:
@@ -277,7 +275,7 @@ def draw_clutter(rng: np.random.Generator, labels: Integers) -> Images:
             fields(kind),
             rng.integers(0, count, n),
             uniform(rng, 0, SIDE, n, 2),
-            uniform(rng, 3, 6, n),
+            uniform(rng, 3, 5, n),
             uniform(rng, 0, 6.3, n),
         )
         canvas.blend(images, canvas.cover(distance - (0.8 if kind == "letters" else 0)), any_colour(rng, n, 0.1, 1.0))
@@ -285,9 +283,9 @@ def draw_clutter(rng: np.random.Generator, labels: Integers) -> Images:
     distance = canvas.place(
         icons,
         labels,
-        near_middle(rng, n, 4.5),
-        uniform(rng, 7.5, 11, n),
-        uniform(rng, -0.35, 0.35, n),
+        near_middle(rng, n, 3),
+        uniform(rng, 8.5, 12, n),
+        uniform(rng, -0.25, 0.25, n),
         flipped * uniform(rng, 0.8, 1.1, n),
     )
     canvas.blend(images, canvas.cover(distance - 1), 1 - ink)  # a contrasting rim
@@ -296,7 +294,4 @@ def draw_clutter(rng: np.random.Generator, labels: Integers) -> Images:
         fields("shapes"), rng.integers(0, len(SHAPES), n), uniform(rng, 0, SIDE, n, 2), uniform(rng, 2, 4, n)
     )
     canvas.blend(images, canvas.cover(corner), any_colour(rng, n, 0.1, 1.0))
-    return canvas.finish(canvas.noise(rng, images, 0.06))
-
-
-CLUTTER = tuple(ICONS)
+    return canvas.finish(canvas.noise(rng, images, 0.05))
