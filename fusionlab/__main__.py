@@ -42,13 +42,13 @@ def main(argv: list[str] | None = None) -> int:
         print(f"fusionlab {version('fusionlab')}")
         return 0
     try:
-        return _dispatch(argv[0], argv[1:])
+        return dispatch(argv[0], argv[1:])
     except InputError as error:
         print(f"fusionlab: {error}", file=sys.stderr)
         return 2
 
 
-def _dispatch(command: str, rest: list[str]) -> int:
+def dispatch(command: str, rest: list[str]) -> int:
     if command in LIGHTNING:
         from fusionlab.cli import main as run
 

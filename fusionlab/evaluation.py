@@ -54,7 +54,7 @@ def evaluate(
                     module.score(task, to_device(batch, module.device), metrics)
                     if on_batch is not None:
                         on_batch()
-                rows += _rows(task, split, metrics, data.splits[task][split], labels)
+                rows += rows_of(task, split, metrics, data.splits[task][split], labels)
     finally:
         for part, was_training in flags:
             part.training = was_training
@@ -69,7 +69,8 @@ def primary_rows(rows: Iterable[Row]) -> list[Row]:
     return [row for row in rows if row["metric"] == first[row["task"]]]
 
 
-def _rows(task: str, split: str, metrics: Any, samples: Any, labels: dict[str, Any]) -> list[Row]:
+def rows_of(task: str, split: str, metrics: Any, samples: Any, labels: dict[str, Any]) -> list[Row]:
+    """One row per metric of a task that was scored, with all :data:`ROW_FIELDS`."""
     values = {name: float(value) for name, value in metrics.compute().items()}
     known = {"task": task, "split": split, "num_samples": len(samples), "data_version": samples.data_version} | labels
     unknown = set(known) - set(ROW_FIELDS)

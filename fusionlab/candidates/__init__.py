@@ -1,0 +1,7 @@
+"""Many fused models of the same fine-tuned ones: made quickly, and scored in one pass over the data."""
+
+from fusionlab.candidates.finetuned import Finetuned, Fused
+from fusionlab.candidates.scoring import Candidate, score_candidates
+from fusionlab.candidates.tangents import TangentOutputs
+
+__all__ = ["Candidate", "Finetuned", "Fused", "TangentOutputs", "score_candidates"]

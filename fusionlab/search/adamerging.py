@@ -1,0 +1,106 @@
+"""AdaMerging: coefficients by entropy minimisation on unlabelled inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fusionlab.errors import InputError
+from fusionlab.rules import TaskArithmetic
+from fusionlab.search.base import Found, Problem
+from fusionlab.state import State
+
+
+@dataclass(frozen=True)
+class Adamerging:
+    """θ₀ + Σ λ_t τ_t with λ minimising the entropy of the predictions on unlabelled validation inputs.
+
+    Gradients go through the fused forward pass; λ is clamped to 0..1 after each step.
+
+    Args:
+        scope: one λ per ``task``, or one per task and parameter tensor (``layer``, as the paper calls it).
+        num_steps: steps of Adam.
+        learning_rate: of Adam.
+        initial: λ to start from.
+        batch_size: inputs in a batch; each task gives two batches a step.
+
+    Source: AdaMerging, arXiv 2310.02575, equations 3 to 5.
+    """
+
+    scope: Literal["task", "layer"] = "task"
+    num_steps: int = 500
+    learning_rate: float = 1e-3
+    initial: float = 0.3
+    batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        if self.scope not in ("task", "layer"):
+            raise InputError(f"adamerging.scope: expected task or layer, got {self.scope!r}")
+        if min(self.num_steps, self.batch_size) < 1 or self.learning_rate <= 0:
+            raise InputError(
+                f"adamerging: num_steps, batch_size and learning_rate must be positive, got {self.num_steps}, "
+                f"{self.batch_size}, {self.learning_rate}"
+            )
+
+    def search(self, problem: Problem) -> Found:
+        """Descend; one update is the summed entropy of all tasks."""
+        task_vectors = problem.task_vectors()
+        names = list(dict.fromkeys(name for task_vector in task_vectors.values() for name in task_vector))
+        columns = 1 if self.scope == "task" else len(names)
+        device = next(iter(next(iter(task_vectors.values())).values())).device
+        lambdas = torch.full((len(problem.tasks), columns), self.initial, requires_grad=True, device=device)
+        optimizer = torch.optim.Adam([lambdas], lr=self.learning_rate)
+        scores = {}
+        for step in range(self.num_steps):
+            optimizer.zero_grad()
+            total = 0.0
+            for task in problem.tasks:
+                for half in range(2):
+                    batch = problem.inputs(task, 2 * step + half, self.batch_size)
+                    fused = _combine(lambdas, task_vectors, names, problem.tasks)
+                    loss = entropy(problem.logits(task, batch, fused)) / 2
+                    loss.backward()
+                    total += loss.item()
+            optimizer.step()
+            with torch.no_grad():
+                lambdas.clamp_(0.0, 1.0)
+            scores[str(step)] = -total / len(problem.tasks)
+        rule = self._rule(lambdas.detach().cpu(), names, problem.tasks)
+        shown = 2 * self.num_steps * self.batch_size * len(problem.tasks)
+        seen = min(problem.num_samples(), shown)
+        return Found(rule, scores, seen, 0, shown / seen)
+
+    def _rule(self, lambdas: Tensor, names: list[str], tasks: tuple[str, ...]) -> TaskArithmetic:
+        if self.scope == "task":
+            return TaskArithmetic({task: float(value) for task, value in zip(tasks, lambdas[:, 0], strict=True)})
+        by_name = {
+            name: {task: float(value) for task, value in zip(tasks, lambdas[:, column], strict=True)}
+            for column, name in enumerate(names)
+        }
+        return TaskArithmetic(0.0, by_name)
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Mean over the batch of −Σ p log p, a scalar.
+
+    Example:
+        >>> entropy(torch.zeros(3, 2))  # log 2
+        tensor(0.6931)
+    """
+    log_p = logits.float().log_softmax(dim=-1)
+    return -(log_p.exp() * log_p).sum(dim=-1).mean()
+
+
+def _combine(
+    lambdas: Tensor, task_vectors: dict[str, State], names: list[str], tasks: tuple[str, ...]
+) -> dict[str, Tensor]:
+    combined: dict[str, Tensor] = {}
+    for column, name in enumerate(names):
+        for row, task in enumerate(tasks):
+            if name in task_vectors[task]:
+                term = lambdas[row, column if lambdas.shape[1] > 1 else 0] * task_vectors[task][name]
+                combined[name] = combined[name] + term if name in combined else term
+    return combined

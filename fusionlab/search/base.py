@@ -1,0 +1,111 @@
+"""What a search is, what it may look at, and what it tells of itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from fusionlab.errors import InputError, did_you_mean
+from fusionlab.rules import Rule
+from fusionlab.state import State
+
+Batch = dict[str, Any]
+
+
+class Problem(Protocol):
+    """The fine-tuned models to fuse, and the data a search may look at: validation splits only."""
+
+    tasks: tuple[str, ...]
+
+    def scores(self, rules: Sequence[Rule]) -> list[float]:
+        """Mean validation score over the tasks of the model that each rule fuses; higher is better."""
+
+    def losses(self, rules: Sequence[Rule], num_samples: int) -> list[float]:
+        """Mean over the tasks of the loss on each one's first ``num_samples`` labelled validation samples."""
+
+    def inputs(self, task: str, step: int, batch_size: int) -> Batch:
+        """A batch of a task's validation samples; only its inputs may be used."""
+
+    def task_vectors(self) -> dict[str, State]:
+        """τ by task and base name."""
+
+    def logits(self, task: str, batch: Batch, task_vector: State) -> Tensor:
+        """Scores of the classes, ``(batch, classes)``, by the base moved by ``task_vector``; differentiable."""
+
+    def num_samples(self, split: str = "validation") -> int:
+        """Samples of all tasks."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found.
+
+    Args:
+        rule: with all its coefficients.
+        scores: what was tried and what it scored, by coefficient or step.
+        num_samples: samples that it looked at, each counted once.
+        num_labels: labels that it looked at.
+        passes: how often a fused model was run over those samples, in all.
+    """
+
+    rule: Rule
+    scores: dict[str, float] = field(default_factory=dict)
+    num_samples: int = 0
+    num_labels: int = 0
+    passes: float = 0.0
+
+
+@runtime_checkable
+class Search(Protocol):
+    """A frozen dataclass of settings."""
+
+    def search(self, problem: Problem) -> Found:
+        """Look at the problem's data and choose."""
+
+
+def is_search(config: Any) -> bool:
+    """Whether ``config``, a name or a mapping with ``class_path``, names a search rather than a rule."""
+    name = config.get("class_path") if isinstance(config, Mapping) else config
+    return isinstance(name, str) and _name(name) in known_searches()
+
+
+def known_searches() -> dict[str, type]:
+    """Every search by its name in a config."""
+    from fusionlab import search
+
+    exported = (search.Adamerging, search.Lorahub, search.MetagptMultiplier)
+    return {_name(item.__name__): item for item in exported}
+
+
+def search_from_config(config: str | Mapping[str, Any]) -> Search:
+    """The search that ``config`` names, as rules are named.
+
+    Raises:
+        InputError: no such search, or an argument that it does not have or refuses.
+    """
+    content = {"class_path": config} if isinstance(config, str) else dict(config)
+    known, name = known_searches(), _name(str(content.get("class_path")))
+    if name not in known:
+        raise InputError(f"search {content.get('class_path')!r}: no such search; {did_you_mean(name, known)}")
+    arguments = [item.name for item in fields(known[name])]
+    for key in content.get("init_args") or {}:
+        if key not in arguments:
+            raise InputError(f"{name}: unknown argument {key!r}; {did_you_mean(str(key), arguments)}")
+    return known[name](**(content.get("init_args") or {}))
+
+
+def to_config(search: Search) -> dict[str, Any]:
+    """The configuration that gives ``search`` again."""
+    init_args = {item.name: getattr(search, item.name) for item in fields(search)}  # type: ignore[arg-type]
+    return {"class_path": _name(type(search).__name__), "init_args": init_args}
+
+
+def _name(class_path: str) -> str:
+    name = class_path.rpartition(".")[2]
+    return (
+        name if name.islower() else re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower().replace("ada_merging", "adamerging")
+    )
