@@ -148,7 +148,9 @@ def _card(prepared: Prepared, record: Mapping[str, Any]) -> str:
         value = record["scaling_coefficients"].get(task)
         text = f"{value:.4f}" if isinstance(value, float) else "by parameter" if value else "-"
         rows.append(f"| {task} | `{opened.name}` | {record['norms'][task]:.4g} | {text} |")
-    kept = f"\n{record['rounding']['survived']:.1%} of the updated weights differ from the base as stored.\n"
+    kept = ""
+    if "rounding" in record:
+        kept = f"\n{record['rounding']['survived']:.1%} of the updated weights differ from the base as stored.\n"
     return "\n".join(
         [
             "---",
@@ -164,7 +166,7 @@ def _card(prepared: Prepared, record: Mapping[str, Any]) -> str:
             "| task | model | norm of the task vector | coefficient |",
             "|---|---|---|---|",
             *rows,
-            kept if "rounding" in record else "",
+            kept,
             "`fusion.json` has the rule with all its arguments, cosines, input fingerprints and versions.",
             "",
         ]
