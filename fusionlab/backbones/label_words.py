@@ -1,80 +1,70 @@
-"""Label words as tokens, packed so that one decoder pass scores many of them."""
+"""Label words as tokens, side by side so that one decoder pass scores them all."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from fusionlab.errors import InputError
 
-# tokens that one decoder pass scores at most, so that its logits stay small beside the encoder
-_PACK_TOKENS = 64
 Tokens = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Pack:
-    """Some label words one after another.
+class Answers:
+    """The label words of a task one after another, so that one decoder pass scores them all.
 
     Args:
+        words: the words, in label order.
         inputs: decoder inputs, int64, shape ``(tokens,)``: each word begins with the start token.
         targets: the words' tokens with their end tokens, int64, shape ``(tokens,)``.
         visible: bool, shape ``(tokens, tokens)``: a token sees itself and the earlier ones of its own word.
         lengths: tokens of each word.
     """
 
+    words: tuple[str, ...]
     inputs: Tensor
     targets: Tensor
     visible: Tensor
     lengths: tuple[int, ...]
 
-    def to(self, device: torch.device) -> Pack:
-        """The same on ``device``."""
-        return Pack(self.inputs.to(device), self.targets.to(device), self.visible.to(device), self.lengths)
-
-
-@dataclass(frozen=True)
-class Answers:
-    """The label words of a task, in label order, in packs."""
-
-    words: tuple[str, ...]
-    packs: tuple[Pack, ...]
-
-    @property
-    def max_tokens(self) -> int:
-        """Tokens of the longest word, with its end token."""
-        return max(length for pack in self.packs for length in pack.lengths)
-
     def to(self, device: torch.device) -> Answers:
         """The same on ``device``."""
-        return Answers(self.words, tuple(pack.to(device) for pack in self.packs))
+        inputs, targets, visible = (tensor.to(device) for tensor in (self.inputs, self.targets, self.visible))
+        return replace(self, inputs=inputs, targets=targets, visible=visible)
+
+    def log_likelihoods(self, logits: Tensor) -> Tensor:
+        """log p of each word, summed over its tokens and its end token, in float32.
+
+        Args:
+            logits: of :attr:`targets`, shape ``(batch, tokens, vocab)``.
+
+        Returns:
+            shape ``(batch, num_words)``.
+        """
+        logits = logits.float()
+        chosen = logits.gather(2, self.targets.expand(len(logits), -1)[..., None])[..., 0]
+        of_tokens = chosen - logits.logsumexp(dim=-1)
+        return torch.stack([part.sum(dim=1) for part in of_tokens.split(self.lengths, dim=1)], dim=1)
 
 
-def pack_words(words: Sequence[str], tokens: Sequence[Tokens], *, start: int) -> Answers:
-    """Fill packs with whole words, in order.
+def side_by_side(words: Sequence[str], tokens: Sequence[Tokens], *, start: int) -> Answers:
+    """Put words one after another.
 
     Args:
         words: the label words.
         tokens: their tokens, each with its end token.
         start: the decoder's start token.
     """
-    groups: list[list[Tokens]] = []
-    for word in tokens:
-        if not groups or sum(map(len, groups[-1])) + len(word) > _PACK_TOKENS:
-            groups.append([])
-        groups[-1].append(word)
-    return Answers(tuple(words), tuple(_pack(group, start) for group in groups))
-
-
-def _pack(words: Sequence[Tokens], start: int) -> Pack:
-    lengths = tuple(len(word) for word in words)
-    word_of = torch.repeat_interleave(torch.arange(len(words)), torch.tensor(lengths))
-    return Pack(
-        inputs=torch.tensor([token for word in words for token in (start, *word[:-1])]),
-        targets=torch.tensor([token for word in words for token in word]),
+    lengths = tuple(len(word) for word in tokens)
+    word_of = torch.repeat_interleave(torch.arange(len(tokens)), torch.tensor(lengths))
+    return Answers(
+        words=tuple(words),
+        inputs=torch.tensor([token for word in tokens for token in (start, *word[:-1])]),
+        targets=torch.tensor([token for word in tokens for token in word]),
         visible=(word_of[:, None] == word_of).tril(),
         lengths=lengths,
     )

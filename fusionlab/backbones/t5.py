@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from fusionlab.backbones.label_words import Answers, check_words, pack_words
+from fusionlab.backbones.label_words import Answers, check_words, side_by_side
 from fusionlab.errors import InputError, name_list
+from fusionlab.metrics import lowest_argmax
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 NO_FLOAT16 = (
     "T5 overflows in float16: activations of its feed-forward layers leave the range of 65504 and become inf and NaN; "
     "use bfloat16 or float32"
 )
+_MAX_LOGITS = 1 << 28  # of one call that scores label words
+Output: TypeAlias = Callable[[Callable[[], Tensor]], Tensor]
+
+
+def _plain(call: Callable[[], Tensor]) -> Tensor:
+    return call()
 
 
 class T5Backbone(nn.Module):
@@ -92,15 +100,20 @@ class T5Backbone(nn.Module):
         Returns:
             shape ``(batch, target_len, vocab)``.
         """
+        decoder_input_ids = self.model.prepare_decoder_input_ids_from_labels(labels)
+        return self._logits(input_ids, attention_mask, decoder_input_ids)
+
+    def _logits(self, input_ids: Tensor, attention_mask: Tensor, decoder_input_ids: Tensor, **more: Tensor) -> Tensor:
         return self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            decoder_input_ids=self.model.prepare_decoder_input_ids_from_labels(labels),
+            decoder_input_ids=decoder_input_ids,
             use_cache=False,
+            **more,
         ).logits
 
     def answers(self, words: Sequence[str], task: str) -> Answers:
-        """Tokenize label words, each with its end token, and pack them.
+        """Tokenize label words, each with its end token.
 
         Raises:
             InputError: a word without a token, with a character that the tokenizer does not know, or equal in tokens
@@ -108,41 +121,40 @@ class T5Backbone(nn.Module):
         """
         tokens = [tuple(self.tokenizer(word).input_ids) for word in words]
         check_words(words, tokens, self.tokenizer.eos_token_id, self.tokenizer.unk_token_id, task)
-        return pack_words(words, tokens, start=self.model.config.decoder_start_token_id)
+        return side_by_side(words, tokens, start=self.model.config.decoder_start_token_id)
 
-    def log_likelihoods(self, input_ids: Tensor, attention_mask: Tensor, answers: Answers) -> Tensor:
-        """log p(word | text) of every label word, summed over its tokens and its end token.
+    def log_likelihoods(
+        self, input_ids: Tensor, attention_mask: Tensor, answers: Answers, output: Output = _plain
+    ) -> Tensor:
+        """log p(word | text) of every label word.
 
-        The encoder runs once, and so does the decoder for all words of a pack: a word's tokens see one another only,
-        and T5's positions are relative, so that each word is scored as if it stood alone.
+        Encoder and decoder run once for all words: a word's tokens see one another only, and T5's positions are
+        relative, so that each word is scored as if it stood alone. Rows are taken in groups of a size that depends on
+        words and vocabulary alone, so that the logits of many words stay below 1 GiB in float32.
 
         Args:
             input_ids: int64, shape ``(batch, len)``.
             attention_mask: 1 on tokens, 0 on padding, shape ``(batch, len)``.
             answers: the label words, on this device.
+            output: calls what computes the logits.
 
         Returns:
             float32, shape ``(batch, num_words)``.
         """
-        encoded = self.model.encoder(input_ids=input_ids, attention_mask=attention_mask)
-        dtype = encoded.last_hidden_state.dtype
-        scores = []
-        for pack in answers.packs:
-            hidden = torch.zeros(pack.visible.shape, dtype=dtype, device=input_ids.device)
-            logits = self.model(
-                encoder_outputs=encoded,
-                attention_mask=attention_mask,
-                decoder_input_ids=pack.inputs.expand(len(input_ids), -1),
-                decoder_attention_mask=hidden.masked_fill(~pack.visible, torch.finfo(dtype).min)[None, None],
-                use_cache=False,
-            ).logits.float()
-            chosen = logits.gather(2, pack.targets.expand(len(logits), -1)[..., None])[..., 0]
-            of_tokens = chosen - logits.logsumexp(dim=-1)
-            scores += [part.sum(dim=1) for part in of_tokens.split(pack.lengths, dim=1)]
-        return torch.stack(scores, dim=1)
+        rows = max(1, _MAX_LOGITS // (len(answers.targets) * self.model.config.vocab_size))
+        parts = zip(input_ids.split(rows), attention_mask.split(rows), strict=True)
+        logits = (output(partial(self._answer_logits, *part, answers)) for part in parts)
+        return torch.cat([answers.log_likelihoods(part) for part in logits])
 
-    def generate(self, input_ids: Tensor, attention_mask: Tensor, max_new_tokens: int) -> list[str]:
-        """The greedy answer to each text, without special tokens."""
+    def _answer_logits(self, input_ids: Tensor, attention_mask: Tensor, answers: Answers) -> Tensor:
+        dtype = self.model.get_input_embeddings().weight.dtype
+        mask = torch.zeros(answers.visible.shape, dtype=dtype, device=input_ids.device)
+        mask = mask.masked_fill(~answers.visible, torch.finfo(dtype).min)[None, None]
+        inputs = answers.inputs.expand(len(input_ids), -1)
+        return self._logits(input_ids, attention_mask, inputs, decoder_attention_mask=mask)
+
+    def generate(self, input_ids: Tensor, attention_mask: Tensor, max_new_tokens: int) -> Tensor:
+        """The tokens of the greedy answer to each text, padded, int64."""
         from transformers import GenerationConfig
 
         config = self.model.config
@@ -154,7 +166,27 @@ class T5Backbone(nn.Module):
             eos_token_id=config.eos_token_id,
             decoder_start_token_id=config.decoder_start_token_id,
         )
-        tokens = self.model.generate(input_ids=input_ids, attention_mask=attention_mask, generation_config=settings)
+        return self.model.generate(input_ids=input_ids, attention_mask=attention_mask, generation_config=settings)
+
+    def generate_by_logits(
+        self, input_ids: Tensor, attention_mask: Tensor, max_new_tokens: int, output: Output
+    ) -> Tensor:
+        """As :meth:`generate` where the network acts through ``output``, which knows no cache of keys and values."""
+        config = self.model.config
+        tokens = input_ids.new_full((len(input_ids), 1), config.decoder_start_token_id)
+        ended = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        for _ in range(max_new_tokens):
+            logits = output(partial(self._logits, input_ids, attention_mask, tokens))
+            chosen = lowest_argmax(logits[:, -1]).masked_fill(ended, config.pad_token_id)
+            tokens = torch.cat([tokens, chosen[:, None]], dim=1)
+            ended |= chosen == config.eos_token_id
+            if ended.all():
+                break
+        return tokens
+
+    def decode(self, tokens: Tensor) -> list[str]:
+        """The texts of tokens, special ones left out, and padding (as the tokenizer's, or -100)."""
+        tokens = tokens.masked_fill(tokens < 0, self.model.config.pad_token_id)
         return self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
 
     def save_files(self, folder: Path) -> None:
@@ -169,11 +201,6 @@ class T5Backbone(nn.Module):
         (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         self.model.generation_config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-
-    def decode_labels(self, labels: Tensor) -> list[str]:
-        """The texts of target tokens, padding (-100) and special tokens left out."""
-        tokens = labels.masked_fill(labels < 0, self.model.config.pad_token_id)
-        return self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -14,6 +15,7 @@ from fusionlab.backbones.label_words import Answers
 from fusionlab.backbones.t5 import NO_FLOAT16, T5Backbone
 from fusionlab.errors import InputError, did_you_mean
 from fusionlab.metrics import Accuracy, ScoreCorrelation, lowest_argmax, parse_score
+from fusionlab.modules.applying import Linearized
 from fusionlab.modules.base import FusionModule, Method
 
 Evaluation = Literal["rank", "generate"]
@@ -106,9 +108,9 @@ class T5Module(FusionModule):
             if task.label_words is None:
                 continue
             answers = self.backbone.answers(task.label_words, name)
-            if self.metric_names[name] == "exact_match" and answers.max_tokens > self.max_new_tokens:
+            if self.metric_names[name] == "exact_match" and max(answers.lengths) > self.max_new_tokens:
                 raise InputError(
-                    f"the longest label word of task {name!r} has {answers.max_tokens} tokens, but max_new_tokens is "
+                    f"the longest label word of task {name!r} has {max(answers.lengths)} tokens, but max_new_tokens is "
                     f"{self.max_new_tokens}; raise it"
                 )
             self.answers[name] = answers.to(self.device)
@@ -126,7 +128,7 @@ class T5Module(FusionModule):
 
     def loss(self, task: str, batch: dict[str, Any]) -> Tensor:
         """Mean cross-entropy in float32 over the target tokens of the batch; padding (-100) does not count."""
-        logits = self.backbone.logits(batch["input_ids"], batch["attention_mask"], batch["labels"])
+        logits = self.output(partial(self.backbone.logits, *_inputs(batch), batch["labels"]))
         return F.cross_entropy(logits.flatten(0, 1).float(), batch["labels"].flatten())
 
     def metrics(self, task: str) -> MetricCollection:
@@ -143,7 +145,7 @@ class T5Module(FusionModule):
             return
         texts = self.generate(batch)
         if name == "exact_match":
-            targets = self.backbone.decode_labels(batch["labels"])
+            targets = self.backbone.decode(batch["labels"])
             hits = torch.tensor([text == target for text, target in zip(texts, targets, strict=True)])
             hits = hits.to(self.device)
             metrics.update(hits, torch.ones_like(hits), batch["mask"])
@@ -157,11 +159,14 @@ class T5Module(FusionModule):
 
     def log_likelihoods(self, task: str, batch: dict[str, Any]) -> Tensor:
         """log p(word | text) of the task's label words, float32, shape ``(batch, num_words)``."""
-        return self.backbone.log_likelihoods(batch["input_ids"], batch["attention_mask"], self.answers[task])
+        return self.backbone.log_likelihoods(*_inputs(batch), self.answers[task], self.output)
 
     def generate(self, batch: dict[str, Any]) -> list[str]:
-        """The greedy answer to each text of the batch."""
-        return self.backbone.generate(batch["input_ids"], batch["attention_mask"], self.max_new_tokens)
+        """The greedy answer to each text of the batch; where the network is linearized, by its linearized logits."""
+        inputs = *_inputs(batch), self.max_new_tokens
+        if isinstance(self.application, Linearized):
+            return self.backbone.decode(self.backbone.generate_by_logits(*inputs, self.output))
+        return self.backbone.decode(self.output(partial(self.backbone.generate, *inputs)))
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[dict[str, Any]]:
         """Answer a batch of texts."""
@@ -169,6 +174,10 @@ class T5Module(FusionModule):
         predictions = [{"text": text, "answer": answer} for text, answer in zip(batch["text"], answers, strict=False)]
         self.predictions += predictions
         return predictions
+
+
+def _inputs(batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    return batch["input_ids"], batch["attention_mask"]
 
 
 def _load(backbone: str, dtype: str) -> T5Backbone:

@@ -49,13 +49,13 @@ def test_the_papers_label_words_are_scored_as_one_by_one(module: T5Module, task:
                 loss = backbone.model(**backbone.tokenizer(text, return_tensors="pt"), labels=labels).loss
                 # a mean over 2 to 7 tokens, times their number, in float32
                 torch.testing.assert_close(scores[row, column], -loss * labels.shape[1], rtol=1e-5, atol=1e-4)
-    decoded = backbone.decode_labels(backbone.tokenizer(list(words), padding=True, return_tensors="pt").input_ids)
+    decoded = backbone.decode(backbone.tokenizer(list(words), padding=True, return_tensors="pt").input_ids)
     assert decoded == list(words)
 
 
 def test_every_score_with_one_decimal_survives_the_tokenizer(module: T5Module) -> None:
     texts = [f"{tenths / 10:.1f}" for tenths in range(51)]
     labels = module.backbone.tokenizer(texts, padding=True, return_tensors="pt").input_ids
-    decoded = module.backbone.decode_labels(labels.masked_fill(labels == 0, -100))
+    decoded = module.backbone.decode(labels.masked_fill(labels == 0, -100))
     assert [parse_score(text) for text in decoded] == [tenths / 10 for tenths in range(51)]
     assert labels.shape[1] < module.max_new_tokens

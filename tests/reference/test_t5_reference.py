@@ -107,7 +107,6 @@ def test_rank_scores_equal_a_loop_over_texts_and_words(
         perturb(module)
         module.activate("task")
     answers = module.backbone.answers(WORDS, "task")
-    assert len(answers.packs) == 2
     with torch.no_grad():
         scores = module.backbone.log_likelihoods(**batch_of(module, TEXTS), answers=answers)
     model, tokenizer = copy.deepcopy(module.backbone.model), module.backbone.tokenizer
@@ -126,6 +125,25 @@ def test_a_word_scores_the_same_in_any_company(t5_folder: Callable[[str], Path])
             alone = module.backbone.log_likelihoods(**batch, answers=module.backbone.answers([word], "task"))
             # matrix products of another width round otherwise, float32
             torch.testing.assert_close(alone[:, 0], together[:, index], rtol=1e-5, atol=1e-4)
+
+
+def test_many_words_are_scored_by_groups_of_rows(
+    t5_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = build(t5_folder("untied"))
+    batch, answers, calls = batch_of(module, TEXTS), module.backbone.answers(WORDS, "task"), []
+
+    def counted(call: Callable[[], Tensor]) -> Tensor:
+        calls.append(call())
+        return calls[-1]
+
+    with torch.no_grad():
+        whole = module.backbone.log_likelihoods(**batch, answers=answers)
+        monkeypatch.setattr("fusionlab.backbones.t5._MAX_LOGITS", 3 * 91 * len(answers.targets))
+        grouped = module.backbone.log_likelihoods(**batch, answers=answers, output=counted)
+    assert [len(logits) for logits in calls] == [3, 1]
+    # matrix products of another height round otherwise, float32
+    torch.testing.assert_close(grouped, whole, rtol=1e-5, atol=1e-4)
 
 
 def padded(batch: dict[str, Tensor], left: int, right: int) -> dict[str, Tensor]:
@@ -169,6 +187,15 @@ def test_generation_is_the_greedy_loop(t5_folder: Callable[[str], Path]) -> None
             tokens = torch.cat([tokens, logits[:, -1:].argmax(dim=-1)], dim=1)
         assert answer == tokenizer.decode(tokens[0], skip_special_tokens=True)
     assert any(texts)
+
+
+def test_generation_by_logits_is_generation(t5_folder: Callable[[str], Path]) -> None:
+    module = build(t5_folder("untied"))
+    batch = batch_of(module, TEXTS)
+    with torch.no_grad():
+        tokens = module.backbone.generate_by_logits(**batch, max_new_tokens=6, output=lambda call: call())
+    assert module.backbone.decode(tokens) == module.backbone.decode(module.backbone.generate(**batch, max_new_tokens=6))
+    assert tokens.shape == (4, 7)
 
 
 def test_stored_generation_defaults_do_not_change_the_answers(t5_folder: Callable[[str], Path]) -> None:

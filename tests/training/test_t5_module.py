@@ -333,3 +333,31 @@ def test_bfloat16_precision_trains_and_scores(t5_folder: Callable[[str], Path], 
     # 8 bits of mantissa in sums of up to nine tokens of size 1 to 20
     torch.testing.assert_close(scores, exact, rtol=0.02, atol=0.5)
     assert not torch.equal(scores, exact)
+
+
+# forward-mode differentiation scripts its decompositions on first use; torch warns about that itself
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
+@pytest.mark.parametrize("method", ["tangent_lora", "tangent", "full"])
+def test_other_methods_train_fuse_and_load(t5_folder: Callable[[str], Path], tmp_path: Path, method: Any) -> None:
+    module = T5Module(str(t5_folder("tied")), rank=2, method=method, max_new_tokens=3)
+    data = TextData(module.backbone.tokenizer, num_samples=16)
+    trainer(tmp_path, 2, callbacks=[FusionCallback(rules=["average"])]).fit(module, datamodule=data)
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert {(row["model"], row["rule"]) for row in rows} == {
+        ("pretrained", None), ("finetuned", None), ("fused", "average")
+    }  # fmt: skip
+    folder = tmp_path / ("adapters" if method == "tangent_lora" else "finetuned") / "paraphrase"
+    batch = data.splits["paraphrase"]["test"].batch(torch.arange(16))
+    with torch.no_grad():
+        expected = []
+        for weights in (None, "paraphrase", load_weights(folder, module.base_model).weights):
+            with module.use(weights):
+                expected.append(module.eval().log_likelihoods("paraphrase", batch))
+    assert torch.equal(expected[1], expected[2])
+    assert not torch.equal(expected[0], expected[1])
+    if method == "full":
+        loaded = T5Module(str(folder)).eval()
+        loaded.prepare_tasks(data.tasks)
+        with torch.no_grad():
+            # another kernel for parameters without gradient
+            torch.testing.assert_close(loaded.log_likelihoods("paraphrase", batch), expected[1], rtol=1e-5, atol=1e-4)
