@@ -75,8 +75,12 @@ class StoredImages:
         rows = sources.split_rows(split, self.available, np.load(folder / "remainders.npy"))
         if not len(rows):
             raise InputError(self._empty(split, stored_as, index["num_rows"]))
-        images = np.load(folder / "images.npy", mmap_mode="r")
-        return images, np.load(folder / "labels.npy"), rows, index["data_versions"][split]
+        images, labels = np.load(folder / "images.npy", mmap_mode="r"), np.load(folder / "labels.npy")
+        present = set(labels[rows].tolist())
+        missing = [name for label, name in enumerate(self.class_names) if label not in present]
+        if split == "train" and missing:
+            _log.warning("task %r has no training image of %s", self.task.name, name_list(missing))
+        return images, labels, rows, index["data_versions"][split]
 
     @functools.cached_property
     def _source(self) -> sources.Source:

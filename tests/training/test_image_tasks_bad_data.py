@@ -189,8 +189,9 @@ def test_a_class_that_only_the_test_split_has(tmp_path: Path) -> None:
     assert data.splits["own"]["test"].labels.tolist() == [2, 0]
 
 
-def test_a_class_without_a_training_image(tmp_path: Path) -> None:
+def test_a_class_without_a_training_image_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     data = load(image_folder(tmp_path / "set", ant=0, cat=25, dog=25), None)
+    assert [record.message for record in caplog.records] == ["task 'own' has no training image of ant"]
     assert data.tasks["own"].class_names == ("ant", "cat", "dog")
     assert data.splits["own"]["train"].labels.unique().tolist() == [1, 2]
     assert data.splits["own"]["test"].labels.unique().tolist() == [0, 1, 2]
