@@ -1,0 +1,150 @@
+"""lora and l_lora on real image sets, fused in delta_weight and in factor space; a Markdown table over seeds.
+
+python benchmarks/study_real_images.py --data ../shared/data --output benchmarks/results/NAME.md [--methods lora l_lora]
+    [--seeds 1 2 3] [--max_steps 200] [--max_samples 600] [--backbone tiny-clip] [--runs FOLDER]
+
+Each (method, seed) is one `fit`; a finished run folder is taken as it is. Coefficients are chosen on validation, all
+numbers are on test. Rows named `factor` fuse A and B apart, as published LoRA results did.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fusionlab
+from fusionlab import adapters, search
+from fusionlab.rules import TaskArithmetic
+
+TASKS = ("mnist", "fashion_mnist", "cifar10", "gtsrb", "dtd")
+Scores = dict[str, list[float]]
+
+
+def fit(root: Path, method: str, seed: int, options: argparse.Namespace) -> None:
+    """One `fit` in a process of its own, unless its folder is finished."""
+    if (root / "results.json").exists():
+        return
+    tasks = [{"name": name, "path": str(Path(options.data) / name)} for name in options.tasks]
+    arguments = {
+        "model.method": method,
+        "model.backbone": options.backbone,
+        "data.tasks": json.dumps(tasks),
+        "trainer.max_steps": options.max_steps,
+        "trainer.default_root_dir": root,
+        "seed_everything": seed,
+    }
+    if options.max_samples:
+        arguments["data.max_samples"] = options.max_samples
+    flags = [text for key, value in arguments.items() for text in (f"--{key}", str(value))]
+    subprocess.run([sys.executable, "-m", "fusionlab", "fit", *flags], check=True)
+
+
+def factor_space(root: Path, method: str, seed: int, options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Test scores by task of average and of task arithmetic (chosen on validation) in factor space."""
+    tasks = [{"name": name, "path": str(Path(options.data) / name)} for name in options.tasks]
+    module = fusionlab.ClipModule(options.backbone, method=method, seed=seed)
+    data = fusionlab.ImageTasks(
+        tasks, image_size=module.backbone.image_size, max_samples=options.max_samples or None, seed=seed
+    )
+    data.setup()
+    module.prepare_tasks(data.tasks)
+    of_task = {task: adapters.load_adapter(root / "adapters" / task) for task in data.tasks}
+
+    def scored(value: float, split: str) -> dict[str, float]:
+        fused = adapters.combine_factors(of_task, {"*": dict.fromkeys(of_task, value)})
+        with module.use(fused):
+            return {row["task"]: row["value"] for row in fusionlab.evaluate(module, data, split=split)}
+
+    def mean_validation(rule: Any) -> float:
+        return statistics.mean(scored(rule.scaling_coefficient, "validation").values())
+
+    chosen = search.validated_coefficient(TaskArithmetic(), mean_validation)[0].scaling_coefficient
+    return {
+        "average (factor)": scored(1 / len(of_task), "test"),
+        f"task_arithmetic (factor), λ {chosen:.2f}": scored(chosen, "test"),
+    }
+
+
+def collect(root: Path) -> dict[str, dict[str, float]]:
+    """Test scores by model and task from a run's results."""
+    found: dict[str, dict[str, float]] = defaultdict(dict)
+    for row in json.loads((root / "results.json").read_text())["rows"]:
+        if row["denominator"] == "own" and row["finetuned_on"] in (None, row["task"]):
+            found[row["rule"] or row["model"]][row["task"]] = row["value"]
+    return dict(found)
+
+
+def table(method: str, runs: list[dict[str, dict[str, float]]], tasks: list[str]) -> list[str]:
+    """Markdown lines: means over seeds, the standard deviation of the mean over tasks, and the own-normalised mean."""
+    lines = [f"## {method}", "", f"| model | {' | '.join(tasks)} | mean ± s.d. | own-normalised |"]
+    lines.append("|" + "---|" * (len(tasks) + 3))
+    names = dict.fromkeys(name.split(", λ")[0] for run in runs for name in run)
+    for name in names:
+        values = [next(of for key, of in run.items() if key.split(", λ")[0] == name) for run in runs]
+        per_task = [statistics.mean(of[task] for of in values) for task in tasks]
+        means = [statistics.mean(of[task] for task in tasks) for of in values]
+        shares = [
+            statistics.mean(of[t] / run["finetuned"][t] for t in tasks) for of, run in zip(values, runs, strict=True)
+        ]
+        spread = statistics.stdev(means) if len(means) > 1 else 0.0
+        cells = " | ".join(f"{value:.3f}" for value in per_task)
+        lines.append(
+            f"| {name} | {cells} | {statistics.mean(means):.3f} ± {spread:.3f} | {statistics.mean(shares):.3f} |"
+        )
+    chosen = [key.split("λ ")[1] for run in runs for key in run if "λ" in key]
+    return [*lines, "", f"Coefficients of task arithmetic in factor space, by seed: {', '.join(chosen)}.", ""]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="../shared/data")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--runs", type=Path, default=Path("runs/real_images"))
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS))
+    parser.add_argument("--methods", nargs="+", default=["lora", "l_lora"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--max_steps", type=int, default=200)
+    parser.add_argument("--max_samples", type=int, default=600)
+    parser.add_argument("--backbone", default="tiny-clip")
+    options = parser.parse_args()
+    lines: list[str] = []
+    for method in options.methods:
+        runs = []
+        for seed in options.seeds:
+            root = options.runs / f"{method}-{seed}"
+            fit(root, method, seed, options)
+            cache = root / "factor_space.json"
+            if not cache.exists() and method in ("lora", "l_lora"):
+                cache.write_text(json.dumps(factor_space(root, method, seed, options)))
+            runs.append(collect(root) | (json.loads(cache.read_text()) if cache.exists() else {}))
+        lines += table(method, runs, options.tasks)
+    counts = json.loads((options.runs / f"{options.methods[0]}-{options.seeds[0]}" / "results.json").read_text())[
+        "rows"
+    ]
+    samples = dict.fromkeys(f"{row['task']} {row['num_samples']}" for row in counts)
+    head = [
+        "# Real image sets: fused in delta_weight and in factor space",
+        "",
+        "Command: `python " + " ".join(["benchmarks/study_real_images.py", *sys.argv[1:]]) + "`",
+        "",
+        f"{options.backbone}, {options.max_steps} steps of 32 images a task, accuracy on test ({', '.join(samples)} "
+        f"samples), seeds {', '.join(map(str, options.seeds))}; coefficients chosen on validation. torch "
+        f"{torch.__version__}, Python {platform.python_version()}.",
+        "",
+    ]
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text("\n".join(head + lines))
+    print(options.output.read_text())
+
+
+if __name__ == "__main__":
+    main()
