@@ -81,6 +81,11 @@ class TextTasks(TaskData):
             raise InputError(f"data.texts: no file {texts!r}")
         self.prompts, self.max_tokens, self.texts, self.cache_dir = prompts, max_tokens, texts, cache_dir
 
+    def setup(self, stage: str | None = None) -> None:
+        """Load the splits that the stage needs; nothing for ``predict``, which answers texts as they are."""
+        if stage != "predict":
+            super().setup(stage)
+
     def load_task(self, task: Task, splits: list[SplitName]) -> None:
         """Read the texts, and their tokens from the cache or into it."""
         cache = cache_root(self.cache_dir)

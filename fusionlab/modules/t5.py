@@ -100,7 +100,7 @@ class T5Module(FusionModule):
                 ``evaluation`` for no task.
         """
         if isinstance(self.evaluation, dict):
-            for name in self.evaluation:
+            for name in self.evaluation if tasks else ():  # predict has none
                 if name not in tasks:
                     raise InputError(f"evaluation for unknown task {name!r}; {did_you_mean(name, tasks)}")
         for name, task in tasks.items():
