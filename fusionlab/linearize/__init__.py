@@ -1,14 +1,8 @@
 """Linearization: of each adapted layer (``partial``), and of a whole network in some parameters (``network``)."""
 
 from fusionlab.linearize.dual import refuse_checkpointing, tensors_replaced
-from fusionlab.linearize.network import (
-    LinearizedModule,
-    jvp_call,
-    linearized_call,
-    primal_call,
-    select_parameters,
-    tangent_outputs,
-)
+from fusionlab.linearize.module import LinearizedModule, select_parameters
+from fusionlab.linearize.network import jvp_call, linearized_call, primal_call, tangent_outputs
 from fusionlab.linearize.partial import centred_term, linearized_term
 from fusionlab.linearize.states import LINEARIZED_METHODS, LinearizedState
 

@@ -6,9 +6,8 @@ pass recorded: three passes' work in all, where reverse-over-forward AD also rec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -52,7 +51,7 @@ def linearized_call(
         >>> linearized_call(lambda: layer(torch.ones(1, 1)) ** 2, layer, {"weight": weight}, point)  # 1 + 2·(3 − 1)
         tensor([[5.]])
     """
-    point = _checked_point(module, parameters, point, dtype)
+    point = checked_point(module, parameters, point, dtype)
     function = Function(call, module, dtype, dropout_modules)
     primals = {name: _at_point(parameters[name], point[name]) for name in parameters}
     tangents = {name: (parameters[name].detach() - point[name]).to(point[name].dtype) for name in parameters}
@@ -68,7 +67,7 @@ def primal_call(
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     """f(φ₀) with the kernels of :func:`linearized_call`; the module's own parameters where ``point`` is None."""
-    point = {} if point is None else _checked_point(module, point, point, dtype)
+    point = {} if point is None else checked_point(module, point, point, dtype)
     with _no_inference_mode():
         return _wide(Function(call, module, dtype)(point))
 
@@ -113,7 +112,7 @@ def tangent_outputs(
         raise InputError("tangent outputs need at least one task vector, got none")
     for tangent in tangents.values():
         _check_shapes(tangent, point)
-    point = _checked_point(module, point, point, dtype)
+    point = checked_point(module, point, point, dtype)
     function = Function(call, module, dtype)
     kept: list[tuple[Tensor, int]] = []
     base: Tensor | None = None
@@ -126,75 +125,6 @@ def tangent_outputs(
         outputs[task] = _wide(output)
     assert base is not None
     return _wide(base), outputs
-
-
-def select_parameters(module: nn.Module, patterns: Sequence[str]) -> list[str]:
-    """Names of the module's parameters that are, or match by shell wildcards, one of ``patterns``, in module order.
-
-    Raises:
-        InputError: a pattern matches nothing.
-
-    Example:
-        >>> select_parameters(nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1)), ["*.weight"])
-        ['0.weight', '1.weight']
-    """
-    names = [name for name, _ in module.named_parameters()]
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise InputError(f"parameters to linearize: {pattern!r} matches nothing; {did_you_mean(pattern, names)}")
-    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
-
-
-class LinearizedModule(nn.Module):
-    """A module expanded to first order in some of its parameters about where they are now, or about ``point``.
-
-    The linearization point is kept in buffers below ``linearization_point``; the selected parameters stay parameters of
-    ``module`` and train; all others are frozen. A distributed wrapper goes around this module, never inside.
-
-    Args:
-        module: any module whose operations have forward-mode rules.
-        parameters: names of the parameters to linearize in, or shell wildcards; each must match.
-        point: φ₀ by name; the current values by default.
-        output_of: picks the one tensor out of what ``module`` returns.
-
-    Raises:
-        InputError: a name matches nothing, the point's names or shapes differ, or it is float16.
-
-    Example:
-        >>> network = LinearizedModule(nn.Linear(2, 1), ["weight"])
-        >>> [name for name, _ in network.named_buffers()], network.module.bias.requires_grad
-        (['linearization_point.weight'], False)
-    """
-
-    def __init__(
-        self,
-        module: nn.Module,
-        parameters: Sequence[str] = ("*",),
-        point: State | None = None,
-        output_of: Callable[[Any], Tensor] | None = None,
-    ) -> None:
-        super().__init__()
-        self.module = module
-        self.names = select_parameters(module, parameters)
-        self.output_of = output_of or (lambda output: output)
-        own = dict(module.named_parameters())
-        selected = {name: own[name] for name in self.names}
-        point = _checked_point(module, selected, selected if point is None else point, None)
-        for name, parameter in own.items():
-            parameter.requires_grad_(name in selected)
-        self.linearization_point = nn.Module()
-        for name in self.names:
-            _register_buffer(self.linearization_point, name, point[name].detach().clone())
-
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """f(φ₀) + J(φ₀)·(φ − φ₀); arguments are the module's."""
-        own = dict(self.module.named_parameters())
-        return linearized_call(
-            lambda: self.output_of(self.module(*args, **kwargs)),
-            self.module,
-            {name: own[name] for name in self.names},
-            dict(self.linearization_point.named_buffers()),
-        )
 
 
 class _AtPoint(torch.autograd.Function):
@@ -218,7 +148,7 @@ def _dual_pass(function: Function, primals: State, tangents: State, rule: Biline
     """Value and tangent of the output; the graph, where recorded, is that of the value."""
     load_jvp_rules()
     with _no_inference_mode(), forward_ad.dual_level():
-        duals = {name: forward_ad.make_dual(primals[name], tangents[name]) for name in primals}
+        duals = {name: forward_ad.make_dual(_normal(primals[name]), _normal(tangents[name])) for name in primals}
         primal, tangent = forward_ad.unpack_dual(function(duals, rule))
         if tangent is None:
             raise InputError(
@@ -237,7 +167,12 @@ def _no_inference_mode() -> ExitStack:
     return stack
 
 
-def _checked_point(module: nn.Module, parameters: State, point: State, dtype: torch.dtype | None) -> dict[str, Tensor]:
+def _normal(tensor: Tensor) -> Tensor:
+    """A tensor that AD follows: those that inference mode made are copied."""
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
+def checked_point(module: nn.Module, parameters: State, point: State, dtype: torch.dtype | None) -> dict[str, Tensor]:
     own = dict(module.named_parameters(remove_duplicate=False))
     if not parameters:
         raise InputError("no parameters to linearize in; name at least one")
@@ -273,15 +208,6 @@ def _check_shapes(got: State, expected: State) -> None:
                 if names
             )
         )
-
-
-def _register_buffer(root: nn.Module, name: str, value: Tensor) -> None:
-    *path, leaf = name.split(".")
-    for part in path:
-        if part not in root._modules:
-            root.add_module(part, nn.Module())
-        root = root._modules[part]  # type: ignore[assignment]
-    root.register_buffer(leaf, value)
 
 
 def _wide(tensor: Tensor) -> Tensor:

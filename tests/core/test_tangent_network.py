@@ -214,9 +214,12 @@ def test_inference_mode_keeps_the_tangent() -> None:
     point = point_of(model, "query.weight")
     parameters = {name: value + 0.1 for name, value in point.items()}
     expected = linearized_call(lambda: model(inputs), model, parameters, point)
+    primal_moved = primal_call(lambda: model(inputs), model, parameters)
     with torch.inference_mode():
-        fresh = inputs.clone()
+        fresh, made_within = inputs.clone(), {name: value.clone() for name, value in parameters.items()}
         assert torch.equal(linearized_call(lambda: model(fresh), model, parameters, point), expected)
+        assert torch.equal(linearized_call(lambda: model(fresh), model, made_within, made_within), primal_moved)
+        assert torch.equal(linearized_call(lambda: model(fresh), model, made_within, point), expected)
         assert tangent_outputs(lambda: model(fresh), model, point, {"a": parameters})[1]["a"].abs().max() > 1e-3
 
 
