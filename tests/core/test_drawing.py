@@ -49,7 +49,7 @@ def test_order_of_drawing_does_not_matter():
 
 
 def test_unknown_split_is_refused():
-    with pytest.raises(InputError, match="'tets'.*did you mean 'test'"):
+    with pytest.raises(InputError, match=r"'tets'.*did you mean 'test'"):
         DRAWN_TASKS["glyphs"].draw("tets")
 
 
