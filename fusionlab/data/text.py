@@ -12,15 +12,17 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from fusionlab.data.base import TaskData, check_positive, refuse_keys
+from fusionlab.data.base import TaskData, check_embedded, check_positive, embedded, embedded_name, refuse_keys
 from fusionlab.data.cache import cache_root
-from fusionlab.data.rendering import TextSource, check_text_task
+from fusionlab.data.rendering import Texts, TextSource, check_text_task
 from fusionlab.data.sources import SplitName, check_path
 from fusionlab.data.tokens import TextSplit, tokenize
+from fusionlab.data.writing import WRITTEN_TASKS, WrittenTask
 from fusionlab.errors import InputError, name_list
 from fusionlab.known_tasks import NATURAL_PROMPTS, TEXT_TASKS
 from fusionlab.tasks import Task, parse_tasks
 
+EMBEDDED_TEXT_TASKS = list(WRITTEN_TASKS)
 _IMAGE_KEYS = ("image_column", "templates", "class_aliases")
 _log = logging.getLogger(__name__)
 
@@ -41,9 +43,9 @@ class TextTasks(TaskData):
     """One loader over all tasks in training, exact batches of each task in evaluation.
 
     Args:
-        tasks: names known to the package (GLUE's cola, mnli, mrpc, qqp, rte, sst2, stsb), or mappings
-            ``{name, path, input_columns, template, label_words | target_column, metric}`` where path is a hub id, or a
-            local folder or file of parquet, csv, tsv or json.
+        tasks: names known to the package (GLUE's cola, mnli, mrpc, qqp, rte, sst2, stsb, and the embedded ones), or
+            mappings ``{name, path, input_columns, template, label_words | target_column, metric}`` where path is a hub
+            id, or a local folder or file of parquet, csv, tsv or json; all embedded tasks by default.
         batch_size: texts of each task in a training batch of one process.
         eval_batch_size: texts in an evaluation batch.
         prompts: how GLUE's tasks are put: ``paper`` as in arXiv 2310.04742, ``natural`` as questions.
@@ -56,7 +58,7 @@ class TextTasks(TaskData):
 
     def __init__(
         self,
-        tasks: list[str | dict[str, Any]],
+        tasks: list[str | dict] = EMBEDDED_TEXT_TASKS,
         batch_size: int = 16,
         eval_batch_size: int = 64,
         prompts: Prompts = "paper",
@@ -68,13 +70,17 @@ class TextTasks(TaskData):
     ) -> None:
         if prompts not in ("paper", "natural"):
             raise InputError(f"prompts must be 'paper' or 'natural', got {prompts!r}")
-        known = TEXT_TASKS
+        known = {**TEXT_TASKS, **embedded(WRITTEN_TASKS)}
         if prompts == "natural":
             known = {**known, **{name: prompt.applied(known[name]) for name, prompt in NATURAL_PROMPTS.items()}}
         super().__init__(parse_tasks(tasks, known), batch_size, eval_batch_size, max_samples, seed)
         check_positive(max_tokens=max_tokens)
         for task in self.definitions.values():
             refuse_keys(task, _IMAGE_KEYS, "whose inputs are texts")
+            written = embedded_name(task)
+            if written is not None:
+                check_embedded(task, written, WRITTEN_TASKS, usable=())
+                continue
             check_text_task(task)
             check_path(task)
         if texts not in (None, "-") and not Path(str(texts)).expanduser().is_file():
@@ -89,15 +95,32 @@ class TextTasks(TaskData):
     def load_task(self, task: Task, splits: list[SplitName]) -> None:
         """Read the texts, and their tokens from the cache or into it."""
         cache = cache_root(self.cache_dir)
+        written = embedded_name(task)
+        if written is not None:
+            self._add(task.name, WRITTEN_TASKS[written], splits, cache)
+            return
         source = TextSource(task, TEXT_TASKS.get(task.name), cache / "datasets")
         metric = task.metric or ("spearman" if source.label_words is None else "accuracy")
         self.tasks[task.name] = TextTask(task.name, source.label_words, metric, source.template)
         for split in splits:
-            texts = source.texts(split)
-            chosen = self.chosen(np.arange(len(texts)), task.name, split)
-            samples = TextSplit(texts[chosen], self._tokenizer(), self.max_tokens, cache)
-            self._report(task.name, split, samples.num_truncated, len(samples))
-            self.splits[task.name][split] = samples
+            self._add_split(task.name, split, source.texts(split), cache)
+
+    def _add(self, name: str, written: WrittenTask, splits: list[SplitName], cache: Path) -> None:
+        self.tasks[name] = TextTask(name, written.label_words, written.metric, written.template)
+        for split in splits:
+            rows, targets = written.rows(split)
+            inputs = [written.template.format(**row) for row in rows]
+            if written.label_words is None:
+                answers, labels = [f"{score:.1f}" for score in targets], np.array(targets, np.float32)
+            else:
+                answers, labels = [written.label_words[int(label)] for label in targets], np.array(targets, np.int64)
+            self._add_split(name, split, Texts(inputs, answers, labels), cache)
+
+    def _add_split(self, name: str, split: SplitName, texts: Texts, cache: Path) -> None:
+        chosen = self.chosen(np.arange(len(texts)), name, split)
+        samples = TextSplit(texts[chosen], self._tokenizer(), self.max_tokens, cache)
+        self._report(name, split, samples.num_truncated, len(samples))
+        self.splits[name][split] = samples
 
     def predict_dataloader(self) -> PredictTexts:
         """Batches of the texts to answer.

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 
 from fusionlab.data.text import TextTasks
 from fusionlab.data.tokens import tokenizer_fingerprint
+from fusionlab.data.writing import WRITTEN_TASKS
 from fusionlab.errors import InputError
 from fusionlab.evaluation import evaluate
 from fusionlab.known_tasks import NATURAL_PROMPTS, TEXT_TASKS
@@ -338,3 +339,24 @@ def test_predict_needs_texts(tmp_path: Path, tokenizer: Any) -> None:
     (tmp_path / "empty.txt").write_text("\n \n")
     with pytest.raises(InputError, match=r"data\.texts: no text in '.*empty\.txt'"):
         attached(TextTasks(["cola"], texts=str(tmp_path / "empty.txt")), tokenizer).predict_dataloader()
+
+
+def test_the_embedded_tasks_are_the_default(tmp_path: Path, tokenizer: Any) -> None:
+    data = attached(TextTasks(cache_dir=str(tmp_path)), tokenizer)
+    data.setup("test")
+    assert list(data.tasks) == list(WRITTEN_TASKS)
+    assert data.tasks["inference"].label_words == ("entailment", "neutral", "contradiction")
+    similarity = data.splits["similarity"]["test"]
+    assert len(similarity) == 400
+    batch = similarity.batch(torch.tensor([0, 1]))
+    rows, scores = WRITTEN_TASKS["similarity"].rows("test")
+    assert batch["target"].tolist() == pytest.approx(scores[:2])
+    read = tokenizer(WRITTEN_TASKS["similarity"].template.format(**rows[0]))["input_ids"]
+    assert batch["input_ids"][0, : len(read)].tolist() == read
+
+
+def test_an_embedded_task_takes_no_other_keys(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="metric does nothing in task 'own', which is embedded"):
+        TextTasks([{"name": "own", "path": "embedded:sentiment", "metric": "spearman"}])
+    with pytest.raises(InputError, match="no embedded task 'sentimnt'; did you mean 'sentiment'"):
+        TextTasks([{"name": "own", "path": "embedded:sentimnt"}])
