@@ -65,8 +65,8 @@ def combine_factors(adapters: Mapping[str, Adapter], coefficients: Coefficients)
     for task, adapter in adapters.items():
         if adapter.method != first.method or set(adapter.factors) != set(first.factors):
             raise InputError(f"factor space needs one method and the same modules; {first_task!r} and {task!r} differ")
-        for module, factors in adapter.factors.items():
-            if (factors.rank, factors.scaling) != (first.factors[module].rank, first.factors[module].scaling):
+        for module, own in adapter.factors.items():
+            if (own.rank, own.scaling) != (first.factors[module].rank, first.factors[module].scaling):
                 raise InputError(
                     f"factor space needs one rank and scaling; {first_task!r}, {task!r} differ at {module}"
                 )

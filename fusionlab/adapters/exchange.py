@@ -49,7 +49,7 @@ def save_adapter(folder: str | Path, adapter: Adapter) -> None:
     """Write ``adapter`` in PEFT's format; stock ``PeftModel.from_pretrained`` on the base gives the same function."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    own = {
+    own: dict[str, Any] = {
         "schema": 1,
         "method": adapter.method,
         "space": adapter.space,
@@ -144,9 +144,8 @@ def load_adapter(folder: str | Path) -> Adapter:
     if "lora_alpha" in own:
         raw = _load(folder / OWN_FACTORS)
         for module, (lora_alpha, use_rslora) in own["lora_alpha"].items():
-            parts = (raw[f"{module}.{part}"] for part in ("lora_a", "lora_b"))
-            start = (raw[f"{module}.{part}"] for part in ("lora_a0", "lora_b0"))
-            factors[module] = Factors(*parts, lora_alpha, use_rslora, *start)
+            parts = {part: raw[f"{module}.{part}"] for part in ("lora_a", "lora_b", "lora_a0", "lora_b0")}
+            factors[module] = Factors(**parts, lora_alpha=lora_alpha, use_rslora=use_rslora)
     return Adapter(
         factors,
         method=own.get("method", "lora"),
@@ -189,7 +188,9 @@ def _read_published(folder: Path, config: Mapping[str, Any]) -> Adapter:
 
     A there has moved a little by weight decay, without effect on the linearized forward; A₀ is what acts.
     """
-    tensors, initial, factors = {}, {}, {}
+    tensors: dict[str, Tensor] = {}
+    initial: dict[str, list[Tensor]] = {}
+    factors: dict[str, Factors] = {}
     for name, tensor in _load(folder / PUBLISHED).items():
         if ".params0_values." in name:
             initial.setdefault(name.removeprefix(PREFIX).partition(".params0_values.")[0], []).append(tensor)
@@ -216,7 +217,7 @@ def _configured(config: Mapping[str, Any], module: str, pattern: str, field: str
 
     patterns = config.get(f"{pattern}_pattern") or {}
     module = module.removesuffix(f".{STORED_OUT}")  # PEFT gives fused attention's parts one rank and alpha
-    return patterns.get(get_pattern_key(patterns, module), config.get(field, 8))
+    return patterns.get(get_pattern_key(list(patterns), module), config.get(field, 8))
 
 
 def _pattern_key(module: str, modules: Mapping[str, Any]) -> str:

@@ -252,6 +252,15 @@ def test_fused_adapters_keep_the_layout_and_the_rank(folder: Path, tmp_path: Pat
     both = {"x": first, "y": replace(first, factors=second)}
     fused = adapters.combine(both, {"*": {"x": 0.3, "y": 0.6}})
     assert (set(fused.ranks.values()), fused.fused_attention) == ({2}, first.fused_attention)
+    halves = {
+        f"{number}": replace(
+            first, fused_attention=(name,), factors={m: f for m, f in first.factors.items() if name in m}
+        )
+        for number, name in enumerate(first.fused_attention)
+    }
+    for scaling in (1.0, 0.5):
+        union = adapters.combine(halves, {"*": dict.fromkeys(halves, scaling)})
+        assert union.fused_attention == first.fused_attention
     adapters.save_adapter(tmp_path, fused)
     peft_model = PeftModel.from_pretrained(stock(folder), tmp_path).eval()
     backbone = OpenClipBackbone.load(str(folder), name="mine")
@@ -313,6 +322,19 @@ def test_architecture_and_local_file(folder: Path, tmp_path: Path, monkeypatch: 
     torch.testing.assert_close(backbone.text_features(TEXTS), expected, rtol=0, atol=1e-6)
 
 
+def test_a_forced_activation_goes_into_the_saved_configuration(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = {key: value for key, value in CONFIG.items() if key != "quick_gelu"}
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny-test", plain)
+    monkeypatch.setattr(room, "_activation", lambda architecture, pretrained: {"force_quick_gelu": True})
+    backbone = OpenClipBackbone.load(f"tiny-test:{folder / 'open_clip_model.safetensors'}", name="mine")
+    texts = OpenClipBackbone.load(str(folder), name="x").text_features(TEXTS)
+    torch.testing.assert_close(backbone.text_features(TEXTS), texts)
+    backbone.save_files(tmp_path)
+    assert json.loads((tmp_path / "open_clip_config.json").read_text())["model_cfg"]["quick_gelu"] is True
+
+
 def test_a_tag_is_loaded_with_the_activation_it_was_trained_with() -> None:
     assert room._activation("ViT-B-32", "openai") == {"force_quick_gelu": True}
     assert room._activation("ViT-B-32-quickgelu", "openai") == {}
@@ -362,3 +384,6 @@ def test_names_that_ask_for_open_clip(folder: Path, tmp_path: Path) -> None:
     asking = ["local-dir:x", "hf-hub:laion/CLIP", "ViT-B-32:openai", str(folder)]
     assert all(is_open_clip(name) for name in asking)
     assert not any(is_open_clip(name) for name in ["tiny-clip", "openai/clip-vit-base-patch32", "./a:b", str(tmp_path)])
+    (folder / "config.json").write_text("{}")
+    assert not is_open_clip(str(folder))
+    assert is_open_clip(f"local-dir:{folder}")
