@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,9 +43,15 @@ class Lorahub:
 
     def search(self, problem: Problem) -> Found:
         """Ask, score, tell; the best of all that were tried."""
-        nevergrad = _nevergrad()
+        with (
+            warnings.catch_warnings()
+        ):  # for small budgets its optimizer is scipy's COBYLA, which corrects its settings
+            warnings.filterwarnings("ignore", message="COBYLA")
+            return self._search(problem, _nevergrad())
+
+    def _search(self, problem: Problem, nevergrad: Any) -> Found:
         start = nevergrad.p.Array(init=[0.0] * len(problem.tasks)).set_bounds(-self.bound, self.bound)
-        optimizer = nevergrad.optimizers.NGOpt(parametrization=start, budget=self.budget)
+        optimizer = nevergrad.optimizers.NGOpt(parametrization=start, budget=max(1, self.budget - 1))
         optimizer.parametrization.random_state.seed(self.seed)
         scores: dict[str, float] = {}
         best: tuple[float, dict[str, float]] | None = None

@@ -12,7 +12,7 @@ TIERS = {
     0: {"errors", "state", "linearize", "rules", "samplers", "tasks", "optimization", "runs", "known_tasks", "leases"},
     1: {"backbones", "adapters", "checkpoints", "streaming", "metrics", "fused", "loading", "planning"},
     2: {"callbacks", "modules", "data", "evaluation", "search", "sweeping", "reporting", "predicting", "fusing", "cli",
-        "protocols", "published", "candidates", "ranks"},
+        "protocols", "published", "candidates", "commandline", "ranks"},
 }
 # libraries a tier may import beside the standard library
 LIBRARIES = {
@@ -21,7 +21,7 @@ LIBRARIES = {
         "huggingface_hub", "psutil", "scipy"},
 }  # fmt: skip
 # rooms of tier 2 that others of tier 2 may import: the shared ones
-SHARED = {"evaluation", "reporting", "search", "predicting", "protocols", "published", "candidates", "ranks"}
+SHARED = {"evaluation", "reporting", "search", "predicting", "protocols", "published", "candidates", "commandline", "ranks"}
 ASIDE = {"__init__", "__main__", "assets"}
 
 

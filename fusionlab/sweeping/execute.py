@@ -1,0 +1,212 @@
+"""The work of a sweep: jobs under leases, until every point is in the ledger."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from fusionlab.candidates import Finetuned
+from fusionlab.rules import Rule, TaskArithmetic
+from fusionlab.search import Search
+from fusionlab.search.coefficients import best_coefficient, next_coefficients
+from fusionlab.sweeping.ledger import Ledger, key_of
+from fusionlab.sweeping.recipe import SweepRecipe
+from fusionlab.sweeping.sources import (
+    RunSource,
+    Workbench,
+    check_validation,
+    load_finetuned,
+    run_config,
+    sources,
+    workbench,
+)
+from fusionlab.sweeping.worker import Point, RunWorker, chunks
+
+SUBSETS_IN_A_JOB = 8
+Advance = Callable[[int], None]
+
+
+def is_open(rule: Rule | Search) -> bool:
+    """Whether the rule leaves its coefficient to validation."""
+    return isinstance(rule, TaskArithmetic) and rule.scaling_coefficient is None
+
+
+@dataclass(frozen=True)
+class Job:
+    """Some subsets by one rule for one run: what one process does under one lease."""
+
+    source: RunSource
+    rule_name: str
+    subsets: tuple[tuple[str, ...], ...]
+
+    @property
+    def lease(self) -> str:
+        """Name of its lease."""
+        return f"{self.source.name}-{key_of({'rule': self.rule_name, 'subsets': self.subsets})}"
+
+
+class Sweep:
+    """A sweep that is checked and ready to run, alone or beside other processes on the same output.
+
+    Args:
+        recipe: what to do.
+
+    Raises:
+        InputError: what a user can mend; nothing was written then.
+    """
+
+    def __init__(self, recipe: SweepRecipe) -> None:
+        self.recipe = recipe
+        self.output = Path(recipe.output).expanduser()
+        self.rules = recipe.named_rules
+        self.sources = sources(recipe)
+        self.bench: Workbench = workbench(self.config)
+        self.tasks = tuple(self.bench.data.tasks)
+        self.subsets = recipe.subsets(self.tasks)
+        looking = [name for name, rule in self.rules.items() if isinstance(rule, Search) or is_open(rule)]
+        check_validation(self.bench, looking if "strict" in recipe.protocols else [])
+        self.ledger = Ledger(self.output / "ledger", recipe.lease_seconds)
+        self.ledger.check_inputs(self._inputs(), write=False)
+        self._loaded: dict[str, Finetuned] = {}
+        self._workers: dict[str, RunWorker] = {}
+        for source in self.sources:
+            if source.is_finished:
+                self.finetuned(source)
+
+    @cached_property
+    def config(self) -> dict:
+        """The configuration that module and data are built from."""
+        first = self.sources[0]
+        return dict(first.config) if first.config is not None else run_config(first.folders[0])
+
+    def _inputs(self) -> dict:
+        versions = {f"task {task}": self.bench.versions(task) for task in self.tasks}
+        return {"base": {"name": self.bench.module.backbone.name, "hash": self.bench.base_hash}} | versions
+
+    def finetuned(self, source: RunSource) -> Finetuned:
+        """The run's weights, read once."""
+        if source.name not in self._loaded:
+            self._loaded[source.name] = load_finetuned(source, self.bench)
+        return self._loaded[source.name]
+
+    def num_points(self) -> dict[str, int]:
+        """How many runs to fit and how many points to score; more where a coefficient beyond 1 wins."""
+        strict, published = ("strict" in self.recipe.protocols), ("published" in self.recipe.protocols)
+        by_rule = 0
+        for rule in self.rules.values():
+            if isinstance(rule, Search):
+                by_rule += 2  # the search and its result
+            elif is_open(rule):
+                by_rule += strict * (len(self.recipe.grid) + 1) + published * len(self.recipe.grid)
+            else:
+                by_rule += 1
+        fits = sum(not source.is_finished for source in self.sources)
+        return {"fits": fits, "points": len(self.sources) * len(self.subsets) * by_rule}
+
+    def run(self, advance: Advance = lambda count: None) -> None:
+        """Fit what is missing and compute every point, sharing the work with other processes."""
+        self.output.mkdir(parents=True, exist_ok=True)
+        self.ledger.check_inputs(self._inputs())
+        self.ledger.sweep_up()
+        fits = [source for source in self.sources if not source.is_finished]
+        _until_done(fits, self._fit)
+        jobs = [
+            Job(source, name, tuple(subsets))
+            for source in self.sources
+            for name in self.rules
+            for subsets in chunks(self.subsets, SUBSETS_IN_A_JOB)
+        ]
+        _until_done(jobs, lambda job: self._do(job, advance))
+
+    def _fit(self, source: RunSource) -> bool:
+        with self.ledger.lease(f"fit-{source.name}") as held:
+            if held and not source.is_finished:
+                source.fit(self.output)
+            return held
+
+    def _do(self, job: Job, advance: Advance) -> bool:
+        with self.ledger.lease(job.lease) as held:
+            if held:
+                self._score(job, advance)
+            return held
+
+    def _score(self, job: Job, advance: Advance) -> None:
+        worker = self._worker(job.source, advance)
+        rule, name = self.rules[job.rule_name], job.rule_name
+        if isinstance(rule, Search):
+            found = {subset: worker.search(name, rule, subset) for subset in job.subsets}
+            worker.score([self._test_point(name, chosen, subset) for subset, chosen in found.items()])
+        elif not is_open(rule):
+            worker.score([self._test_point(name, rule, subset) for subset in job.subsets])
+        else:
+            assert isinstance(rule, TaskArithmetic)
+            if "strict" in self.recipe.protocols:
+                chosen = self._choose(worker, name, rule, job.subsets)
+                worker.score([self._test_point(name, chosen[subset], subset) for subset in job.subsets])
+            if "published" in self.recipe.protocols:
+                tried = [(subset, _with(rule, value)) for subset in job.subsets for value in self.recipe.grid]
+                worker.score([self._test_point(name, candidate, subset) for subset, candidate in tried])
+
+    def _choose(
+        self, worker: RunWorker, name: str, rule: TaskArithmetic, subsets: Sequence[tuple[str, ...]]
+    ) -> dict[tuple[str, ...], TaskArithmetic]:
+        """Each subset's coefficient by its mean validation score; all that is to be tried goes into one pass."""
+        scores: dict[tuple[str, ...], dict[float, float]] = {subset: {} for subset in subsets}
+        while tried := [(s, value) for s in subsets for value in next_coefficients(scores[s], self.recipe.grid)]:
+            points = [Point(name, _with(rule, value), subset, "validation", subset) for subset, value in tried]
+            for (subset, value), values in zip(tried, worker.score(points), strict=True):
+                scores[subset][value] = sum(values.values()) / len(values)
+        return {subset: _with(rule, best_coefficient(scores[subset])) for subset in subsets}
+
+    def _test_point(self, name: str, rule: Rule, subset: tuple[str, ...]) -> Point:
+        return Point(name, rule, subset, "test", self.tasks)
+
+    def _worker(self, source: RunSource, advance: Advance) -> RunWorker:
+        if source.name not in self._workers:
+            self._workers = {  # one run at a time: what it keeps in memory may be large
+                source.name: RunWorker(source, self.finetuned(source), self.bench, self.ledger, advance)
+            }
+        return self._workers[source.name]
+
+    # what a dry run tells
+
+    def estimated_seconds(self) -> float:
+        """A rough forecast: one evaluation batch is timed; a training step costs three forward passes."""
+        data, module = self.bench.data, self.bench.module
+        task = self.tasks[0]
+        batch = next(iter(data.eval_batches(task, "test")))
+        with module.use(None):
+            module.score(task, _on(module, batch), module.metrics(task))
+            started = time.monotonic()
+            module.score(task, _on(module, batch), module.metrics(task))
+        per_sample = (time.monotonic() - started) / data.eval_batch_size
+        count = self.num_points()
+        samples = {task: len(data.splits[task]["test"]) for task in self.tasks}
+        per_pass = per_sample * sum(samples.values())
+        trainer = self.config.get("trainer") or {}
+        steps = int(trainer.get("max_steps") or 100)
+        fit = 3 * per_sample * data.batch_size * len(self.tasks) * max(1, steps)
+        return count["fits"] * fit + count["points"] * per_pass
+
+
+def _until_done(items: Sequence, do: Callable[..., bool]) -> None:
+    """Do all items; what another process has in hand is looked at again until it is done."""
+    waiting = list(items)
+    while waiting:
+        left = [item for item in waiting if not do(item)]
+        if len(left) == len(waiting):
+            time.sleep(1.0)
+        waiting = left
+
+
+def _with(rule: TaskArithmetic, value: float) -> TaskArithmetic:
+    return replace(rule, scaling_coefficient=value)
+
+
+def _on(module: object, batch: dict) -> dict:
+    from fusionlab.evaluation import to_device
+
+    return to_device(batch, module.device)  # type: ignore[attr-defined]

@@ -1,0 +1,149 @@
+"""A sweep's recipe, from a YAML file or flags."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from fusionlab import rules as fusion_rules
+from fusionlab.errors import InputError, did_you_mean
+from fusionlab.samplers import derive_seed
+from fusionlab.search import GRID, Search, is_search, search_from_config
+
+Protocol = Literal["strict", "published"]
+METHODS = ("lora", "l_lora", "tangent_lora", "tangent", "full")
+
+
+@dataclass(frozen=True)
+class SweepRecipe:
+    """Fuse every subset of tasks by every rule, for every method and seed; each point is computed once.
+
+    Args:
+        output: the sweep's folder: runs, ledger, results; several processes may share it.
+        fit: what fit is given, as in its configuration (model, data, trainer), or the path of such a file; the
+            embedded default where it is left out.
+        by_method: what differs for a method, laid over fit, such as {full: {model: {init_args: {rank: 8}}}}.
+        runs: folders of finished runs to take; with them nothing is trained, and methods and seeds are theirs.
+        methods: fine-tuning methods.
+        seeds: seeds of the runs.
+        rules: rules or searches by name, the name being what tables call it; or a list of names. Searches:
+            lorahub, adamerging, metagpt_multiplier.
+        scaling_coefficients: coefficients to try for task_arithmetic without one; 0..1 by 0.05 by default, and
+            beyond 1 where 1 wins.
+        sizes: numbers of fused tasks; from 2 to all by default.
+        subsets_per_size: this many subsets of each size, a seeded choice; all by default.
+        subset_seed: seed of that choice.
+        protocols: strict (coefficients chosen on validation, reported on test) and published (chosen on test).
+        full_reference: folder of a full fine-tuning run, for the denominator full; by default the sweep's own.
+        lease_seconds: work of another process that gave no sign of life for so long is taken over.
+        dry_run: check everything, print the number of points and the estimated time, and stop.
+    """
+
+    output: str
+    fit: str | dict[str, Any] = field(default_factory=dict)
+    by_method: dict[str, dict[str, Any]] = field(default_factory=dict)
+    runs: list[str] = field(default_factory=list)
+    methods: list[str] = field(default_factory=lambda: ["lora", "l_lora"])
+    seeds: list[int] = field(default_factory=lambda: [42])
+    rules: dict[str, Any] | list[str] = field(default_factory=lambda: ["average", "task_arithmetic", "metagpt", "ties"])
+    scaling_coefficients: list[float] | None = None
+    sizes: list[int] | None = None
+    subsets_per_size: int | None = None
+    subset_seed: int = 0
+    protocols: list[Protocol] = field(default_factory=lambda: ["strict"])
+    full_reference: str | None = None
+    lease_seconds: float = 60.0
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        for method in (*self.methods, *self.by_method):
+            if method not in METHODS:
+                raise InputError(f"methods: no such method {method!r}; {did_you_mean(method, METHODS)}")
+        for what in ("methods", "seeds", "protocols"):
+            if not getattr(self, what):
+                raise InputError(f"{what}: expected at least one, got none")
+        if self.subsets_per_size is not None and self.subsets_per_size < 1:
+            raise InputError(f"subsets_per_size must be at least 1, got {self.subsets_per_size}")
+        if self.lease_seconds <= 0:
+            raise InputError(f"lease_seconds must be positive, got {self.lease_seconds}")
+        if not self.named_rules:
+            raise InputError("rules: expected at least one, got none")
+
+    @property
+    def grid(self) -> tuple[float, ...]:
+        """The coefficients to try."""
+        return GRID if self.scaling_coefficients is None else tuple(dict.fromkeys(self.scaling_coefficients))
+
+    @property
+    def named_rules(self) -> dict[str, fusion_rules.Rule | Search]:
+        """Rules and searches by the name that tables call them."""
+        named = self.rules if isinstance(self.rules, Mapping) else {name: name for name in self.rules}
+        return {
+            name: search_from_config(value) if is_search(value) else fusion_rules.from_config(value)
+            for name, value in named.items()
+        }
+
+    def fit_config(self, method: str, seed: int, root: Path) -> dict[str, Any]:
+        """The configuration that one run is fitted with."""
+        own = self._fit()
+        config = _overlay(own, self.by_method.get(method, {}))
+        model = config.setdefault("model", {})
+        if "class_path" not in model:
+            config["model"] = {"class_path": "ClipModule", "init_args": model.get("init_args", {})}
+        return _overlay(
+            config,
+            {
+                "seed_everything": seed,
+                "model": {"init_args": {"method": method}},
+                "trainer": {"default_root_dir": str(root)},
+                "fusion": {"rules": {}},
+            },
+        )
+
+    def subsets(self, tasks: Sequence[str]) -> list[tuple[str, ...]]:
+        """The task subsets, by size; within one in order.
+
+        Raises:
+            InputError: fewer than two tasks, or a size that they cannot fill.
+        """
+        if len(tasks) < 2:
+            raise InputError(f"a sweep needs at least two tasks, got {', '.join(tasks) or 'none'}")
+        found: list[tuple[str, ...]] = []
+        for size in self.sizes or range(2, len(tasks) + 1):
+            if not 2 <= size <= len(tasks):
+                raise InputError(f"sizes: expected 2 to {len(tasks)}, the number of tasks, got {size}")
+            count = math.comb(len(tasks), size)
+            if self.subsets_per_size is None or self.subsets_per_size >= count:
+                found += itertools.combinations(tasks, size)
+            else:
+                every = list(itertools.combinations(tasks, size))
+                chosen = random.Random(derive_seed(self.subset_seed, size)).sample(range(count), self.subsets_per_size)
+                found += [every[index] for index in sorted(chosen)]
+        return found
+
+    def _fit(self) -> dict[str, Any]:
+        if not isinstance(self.fit, str):
+            return dict(self.fit)
+        path = Path(self.fit).expanduser()
+        if not path.is_file():
+            raise InputError(f"fit: no file {self.fit!r}; give a configuration of fit, or its keys")
+        content = yaml.safe_load(path.read_text())
+        if not isinstance(content, dict):
+            raise InputError(f"fit: {self.fit!r} holds a {type(content).__name__}, expected keys of fit")
+        return content
+
+
+def _overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """``below`` with the values of ``above``, mapping by mapping."""
+    merged = dict(below)
+    for key, value in above.items():
+        is_both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping) and key != "rules"
+        merged[key] = _overlay(merged[key], value) if is_both else value
+    return merged

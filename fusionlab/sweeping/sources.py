@@ -1,0 +1,228 @@
+"""Where a sweep's models and data come from: runs, fitted or given; one module and one data module a process."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning.pytorch import Trainer
+
+from fusionlab.adapters import Adapter, base_state
+from fusionlab.candidates import Finetuned
+from fusionlab.errors import InputError, name_list
+from fusionlab.loading import load_weights, point_hash
+from fusionlab.reporting import single_task_values, write_text
+from fusionlab.runs import CONFIG, RESULTS, RunFolder
+from fusionlab.sweeping.recipe import SweepRecipe
+
+
+@dataclass(frozen=True)
+class RunSource:
+    """One method and seed.
+
+    Args:
+        method: the fine-tuning method.
+        seed: the run's seed.
+        folders: where its adapters or weights are, or will be; several where each holds other tasks.
+        config: what to fit it with; None for a given run.
+    """
+
+    method: str
+    seed: int
+    folders: tuple[Path, ...]
+    config: Mapping[str, Any] | None = None
+
+    @property
+    def name(self) -> str:
+        """What tables and leases call it."""
+        return f"{self.method}-seed{self.seed}"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether there is nothing to fit."""
+        return all(RunFolder(folder).state() == "finished" for folder in self.folders)
+
+    def fit(self, output: Path) -> None:
+        """Run ``fit`` in this process; an unfinished run goes on."""
+        from fusionlab.__main__ import dispatch
+
+        path = output / "fit" / f"{self.name}.yaml"
+        write_text(path, yaml.safe_dump(dict(self.config or {}), sort_keys=False))
+        dispatch("fit", ["--config", str(path)])
+
+
+def sources(recipe: SweepRecipe) -> list[RunSource]:
+    """The runs of a sweep, in order.
+
+    Raises:
+        InputError: a given folder is no finished run.
+    """
+    if not recipe.runs:
+        root = Path(recipe.output) / "runs"
+        return [
+            RunSource(method, seed, (root / f"{method}-seed{seed}",),
+                      recipe.fit_config(method, seed, root / f"{method}-seed{seed}"))
+            for method in recipe.methods
+            for seed in recipe.seeds
+        ]  # fmt: skip
+    grouped: dict[tuple[str, int], list[Path]] = {}
+    for given in recipe.runs:
+        folder = Path(given).expanduser()
+        config = run_config(folder)
+        if RunFolder(folder).state() != "finished":
+            raise InputError(f"runs: the run in {given!r} is not finished; finish it with fit, or leave it out")
+        method = config["model"]["init_args"].get("method", "lora")
+        grouped.setdefault((method, int(config["seed_everything"])), []).append(folder)
+    return [RunSource(method, seed, tuple(folders)) for (method, seed), folders in grouped.items()]
+
+
+def run_config(folder: Path) -> dict[str, Any]:
+    """A run's resolved configuration.
+
+    Raises:
+        InputError: no run there.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise InputError(f"runs: no {CONFIG} in {str(folder)!r}; give the folder of a finished run of fit")
+    return dict(yaml.safe_load(path.read_text()))
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """One module and one data module, set up once and used for every run.
+
+    Args:
+        module: on its device, its tasks prepared, without adapters.
+        data: with all splits.
+        base_hash: of all base weights.
+    """
+
+    module: Any
+    data: Any
+    base_hash: str
+
+    @property
+    def base(self) -> dict[str, torch.Tensor]:
+        """The base's state."""
+        return base_state(self.module.base_model)
+
+    def versions(self, task: str) -> dict[str, Any]:
+        """What the scores of a task depend on beside the model."""
+        splits = self.data.splits[task]
+        found: dict[str, Any] = {split: splits[split].data_version for split in ("validation", "test")}
+        return found | {"eval_batch_size": self.data.eval_batch_size}
+
+
+def workbench(config: Mapping[str, Any]) -> Workbench:
+    """Build module and data as ``fit`` would.
+
+    Args:
+        config: of a run, or what one is fitted with.
+
+    Raises:
+        InputError: what the module or the data refuses.
+    """
+    model, data, trainer = (dict(config.get(key) or {}) for key in ("model", "data", "trainer"))
+    module_class = _class(model.get("class_path", "ClipModule"), "fusionlab.modules")
+    data_class = _class(data.get("class_path", "ImageTasks"), "fusionlab.data")
+    kept = {name: trainer[name] for name in ("accelerator", "precision") if trainer.get(name) is not None}
+    attached = Trainer(
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **kept,
+    )
+    module = module_class(**model.get("init_args", {}))
+    module = attached.precision_plugin.convert_module(module)
+    attached.strategy.connect(module)
+    module.trainer = attached
+    module.to(attached.strategy.root_device)
+    source = data_class(**data.get("init_args", {}))
+    source.trainer = attached
+    source.setup()
+    module.prepare_tasks(source.tasks)
+    return Workbench(module.eval(), source, point_hash(module.base_model))
+
+
+def load_finetuned(source: RunSource, bench: Workbench) -> Finetuned:
+    """The fine-tuned weights of a run, in the order of the data's tasks.
+
+    Raises:
+        InputError: another base, another A₀ for some tasks, a task twice, missing or unknown, or other data.
+    """
+    found: dict[str, tuple[Path, Any]] = {}
+    for folder in source.folders:
+        for parent in (folder / "adapters", folder / "finetuned"):
+            for path in sorted(item for item in parent.glob("*") if item.is_dir() and not item.name.startswith(".")):
+                if path.name in found:
+                    raise InputError(
+                        f"runs: task {path.name!r} of {source.name} is in {str(found[path.name][0])!r} and in "
+                        f"{str(path)!r}; give each once"
+                    )
+                found[path.name] = path, load_weights(path, bench.module.base_model).weights
+    missing = [task for task in bench.data.tasks if task not in found]
+    unknown = [task for task in found if task not in bench.data.tasks]
+    if missing or unknown:
+        raise InputError(
+            f"runs: {source.name} has the tasks {name_list(found)}, the data has {name_list(bench.data.tasks)}; they "
+            f"must be the same"
+        )
+    weights = {task: found[task][1] for task in bench.data.tasks}
+    starts = {task: each.a0_hash for task, each in weights.items() if isinstance(each, Adapter)}
+    if len(set(starts.values())) > 1:
+        shown = [f"{task} {start[:12] or 'unknown'}" for task, start in starts.items()]
+        raise InputError(
+            f"runs: the adapters of {source.name} started from different A₀ ({name_list(shown)}); fit them with one "
+            f"seed, rank and target_modules, in one run or by adding tasks to it"
+        )
+    _check_scored_data(source, bench)
+    return Finetuned(bench.base, weights)
+
+
+def single_task(source: RunSource) -> dict[str, float]:
+    """Each task's test score of the model fine-tuned on it, by its first metric."""
+    found: dict[str, float] = {}
+    for folder in source.folders:
+        for (task, _), value in single_task_values(folder).items():
+            found.setdefault(task, value)
+    return found
+
+
+def _check_scored_data(source: RunSource, bench: Workbench) -> None:
+    for folder in source.folders:
+        for row in json.loads((folder / RESULTS).read_text())["rows"]:
+            known = bench.data.splits.get(row["task"], {}).get(row["split"])
+            if known is not None and known.data_version != row["data_version"]:
+                raise InputError(
+                    f"runs: {str(folder)!r} was scored on other data: {row['task']} {row['split']} "
+                    f"{row['data_version']} there, {known.data_version} now; give the data it was fitted with"
+                )
+
+
+def check_validation(bench: Workbench, names: Iterable[str]) -> None:
+    """Refuse rules that need data where there is no validation split.
+
+    Raises:
+        InputError: a task has no validation samples.
+    """
+    empty = [task for task in bench.data.tasks if not len(bench.data.splits[task].get("validation", ()))]
+    names = list(names)
+    if names and empty:
+        raise InputError(
+            f"rules {name_list(names)} look at validation data, and {name_list(empty)} has no validation samples; "
+            f"give a validation split, or rules with all their coefficients"
+        )
+
+
+def _class(path: str, package: str) -> Any:
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module or package), name)
