@@ -104,12 +104,15 @@ class RunFolder:
         _write_json(self.path / TRAINED, {"tasks": list(tasks)})
 
     def trained_tasks(self, config: Mapping[str, Any]) -> dict[str, Path]:
-        """The tasks of ``config`` that parts of this run have trained, each with the checkpoint that holds it.
+        """The tasks of ``config`` that are trained already, here or in parts, each with the checkpoint that holds it.
 
         Raises:
             InputError: a part was trained with another configuration; the keys that differ are named.
         """
         wanted, found = _definitions(config), {}
+        before = yaml.safe_load((self.path / CONFIG).read_text()) if self.state() == "finished" else None
+        if before is not None and self.last_checkpoint is not None and _adds_tasks(before, config):
+            found |= dict.fromkeys(set(_definitions(before)) - set(self.taken()), self.last_checkpoint)
         for record in sorted((self.path / PARTS).glob(f"*/{TRAINED}")):
             before = yaml.safe_load((record.parent / CONFIG).read_text())
             definitions = _definitions(before)
