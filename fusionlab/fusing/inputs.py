@@ -81,7 +81,7 @@ def open_input(task: str, name: str, base: Opened, cache_bytes: int) -> Opened:
         opened = _full(name, path, open_checkpoint(path))
         _check_architecture(task, base, opened)
         return opened
-    from fusionlab.adapters import load_adapter  # imports peft, which takes seconds
+    from fusionlab.adapters import load_adapter, stored_task_vector  # imports peft, which takes seconds
 
     adapter = load_adapter(path)
     if adapter.method == "tangent_lora":
@@ -90,7 +90,7 @@ def open_input(task: str, name: str, base: Opened, cache_bytes: int) -> Opened:
             "weights. Fuse such adapters in a run (fit), or use lora or l_lora adapters."
         )
     _check_base(task, path, adapter, base)
-    weights = StateWeights(adapter.task_vector(), base.weights.tensors, cache_bytes)
+    weights = StateWeights(stored_task_vector(adapter), base.weights.tensors, cache_bytes)
     return Opened(name, path, adapter_files(path), weights, read_json(path / "adapter_config.json"), adapter)
 
 
@@ -98,23 +98,25 @@ def base_hash(base: Weights, adapter: Any) -> str:
     """Short SHA-256 over the base weights that an adapter changes, as adapters and fused adapters record it."""
     from fusionlab.adapters import hash_initial
 
-    return hash_initial(_AdaptedWeights(base, list(adapter.factors)))[:16]
+    return hash_initial(_AdaptedWeights(base, adapter))[:16]
 
 
 class _AdaptedWeights(Mapping[str, tuple[Tensor, None]]):
     """The base weights of modules, read one at a time."""
 
-    def __init__(self, base: Weights, modules: list[str]) -> None:
-        self._base, self._modules = base, modules
+    def __init__(self, base: Weights, adapter: Any) -> None:
+        self._base, self._adapter = base, adapter
 
     def __getitem__(self, module: str) -> tuple[Tensor, None]:
-        return self._base.read(f"{module}.weight"), None
+        from fusionlab.adapters import adapted_weight
+
+        return adapted_weight(self._base.read, self._adapter, module), None
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._modules)
+        return iter(self._adapter.factors)
 
     def __len__(self) -> int:
-        return len(self._modules)
+        return len(self._adapter.factors)
 
 
 def _full(name: str, path: Path, checkpoint: Checkpoint) -> Opened:
@@ -137,9 +139,11 @@ def _check_architecture(task: str, base: Opened, opened: Opened) -> None:
 
 def _check_base(task: str, path: Path, adapter: Any, base: Opened) -> None:
     """Raise if the adapter was provably made for another base: by hash, by hub id, or by what its base's path holds."""
+    from fusionlab.adapters import stored_name
+
     own = read_json(path / "fusionlab.json") if (path / "fusionlab.json").is_file() else {}
     expected, theirs = own.get("base_hash"), Path(adapter.base_model).expanduser()
-    there = all(f"{module}.weight" in base.weights.tensors for module in adapter.factors)
+    there = all(stored_name(name, adapter.fused_attention) in base.weights.tensors for name in adapter.factors)
     if expected is not None:
         other = there and base_hash(base.weights, adapter) != expected
     elif adapter.base_model and (theirs / "config.json").is_file():

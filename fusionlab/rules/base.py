@@ -10,6 +10,8 @@ from typing import Literal, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
+from fusionlab.rules import scratch
+
 CUT = 32_768
 """Elements in one cut: sums are taken per cut, in flat order, and meet in ``math.fsum``."""
 
@@ -132,17 +134,17 @@ def add_scaled(base: Tensor, task_vectors: TaskVectors, coefficients: Mapping[st
 
     Product and sum are rounded apart: a fused multiply-add would make the bits depend on where a block ends.
     """
-    fused, scaled = base.clone(), torch.empty_like(base)
+    fused, scaled = scratch.empty_like(base).copy_(base), scratch.empty_like(base)
     for task, task_vector in zip(task_vectors.tasks, task_vectors.stacked, strict=True):
         fused.add_(torch.mul(task_vector, coefficients[task], out=scaled))
     return fused
 
 
 def partial_sums(values: Tensor) -> Tensor:
-    """One float64 sum per cut of the last dimension, by halving the cut; overwrites ``values``.
+    """One float64 sum per cut of the last dimension.
 
-    The order of the additions is fixed by the cut alone, so the partials do not depend on the number of cuts in a
-    block, of threads, or on the device.
+    A cut is short enough for torch to sum it in one order whatever the number of threads; cuts are rows of a matrix,
+    so that neither does their number matter.
 
     Args:
         values: float64, ``(..., elements)``.
@@ -156,23 +158,10 @@ def partial_sums(values: Tensor) -> Tensor:
                 [32768.,  7232.]], dtype=torch.float64)
     """
     whole = values.shape[-1] // CUT * CUT
-    parts = []
-    if whole:
-        parts.append(_halve_(values[..., :whole].unflatten(-1, (-1, CUT))))
-    if rest := values.shape[-1] - whole:
-        padded = values.new_zeros(*values.shape[:-1], 1 << (rest - 1).bit_length())
-        padded[..., :rest] = values[..., whole:]
-        parts.append(_halve_(padded.unsqueeze(-2)))
+    parts = [values[..., :whole].unflatten(-1, (-1, CUT)).sum(-1)] if whole else []
+    if whole < values.shape[-1]:
+        parts.append(values[..., whole:].sum(-1, keepdim=True))
     return torch.cat(parts, dim=-1)
-
-
-def _halve_(values: Tensor) -> Tensor:
-    """Sum the last dimension, a power of two, by adding its second half to its first until one is left."""
-    width = values.shape[-1]
-    while width > 1:
-        width //= 2
-        values[..., :width].add_(values[..., width : 2 * width])
-    return values[..., 0]
 
 
 def unmeasured(rule: Rule, earlier: Statistics) -> bool:
@@ -182,19 +171,31 @@ def unmeasured(rule: Rule, earlier: Statistics) -> bool:
 
 def squared_norms(task_vectors: TaskVectors) -> dict[str, Tensor]:
     """``"squared_norm/<task>"``: the partial sums of τ² in float64, ``(cuts,)`` each."""
-    wide = task_vectors.stacked.flatten(1).double()
-    partials = partial_sums(wide.mul_(wide) if wide.data_ptr() != task_vectors.stacked.data_ptr() else wide * wide)
-    return {f"squared_norm/{task}": row for task, row in zip(task_vectors.tasks, partials, strict=True)}
+    found = {}
+    with scratch.frame():
+        wide = scratch.empty((task_vectors.stacked[0].numel(),), task_vectors.stacked, torch.float64)
+        for task, task_vector in zip(task_vectors.tasks, task_vectors.stacked, strict=True):
+            wide.copy_(task_vector.flatten())
+            found[f"squared_norm/{task}"] = partial_sums(wide.mul_(wide))
+    return found
 
 
 def inner_products(task_vectors: TaskVectors) -> dict[str, Tensor]:
     """``"inner_product/<i>/<j>"`` for task numbers i < j: the partial sums of τ_i τ_j in float64, ``(cuts,)`` each."""
-    wide = task_vectors.stacked.flatten(1).double()
     found = {}
-    for first in range(len(wide) - 1):
-        rows = partial_sums(wide[first + 1 :] * wide[first])
-        found.update({f"inner_product/{first}/{first + 1 + k}": row for k, row in enumerate(rows)})
+    with scratch.frame():
+        wide = widened(task_vectors.stacked)
+        product = scratch.empty_like(wide[0])
+        for i, first in enumerate(wide):
+            for j, second in enumerate(wide[i + 1 :], start=i + 1):
+                found[f"inner_product/{i}/{j}"] = partial_sums(torch.mul(first, second, out=product))
     return found
+
+
+def widened(stacked: Tensor) -> Tensor:
+    """A float64 copy of stacked tensors, each one flat."""
+    flat = stacked.flatten(1)
+    return scratch.empty_like(flat, torch.float64).copy_(flat)
 
 
 def exact_sum(partials: Iterable[float]) -> tuple[float, ...]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fusionlab.errors import InputError
+from fusionlab.rules import scratch
 from fusionlab.rules.base import (
     Granularity,
     Rule,
@@ -18,6 +19,7 @@ from fusionlab.rules.base import (
     TaskVectors,
     partial_sums,
     unmeasured,
+    widened,
 )
 from fusionlab.rules.checks import check_range, check_transform, of_task
 from fusionlab.samplers import derive_seed
@@ -88,9 +90,9 @@ class Dare:
         found: dict[str, Tensor] = {}
         own = self.rescale == "l1" and not earlier.has("kept_l1")
         if own:
-            remaining = task_vectors.stacked * self._masks(name, task_vectors)
+            remaining = self._masks(name, task_vectors).mul_(task_vectors.stacked)
             for quantity, values in (("l1", task_vectors.stacked), ("kept_l1", remaining)):
-                partials = partial_sums(values.flatten(1).double().abs_())
+                partials = partial_sums(widened(values).abs_())
                 found |= {f"{quantity}/{task}": row for task, row in zip(task_vectors.tasks, partials, strict=True)}
         if unmeasured(self.rule, earlier) and (not own or self.rule.measures_untransformed):
             seen = task_vectors if self.rule.measures_untransformed else self._drop(name, task_vectors, earlier)
@@ -117,25 +119,31 @@ class Dare:
 
     def _masks(self, name: str, task_vectors: TaskVectors) -> Tensor:
         """1 where an entry remains, else 0."""
-        masks = torch.empty_like(task_vectors.stacked)
+        masks = scratch.empty_like(task_vectors.stacked)
         for row, task in zip(masks, task_vectors.tasks, strict=True):
             drop_rate = of_task(self.drop_rate, task, "dare.drop_rate")
-            bits = random_bits(derive_seed(self.seed, task, name), task_vectors.start, row.numel(), row.device)
-            torch.ge(bits, round(drop_rate * 2.0**64) - (1 << 63), out=row.view(-1))
+            with scratch.frame():
+                bits = scratch.empty((row.numel(),), row, torch.int64)
+                random_bits_(bits, derive_seed(self.seed, task, name), task_vectors.start)
+                torch.ge(bits, round(drop_rate * 2.0**64) - (1 << 63), out=row.view(-1))
         return masks
 
 
-def random_bits(seed: int, start: int, count: int, device: torch.device | None = None) -> Tensor:
-    """Draws ``start`` to ``start + count`` of the SplitMix64 generator with this seed, int64 with all 64 bits random.
+def random_bits_(values: Tensor, seed: int, start: int) -> Tensor:
+    """Fill flat int64 ``values`` with all 64 bits of the draws from number ``start`` on of this seed's SplitMix64.
 
     Example:
-        >>> random_bits(1234567, 0, 2)
+        >>> random_bits_(torch.empty(3, dtype=torch.int64), 1234567, 0)[:2]
         tensor([6457827717110365317, 3203168211198807973])
-        >>> torch.equal(random_bits(7, 0, 10)[4:], random_bits(7, 4, 6))
-        True
+        >>> random_bits_(torch.empty(1, dtype=torch.int64), 1234567, 1)
+        tensor([3203168211198807973])
     """
-    values = torch.arange(start + 1, start + count + 1, dtype=torch.int64, device=device)
+    torch.arange(start + 1, start + values.numel() + 1, out=values)
     values.mul_(_WEYL).add_(seed)
-    for shift, factor in ((30, _MIX_1), (27, _MIX_2)):
-        values.bitwise_xor_((values >> shift).bitwise_and_((1 << (64 - shift)) - 1)).mul_(factor)
-    return values.bitwise_xor_((values >> 31).bitwise_and_((1 << 33) - 1))
+    shifted = scratch.empty_like(values)
+    for shift, factor in ((30, _MIX_1), (27, _MIX_2), (31, 1)):
+        torch.bitwise_right_shift(values, shift, out=shifted)
+        values.bitwise_xor_(shifted.bitwise_and_((1 << (64 - shift)) - 1))
+        if factor != 1:
+            values.mul_(factor)
+    return values

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fusionlab.errors import InputError
-from fusionlab.rules.base import Granularity, Statistics, StatisticsScope, TaskVectors
+from fusionlab.rules import scratch
+from fusionlab.rules.base import Granularity, Statistics, StatisticsScope, TaskVectors, partial_sums, widened
 from fusionlab.rules.checks import by_task
 
 
@@ -60,8 +61,9 @@ class DisjointMean:
 
     def measure(self, name: str, base: Tensor, task_vectors: TaskVectors, earlier: Statistics) -> dict[str, Tensor]:
         """The number of entries that elected plus, less those that elected minus."""
-        elected = self._votes(self._weighted(task_vectors)).sign_()
-        return {self._key(name): elected.sum(dtype=torch.float64).long().view(1)}
+        with scratch.frame():
+            elected = self._votes(self._weighted(task_vectors)).sign_()
+            return {self._key(name): partial_sums(widened(elected.view(1, -1))).sum().long().view(1)}
 
     def fuse(self, name: str, base: Tensor, task_vectors: TaskVectors, statistics: Statistics) -> Tensor:
         """θ₀ + λ · mean."""
@@ -80,8 +82,10 @@ class DisjointMean:
         if self.weights is None:
             return task_vectors.stacked
         weights = by_task(self.weights, task_vectors.tasks, "weights")
-        rows = zip(task_vectors.tasks, task_vectors.stacked, strict=True)
-        return torch.stack([task_vector * weights[task] for task, task_vector in rows])
+        weighted = scratch.empty_like(task_vectors.stacked)
+        for row, task in zip(weighted, task_vectors.tasks, strict=True):
+            torch.mul(task_vectors[task], weights[task], out=row)
+        return weighted
 
     def _votes(self, task_vectors: Tensor) -> Tensor:
         return votes(task_vectors, self.election)
@@ -94,9 +98,11 @@ def votes(task_vectors: Tensor, election: str) -> Tensor:
         task_vectors: ``(num_tasks, elements)``.
         election: ``mass`` or ``count``.
     """
-    total = torch.zeros_like(task_vectors[0])
-    for task_vector in task_vectors:
-        total += task_vector if election == "mass" else task_vector.sign()
+    total = scratch.empty_like(task_vectors[0]).zero_()
+    with scratch.frame():
+        sign = scratch.empty_like(total)
+        for task_vector in task_vectors:
+            total += task_vector if election == "mass" else torch.sign(task_vector, out=sign)
     return total
 
 
@@ -113,15 +119,19 @@ def disjoint_mean(task_vectors: Tensor, vote: Tensor, majority: float, weights: 
         >>> disjoint_mean(torch.tensor([[3.0, 1.0], [-1.0, 2.0]]), torch.tensor([2.0, 3.0]), 1.0, [1.0, 1.0])
         tensor([3.0000, 1.5000])
     """
-    elected = vote.sign()
-    elected += torch.eq(vote, 0, out=torch.empty_like(vote)).mul_(majority)
-    total, divisor = torch.zeros_like(vote), torch.zeros_like(vote)
-    agree, scratch = torch.empty_like(vote), torch.empty_like(vote)
-    for row, task_vector in enumerate(task_vectors):
-        torch.gt(torch.mul(task_vector.sign(), elected, out=scratch), 0, out=agree)
-        total += torch.mul(task_vector, agree, out=scratch)
+    total = scratch.empty_like(vote).zero_()
+    with scratch.frame():
+        elected, divisor, agree, part = (scratch.empty_like(vote) for _ in range(4))
+        torch.eq(vote, 0, out=agree)
+        torch.sign(vote, out=elected).add_(agree.mul_(majority))
+        divisor.zero_()
+        for row, task_vector in enumerate(task_vectors):
+            torch.sign(task_vector, out=part).mul_(elected)
+            torch.gt(part, 0, out=agree)
+            total += torch.mul(task_vector, agree, out=part)
+            if weights is not None:
+                divisor += agree.mul_(weights[row])
         if weights is not None:
-            divisor += agree.mul_(weights[row])
-    if weights is None:
-        return total
-    return total.div_(divisor.masked_fill_(divisor.abs() < 1e-8, 1.0))
+            torch.lt(torch.abs(divisor, out=part), 1e-8, out=agree)  # nothing agrees: divide by one
+            total.div_(divisor.mul_(part.fill_(1.0).sub_(agree)).add_(agree))
+    return total

@@ -9,24 +9,34 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fusionlab.rules import scratch
+
 COARSE_BINS = 1 << 15
 FINE_BINS = 1 << 16
 
 
+def sizes(task_vector: Tensor) -> Tensor:
+    """|τ| in float32."""
+    return torch.abs(task_vector.float(), out=scratch.empty_like(task_vector, torch.float32))
+
+
 def bits(task_vector: Tensor) -> Tensor:
     """The bits of |τ| in float32, as int32."""
-    return task_vector.float().abs().view(torch.int32)
+    return sizes(task_vector).view(torch.int32)
 
 
 def coarse_histogram(values: Tensor) -> Tensor:
     """Counts of the upper 15 of 31 bits, int64 ``(32768,)``."""
-    return torch.bincount(values >> 16, minlength=COARSE_BINS)
+    with scratch.frame():
+        upper = torch.bitwise_right_shift(values, 16, out=scratch.empty_like(values))
+        return torch.bincount(upper, minlength=COARSE_BINS)
 
 
 def fine_histogram(values: Tensor, coarse_bin: int) -> Tensor:
     """Counts of the lower 16 bits among the entries in ``coarse_bin``, int64 ``(65536,)``."""
-    inside = (values - (coarse_bin << 16)).clamp_(-1, FINE_BINS).add_(1)
-    return torch.bincount(inside, minlength=FINE_BINS + 2)[1:-1]
+    with scratch.frame():
+        inside = torch.sub(values, coarse_bin << 16, out=scratch.empty_like(values)).clamp_(-1, FINE_BINS).add_(1)
+        return torch.bincount(inside, minlength=FINE_BINS + 2)[1:-1]
 
 
 def find_bin(histogram: Tensor, rank: int) -> tuple[int, int]:

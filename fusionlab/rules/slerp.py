@@ -6,10 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from fusionlab.errors import InputError, name_list
-from fusionlab.rules.base import Granularity, Statistics, StatisticsScope, TaskVectors, partial_sums
+from fusionlab.rules import scratch
+from fusionlab.rules.base import Granularity, Statistics, StatisticsScope, TaskVectors, partial_sums, widened
 from fusionlab.rules.checks import check_range
 
 _PARALLEL = 0.9995
@@ -41,9 +43,13 @@ class Slerp:
 
     def measure(self, name: str, base: Tensor, task_vectors: TaskVectors, earlier: Statistics) -> dict[str, Tensor]:
         """Both squared norms and the inner product of the weights."""
-        first, second = (weights.double() for weights in _weights(base, task_vectors))
-        products = {"first": first * first, "second": second * second, "both": first * second}
-        return {f"slerp/{key}": partial_sums(values.view(1, -1))[0] for key, values in products.items()}
+        with scratch.frame():
+            wide = widened(_weights(base, task_vectors))
+            products = scratch.empty((3, wide.shape[1]), wide)
+            for row, (one, other) in zip(products, ((0, 0), (1, 1), (0, 1)), strict=True):
+                torch.mul(wide[one], wide[other], out=row)
+            sums = partial_sums(products)
+        return {f"slerp/{key}": row for key, row in zip(("first", "second", "both"), sums, strict=True)}
 
     def fuse(self, name: str, base: Tensor, task_vectors: TaskVectors, statistics: Statistics) -> Tensor:
         """The interpolated weights."""
@@ -61,7 +67,7 @@ class Slerp:
         return math.sin((1 - self.t) * angle) / math.sin(angle), math.sin(self.t * angle) / math.sin(angle)
 
 
-def _weights(base: Tensor, task_vectors: TaskVectors) -> tuple[Tensor, Tensor]:
+def _weights(base: Tensor, task_vectors: TaskVectors) -> Tensor:
     if len(task_vectors) != 2:
         raise InputError(f"slerp is between two models, got {len(task_vectors)}: {name_list(task_vectors.tasks)}.")
-    return base + task_vectors.stacked[0], base + task_vectors.stacked[1]
+    return torch.add(task_vectors.stacked, base, out=scratch.empty_like(task_vectors.stacked))

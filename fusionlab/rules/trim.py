@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fusionlab.errors import InputError
-from fusionlab.rules import magnitudes
+from fusionlab.rules import magnitudes, scratch
 from fusionlab.rules.base import CUT, Granularity, Rule, Statistics, StatisticsScope, TaskVectors, unmeasured
 from fusionlab.rules.checks import check_range, check_transform, of_task
 
@@ -20,16 +20,17 @@ class Trim:
     """``rule`` on the task vectors with all but their largest entries set to zero.
 
     With n entries and k = int(density·n): ``all`` keeps every entry at least as large as the (k+1)-th largest, as TIES
-    defines it, ties included; ``first`` keeps exactly max(1, k) entries and, of those at the threshold, the ones with
-    the lowest flat index. Magnitudes are compared in float32. MetaGPT's norms are those before the trim.
+    defines it, ties included; ``first`` keeps exactly k entries (one at least, for a density above 0) and, of those at
+    the threshold, the ones with the lowest flat index. Magnitudes are compared in float32. MetaGPT's norms are those
+    before the trim.
 
     Args:
         rule: what is done with the trimmed task vectors.
         density: the share of entries to keep, one number or one per task.
         scope: what the entries are ranked over: the whole task vector or each tensor.
         at_threshold: see above.
-        skip: share of the very largest entries to drop as well; with it, int(skip·n) are dropped and the next
-            int(density·n) kept. Needs ``first``.
+        skip: share of the very largest entries to drop as well; with it, int(skip·n) are dropped, or as many as leave
+            enough, and the next int(density·n) kept. Needs ``first``.
 
     Raises:
         InputError: a value out of range, a trim inside a trim, a rule on whole tensors, or a second transform before
@@ -92,7 +93,8 @@ class Trim:
         if own is not None:
             step = {"coarse": self._coarse, "fine": self._fine, "at": self._at}[own]
             for task in task_vectors.tasks:
-                found |= step(name, task, task_vectors, earlier)
+                with scratch.frame():
+                    found |= step(name, task, task_vectors, earlier)
         if unmeasured(self.rule, earlier) and (own is None or self.rule.measures_untransformed):
             seen = task_vectors if self.rule.measures_untransformed else self._trimmed(name, task_vectors, earlier)
             found |= self.rule.measure(name, base, seen, earlier)
@@ -123,7 +125,7 @@ class Trim:
         return found
 
     def _at(self, name: str, task: str, block: TaskVectors, earlier: Statistics) -> dict[str, Tensor]:
-        sizes = block[task].float().abs()
+        sizes = magnitudes.sizes(block[task])
         found = {f"at/{self._place(task, name)}": torch.zeros(1, dtype=torch.int64)}
         for rank in self._inner_ranks(task, name, earlier):
             value, _ = self._threshold(task, name, rank, earlier)
@@ -137,13 +139,14 @@ class Trim:
         """Sizes of the set of largest entries that is kept and, with ``skip``, of the set inside it that is not."""
         histogram = statistics.counts[f"coarse/{self._place(task, name)}"]
         size = statistics.once(("size", self._place(task, name)), lambda: int(histogram.sum()))
-        kept = int(of_task(self.density, task, "trim.density") * size)
+        density = of_task(self.density, task, "trim.density")
+        kept = int(density * size)
         if self.at_threshold == "all":
             return (kept + 1,)
         if not self.skip:
-            return (max(1, kept),)
-        skipped = int(of_task(self.skip, task, "trim.skip") * size)
-        return (min(size, skipped + kept), skipped)
+            return (max(1, kept) if density > 0 else 0,)
+        skipped = min(int(of_task(self.skip, task, "trim.skip") * size), size - kept)
+        return (skipped + kept, skipped)
 
     def _inner_ranks(self, task: str, name: str, statistics: Statistics) -> list[int]:
         """Those ranks that are neither nothing nor everything, and so have a threshold."""
@@ -158,24 +161,29 @@ class Trim:
         return statistics.once(("threshold", place, rank), lambda: magnitudes.threshold(coarse, fine, rank))
 
     def _trimmed(self, name: str, block: TaskVectors, statistics: Statistics) -> TaskVectors:
-        trimmed = torch.empty_like(block.stacked)
+        trimmed = scratch.empty_like(block.stacked)
         for row, task in zip(trimmed, block.tasks, strict=True):
-            sizes = block[task].float().abs()
-            kept, *skipped = (self._among_largest(sizes, r, name, task, block, statistics)
-                              for r in self._ranks(task, name, statistics))  # fmt: skip
-            torch.mul(block[task], kept - skipped[0] if skipped else kept, out=row)
+            with scratch.frame():
+                self._trim_row(row, name, task, block, statistics)
         return block.replace(trimmed)
+
+    def _trim_row(self, row: Tensor, name: str, task: str, block: TaskVectors, statistics: Statistics) -> None:
+        sizes, ranks = magnitudes.sizes(block[task]), self._ranks(task, name, statistics)
+        kept = self._among_largest(sizes, ranks[0], name, task, block, statistics)
+        for rank in ranks[1:]:
+            kept -= self._among_largest(sizes, rank, name, task, block, statistics)
+        torch.mul(block[task], kept, out=row)
 
     def _among_largest(
         self, sizes: Tensor, rank: int, name: str, task: str, block: TaskVectors, statistics: Statistics
     ) -> Tensor:
         """1 where an entry is one of the ``rank`` largest, else 0, as float32."""
         if rank not in self._inner_ranks(task, name, statistics):
-            return torch.full_like(sizes, float(rank > 0))
+            return scratch.empty_like(sizes).fill_(float(rank > 0))
         value, at_value = self._threshold(task, name, rank, statistics)
         if self.at_threshold == "all":
-            return torch.ge(sizes, value, out=torch.empty_like(sizes))
-        kept = torch.gt(sizes, value, out=torch.empty_like(sizes))
+            return torch.ge(sizes, value, out=scratch.empty_like(sizes))
+        kept = torch.gt(sizes, value, out=scratch.empty_like(sizes))
         room = at_value - self._before(task, name, rank, block.start // CUT, statistics)
         if room > 0:
             equal = sizes == value

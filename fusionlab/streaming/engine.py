@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fusionlab.errors import InputError
+from fusionlab.rules import scratch
 from fusionlab.rules.base import CUT, LinearRule, Rule, Statistics, TaskVectors, inner_products, squared_norms
 from fusionlab.streaming.planning import Plan
 from fusionlab.streaming.weights import TaskInput, TensorInfo, Weights
@@ -227,6 +228,8 @@ class _Engine:
         self.threads = max(1, min(resources.threads, self.free // per_cut))
         if job.base.device.type != "cpu":
             self.threads = 1
+        self._device = torch.empty(0, device=job.base.device)
+        self._arenas: list[scratch.Arena] = []
         self.cuts = max(1, min(_CUTS_PER_BLOCK, self.free // (per_cut * self.threads)))
 
     def measure(self, names: Sequence[str]) -> Statistics:
@@ -277,11 +280,13 @@ class _Engine:
         fused = self.job.rule.fuse(block.name, base, vectors, statistics)
         assert fused.shape == base.shape
         assert fused.dtype == base.dtype
-        stored = fused.to(self.job.dtypes[block.name])
-        if not math.isfinite(stored.sum(dtype=torch.float32).item()) and not stored.isfinite().all():
-            self._blame(block, base, vectors)
+        stored = scratch.empty_like(fused, self.job.dtypes[block.name]).copy_(fused)
         sink.write(block.name, block.start, stored.flatten())
-        return {"changed": torch.tensor([_num_different(fused, base), _num_different(stored.to(base.dtype), base)])}
+        updated = _num_different(fused, base)
+        rounded = scratch.empty_like(fused).copy_(stored) if stored.dtype != fused.dtype else fused
+        if not math.isfinite(rounded.sum().item()) and not rounded.isfinite().all():
+            self._blame(block, base, vectors)
+        return {"changed": torch.tensor([updated, _num_different(rounded, base)])}
 
     def copy(self, sink: Sink) -> None:
         """The base's own tensors, in the output's dtypes."""
@@ -302,6 +307,15 @@ class _Engine:
         """Call ``visit`` on every block of ``names``, on all threads, and add up what it returns."""
 
         def read_and_visit(block: _Block) -> tuple[str, int, dict[str, Tensor]]:
+            if self.on_tensors:
+                return visit_one(block)
+            arena = self._arenas.pop() if self._arenas else scratch.Arena(self.cuts * per_cut)
+            with scratch.using(arena), scratch.frame():
+                found = visit_one(block)
+            self._arenas.append(arena)
+            return found
+
+        def visit_one(block: _Block) -> tuple[str, int, dict[str, Tensor]]:
             base, vectors, num_bytes = self._read(block)
             if self.on_tensors and not (base.isfinite().all() and vectors.stacked.isfinite().all()):
                 self._blame(block, base, vectors)  # a decomposition would fail on it
@@ -312,6 +326,7 @@ class _Engine:
             self._advance(num_bytes)
             return block.name, block.start, found
 
+        per_cut = block_bytes(len(self.tasks)) * CUT
         found = Found()
         weigh = self._weigh if self.on_tensors else None
         blocks = self._blocks(names, whole=self.on_tensors)
@@ -335,9 +350,8 @@ class _Engine:
         present = [job.base.tensors[name].dtype]
         present += [item.weights.tensors[source].dtype for item, source in sources if source is not None]
         wide = all(dtype == torch.float64 for dtype in present)
-        rows = torch.empty(
-            (len(sources) + 1, block.count), dtype=torch.float64 if wide else torch.float32, device=job.base.device
-        )
+        dtype = torch.float64 if wide else torch.float32
+        rows = scratch.empty((len(sources) + 1, block.count), self._device, dtype)
         job.base.read_into(name, block.start, rows[0])
         for row, (item, source) in zip(rows[1:], sources, strict=True):
             if source is None:
@@ -378,4 +392,5 @@ def _num_different(first: Tensor, second: Tensor) -> int:
     """Number of unequal elements: as a sum of float32 ones, which is exact below 2^24 and four times as fast."""
     if first.numel() >= 1 << 24:
         return int(torch.count_nonzero(first != second))
-    return int(torch.ne(first, second, out=torch.empty_like(first)).sum())
+    with scratch.frame():
+        return int(torch.ne(first, second, out=scratch.empty_like(first)).sum())
