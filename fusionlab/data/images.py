@@ -23,7 +23,7 @@ from fusionlab.errors import InputError, did_you_mean
 from fusionlab.known_tasks import DEFAULT_TEMPLATES, IMAGE_TASKS
 from fusionlab.tasks import Task, parse_tasks
 
-EMBEDDED_TASKS: list[str | dict[str, Any]] = list(DRAWN_TASKS)
+EMBEDDED_TASKS: list[str | dict] = list(DRAWN_TASKS)
 _KNOWN = {**IMAGE_TASKS, **embedded(DRAWN_TASKS)}
 _TEXT_KEYS = ("input_columns", "template", "label_words", "target_column", "metric")
 
@@ -94,7 +94,7 @@ class ImageTasks(TaskData):
 
     def __init__(
         self,
-        tasks: list[str | dict[str, Any]] = EMBEDDED_TASKS,
+        tasks: list[str | dict] = EMBEDDED_TASKS,
         batch_size: int = 32,
         eval_batch_size: int = 128,
         image_size: int | None = None,

@@ -83,13 +83,14 @@ class T5Module(FusionModule):
         self.answers: dict[str, Answers] = {}
 
     def setup(self, stage: str) -> None:
-        """Refuse float16, then as every module does.
+        """Refuse float16 and tasks that cannot be scored before anything is written; then as every module does.
 
         Raises:
-            InputError: the trainer's precision is float16.
+            InputError: the trainer's precision is float16, or as in :meth:`prepare_tasks`.
         """
         if str(self.trainer.precision).startswith(("16", "transformer-engine-float16")):
             raise InputError(f"trainer.precision {self.trainer.precision!r}: {NO_FLOAT16} (bf16-mixed, bf16-true, 32)")
+        self.prepare_tasks(self.trainer.datamodule.tasks)
         super().setup(stage)
 
     def prepare_tasks(self, tasks: dict[str, Any]) -> None:

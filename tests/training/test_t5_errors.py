@@ -94,7 +94,7 @@ def test_float16_precision_is_refused_before_training(t5_folder: Folder, precisi
 
 def test_models_that_are_no_encoder_decoder(t5_folder: Folder, tmp_path: Path) -> None:
     GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=20)).save_pretrained(tmp_path / "gpt2")
-    with refuses("is of type 'gpt2'; expected 'clip' (image and text towers) or 't5' (an encoder-decoder)"):
+    with pytest.raises(InputError, match=r"is of type 'gpt2'; expected .* or 't5' \(an encoder-decoder\)"):
         T5Module(str(tmp_path / "gpt2"))
     config = T5Config(d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, vocab_size=91)
     T5EncoderModel(config).save_pretrained(tmp_path / "encoder")
