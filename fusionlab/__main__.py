@@ -15,6 +15,8 @@ COMMANDS = {
     "test": "score a fused model or an adapter on the test splits",
     "predict": "label an image folder",
     "fuse": "fuse checkpoints or adapters on disk, of any size, into one model",
+    "sweep": "fuse every subset of tasks by every rule, for several methods and seeds; resumable",
+    "report": "draw runs and sweeps as Markdown and one HTML page",
 }
 LIGHTNING = ("fit", "validate", "test", "predict")
 
@@ -49,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def dispatch(command: str, rest: list[str]) -> int:
+    """Run one command with its arguments; bad input is raised."""
     if command in LIGHTNING:
         from fusionlab.cli import main as run
 
@@ -57,6 +60,14 @@ def dispatch(command: str, rest: list[str]) -> int:
         from fusionlab.fusing import main as run_fuse
 
         return run_fuse(rest)
+    if command == "sweep":
+        from fusionlab.sweeping import main as run_sweep
+
+        return run_sweep(rest)
+    if command == "report":
+        from fusionlab.reporting.command import main as run_report
+
+        return run_report(rest)
     raise InputError(f"no command {command!r}; {did_you_mean(command, COMMANDS)} See python -m fusionlab --help.")
 
 

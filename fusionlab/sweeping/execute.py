@@ -23,7 +23,7 @@ from fusionlab.sweeping.sources import (
     sources,
     workbench,
 )
-from fusionlab.sweeping.worker import Point, RunWorker, chunks
+from fusionlab.sweeping.worker import Point, RunWorker, chunks, peak_bytes
 
 SUBSETS_IN_A_JOB = 8
 Advance = Callable[[int], None]
@@ -124,7 +124,11 @@ class Sweep:
     def _fit(self, source: RunSource) -> bool:
         with self.ledger.lease(f"fit-{source.name}") as held:
             if held and not source.is_finished:
+                started = time.monotonic()
                 source.fit(self.output)
+                cost = {"seconds": time.monotonic() - started, "peak_bytes": peak_bytes()}
+                record = {"kind": "fit", "method": source.method, "seed": source.seed, "cost": cost}
+                self.ledger.put(key_of({"fit": dict(source.config or {})}), record)
             return held
 
     def _do(self, job: Job, advance: Advance) -> bool:

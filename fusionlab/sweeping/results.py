@@ -24,7 +24,8 @@ PUBLISHED_CRITERION = "own_all"
 
 def write_sweep(sweep: Sweep) -> Path:
     """Write sweep.json and results.json below the sweep's folder; returns the first's path."""
-    records = [record for record in sweep.ledger.records() if _belongs(record, sweep)]
+    every = list(sweep.ledger.records())
+    records = [record for record in every if record["kind"] != "fit" and _belongs(record, sweep)]
     singles = {source.name: single_task(source) for source in sweep.sources}
     full = _full(sweep, singles)
     chosen = {protocol: _chosen(sweep, records, protocol, singles, full) for protocol in sweep.recipe.protocols}
@@ -44,6 +45,11 @@ def write_sweep(sweep: Sweep) -> Path:
         "summary": summary,
         "coefficient_curves": _curves(sweep, records),
         "costs": _costs(records),
+        "fits": [
+            {"method": record["method"], "seed": record["seed"], **record["cost"]}
+            for record in every
+            if record["kind"] == "fit"
+        ],
         "searches": _searches(records),
         "cosines": {source.name: _cosines(sweep, source) for source in sweep.sources},
     }
@@ -206,14 +212,16 @@ def _curves(sweep: Sweep, records: Iterable[dict[str, Any]]) -> list[dict[str, A
 
 
 def _costs(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Seconds per method, rule and number of tasks, summed over points."""
-    found: dict[tuple[str, str, int], list[float]] = {}
+    """Per method, rule and number of tasks: seconds, seconds of fusing and passes in all, and peak memory."""
+    found: dict[tuple[str, str, int], list[dict[str, float]]] = {}
     for record in records:
         key = (record["method"], record["rule"], len(record["fused_tasks"]))
-        found.setdefault(key, []).append(record["cost"]["seconds"])
+        found.setdefault(key, []).append(record["cost"])
     return [
-        {"method": method, "rule": rule, "num_tasks": size, "points": len(seconds), "seconds": math.fsum(seconds)}
-        for (method, rule, size), seconds in sorted(found.items())
+        {"method": method, "rule": rule, "num_tasks": size, "points": len(costs)}
+        | {name: math.fsum(cost.get(name, 0.0) for cost in costs) for name in ("seconds", "fuse_seconds", "passes")}
+        | {"peak_bytes": max(cost["peak_bytes"] for cost in costs)}
+        for (method, rule, size), costs in sorted(found.items())
     ]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -101,11 +103,10 @@ class RunWorker:
         waiting = dict(points)
         while waiting:
             chunk = self._next_chunk({key: (plans[key], waiting[key]) for key in waiting})
-            started = time.monotonic()
-            self._score_models({key: plans[key] for key in chunk}, points, split)
-            seconds = (time.monotonic() - started) / len(chunk)
+            cost = self._score_models({key: plans[key] for key in chunk}, points, split)
+            shared = {name: value / len(chunk) for name, value in cost.items()} | {"peak_bytes": peak_bytes()}
             for key in chunk:
-                recorded[key] = self._record(key, points[key], plans[key], seconds)
+                recorded[key] = self._record(key, points[key], plans[key], shared)
                 del waiting[key]
             self.advance(len(chunk))
         return recorded
@@ -139,8 +140,13 @@ class RunWorker:
     def _by_shortcut(self, plan: Fused) -> bool:
         return self._tangents is not None and plan.by_task is not None
 
-    def _score_models(self, plans: Mapping[str, Fused], points: Mapping[str, Point], split: str) -> None:
-        """Fill ``_scores`` for every (split, model, task) that the points need; equal models are scored once."""
+    def _score_models(self, plans: Mapping[str, Fused], points: Mapping[str, Point], split: str) -> dict[str, float]:
+        """Fill ``_scores`` for every (split, model, task) that the points need; equal models are scored once.
+
+        Returns:
+            the cost in all: seconds, seconds of them that fusing took, and passes of a model over the tasks' data.
+        """
+        started, fusing, passes = time.monotonic(), 0.0, 0.0
         needed: dict[tuple[Any, ...], tuple[Fused, list[str]]] = {}
         for key, plan in plans.items():
             tasks = needed.setdefault(plan.signature, (plan, []))[1]
@@ -153,19 +159,24 @@ class RunWorker:
         rows: dict[str, list[dict[str, Any]]] = {}
         if self._tangents is not None and short:
             chosen = {name: (short[s][0].by_task or {}, short[s][1], {}) for name, s in names.items() if s in short}
+            before = self._tangents.passes
             rows |= self._tangents.score(chosen, split)
+            passes += (self._tangents.passes - before) / len(self.finetuned.tasks)
         if direct:
             candidates = {
                 name: Candidate(self.finetuned.make(direct[s][0]), tuple(direct[s][1]), {})
                 for name, s in names.items()
                 if s in direct
             }
+            fusing = time.monotonic() - started
             rows |= score_candidates(self.bench.module, self.bench.data, candidates, split)
+            passes += sum(len(each.tasks) for each in candidates.values()) / len(self.finetuned.tasks)
         for name, found in rows.items():
             for row in primary_rows(found):
                 self._scores[split, names[name]][row["task"]] = row
+        return {"seconds": time.monotonic() - started, "fuse_seconds": fusing, "passes": passes}
 
-    def _record(self, key: str, point: Point, plan: Fused, seconds: float) -> dict[str, Any]:
+    def _record(self, key: str, point: Point, plan: Fused, cost: dict[str, float]) -> dict[str, Any]:
         known = self._scores[point.split, plan.signature]
         kept = ("task", "metric", "value", "num_samples", "data_version")
         record = {
@@ -179,7 +190,7 @@ class RunWorker:
             "fused_tasks": list(point.subset),
             "split": point.split,
             "values": [{field: known[task][field] for field in kept} for task in point.scored],
-            "cost": {"seconds": seconds},
+            "cost": cost,
         }
         self.ledger.put(key, record)
         return record
@@ -200,7 +211,7 @@ class RunWorker:
             "num_samples": found.num_samples,
             "num_labels": found.num_labels,
             "passes": found.passes,
-            "cost": {"seconds": seconds},
+            "cost": {"seconds": seconds, "peak_bytes": peak_bytes()},
         }
 
     def _identity(self, point: Point) -> dict[str, Any]:
@@ -279,6 +290,11 @@ class SubsetProblem:
     def _first(self, task: str, num_samples: int) -> dict[str, Any]:
         split = self._data.splits[task]["validation"]
         return to_device(split.batch(torch.arange(min(num_samples, len(split)))), self._module.device)
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has used so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

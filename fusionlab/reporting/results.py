@@ -110,7 +110,7 @@ def _is_own(row: Row) -> bool:
 def markdown(rows: Sequence[Row], title: str) -> str:
     """The results as Markdown: scores, coefficients, and what every number was measured on."""
     header, body = table(rows)
-    lines = [f"# {title}", "", _markdown_table(header, body), ""]
+    lines = [f"# {title}", "", markdown_table(header, body), ""]
     coefficients = {row["rule"]: row["scaling_coefficients"] for row in rows if row["scaling_coefficients"]}
     if coefficients:
         lines += ["Scaling coefficients:", ""]
@@ -135,7 +135,8 @@ def _coefficients(values: dict[str, Any]) -> str:
     return "per parameter, see fusion.json"
 
 
-def _markdown_table(header: list[str], body: list[list[str]]) -> str:
+def markdown_table(header: list[str], body: list[list[str]]) -> str:
+    """Header and lines as Markdown."""
     lines = ["| " + " | ".join(cells) + " |" for cells in [header, *body]]
     lines.insert(1, "|" + "---|" * len(header))
     return "\n".join(lines)

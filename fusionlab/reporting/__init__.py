@@ -1,0 +1,29 @@
+"""What a person looks at: the results file, its tables and plots, and the report over runs and sweeps."""
+
+from fusionlab.reporting.results import (
+    SCHEMA,
+    line_name,
+    markdown,
+    markdown_table,
+    normalize,
+    plot_scores,
+    print_table,
+    single_task_values,
+    table,
+    write_results,
+    write_text,
+)
+
+__all__ = [
+    "SCHEMA",
+    "line_name",
+    "markdown",
+    "markdown_table",
+    "normalize",
+    "plot_scores",
+    "print_table",
+    "single_task_values",
+    "table",
+    "write_results",
+    "write_text",
+]
