@@ -11,6 +11,7 @@ from fusionlab.adapters.fused_attention import (
     adapted_weight,
     split_names,
     split_state,
+    stored_name,
     stored_state,
     stored_task_vector,
 )
@@ -58,6 +59,7 @@ __all__ = [
     "save_adapter",
     "split_names",
     "split_state",
+    "stored_name",
     "stored_state",
     "stored_task_vector",
     "tasks_of",

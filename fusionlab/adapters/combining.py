@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fusionlab.adapters.factors import Adapter, Factors
+from fusionlab.adapters.fused_attention import stored_name
 from fusionlab.adapters.starts import initial_lora_a
 from fusionlab.errors import InputError, did_you_mean, name_list
 
@@ -25,21 +26,24 @@ def combine(adapters: Mapping[str, Adapter], coefficients: Coefficients) -> Adap
 
     Args:
         adapters: by task.
-        coefficients: λ by parameter name (``<module>.weight``) and task; ``"*"`` is for all names not given. A task
-            not named has λ = 0.
+        coefficients: λ by parameter name (``<module>.weight``, or as the base has it on disk) and task; ``"*"`` is for
+            all names not given. A task not named has λ = 0.
 
     Raises:
         InputError: no adapter, unknown tasks or names, or ``tangent_lora`` mixed with other methods.
     """
     _check(adapters, coefficients)
     first, alike = next(iter(adapters.values())), _alike(adapters)
+    fused_attention = _fused_attention(adapters)
     modules = list(dict.fromkeys(module for adapter in adapters.values() for module in adapter.factors))
-    factors = {module: _combine_module(module, adapters, _of(coefficients, module), alike) for module in modules}
+    factors = {
+        module: _combine_module(module, adapters, _of(coefficients, module, fused_attention), alike)
+        for module in modules
+    }
     if any(adapter.method == "tangent_lora" for adapter in adapters.values()):
         grown = [module for module in modules if factors[module].rank != first.ranks.get(module)]
         if not alike or grown:
             raise InputError("tangent_lora adapters can be combined only with one another and from one start")
-    fused_attention = tuple(dict.fromkeys(name for adapter in adapters.values() for name in adapter.fused_attention))
     first = replace(first, fused_attention=fused_attention)
     if not alike:
         return Adapter(factors, "lora", first.base_model, fused_attention=fused_attention)
@@ -77,7 +81,9 @@ def combine_factors(adapters: Mapping[str, Adapter], coefficients: Coefficients)
                     "Use delta_weight space, which is exact for any adapters."
                 )
     factors = {
-        module: _about_start(module, adapters, _of(coefficients, module), start, first.factors[module].lora_b0)
+        module: _about_start(
+            module, adapters, _of(coefficients, module, first.fused_attention), start, first.factors[module].lora_b0
+        )
         for module, start in starts[first_task].items()
     }
     return replace(first, factors=factors, space="factor")
@@ -206,14 +212,21 @@ def _starts(task: str, adapter: Adapter) -> dict[str, Tensor]:
     return starts
 
 
-def _of(coefficients: Coefficients, module: str) -> Mapping[str, float]:
-    return coefficients.get(f"{module}.weight", coefficients.get("*", {}))
+def _of(coefficients: Coefficients, module: str, fused_attention: tuple[str, ...]) -> Mapping[str, float]:
+    names = (f"{module}.weight", stored_name(module, fused_attention), "*")
+    return next((coefficients[name] for name in names if name in coefficients), {})
+
+
+def _fused_attention(adapters: Mapping[str, Adapter]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for adapter in adapters.values() for name in adapter.fused_attention))
 
 
 def _check(adapters: Mapping[str, Adapter], coefficients: Coefficients) -> None:
     if not adapters:
         raise InputError("combining needs at least one adapter, got none")
-    names = {"*"} | {f"{module}.weight" for adapter in adapters.values() for module in adapter.factors}
+    modules = {module for adapter in adapters.values() for module in adapter.factors}
+    names = {"*"} | {f"{module}.weight" for module in modules}
+    names |= {stored_name(module, _fused_attention(adapters)) for module in modules}
     unknown = [name for name in coefficients if name not in names]
     if unknown:
         raise InputError(

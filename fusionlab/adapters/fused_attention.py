@@ -163,12 +163,22 @@ def stored_task_vector(adapter: Adapter) -> State:
     return stored_state(task_vector, adapter.fused_attention)
 
 
+def stored_name(module: str, attentions: Iterable[str]) -> str:
+    """The name on disk of the parameter that an adapter of ``module`` changes.
+
+    Example:
+        >>> stored_name("block.attn.q_proj", ["block.attn"]), stored_name("block.mlp", ["block.attn"])
+        ('block.attn.in_proj_weight', 'block.mlp.weight')
+    """
+    attention, _, part = module.rpartition(".")
+    return f"{attention}.in_proj_weight" if part in PARTS and attention in attentions else f"{module}.weight"
+
+
 def adapted_weight(read: Callable[[str], Tensor], adapter: Adapter, module: str) -> Tensor:
     """The base weight that ``adapter`` changes at ``module``, by ``read``, which knows the names on disk."""
-    attention, _, part = module.rpartition(".")
-    if attention in adapter.fused_attention and part in PARTS:
-        return read(f"{attention}.in_proj_weight").chunk(3)[PARTS.index(part)]
-    return read(f"{module}.weight")
+    name = stored_name(module, adapter.fused_attention)
+    weight = read(name)
+    return weight.chunk(3)[PARTS.index(module.rpartition(".")[2])] if name.endswith(".in_proj_weight") else weight
 
 
 def to_block_adapters(adapter: Adapter) -> tuple[dict[str, Factors], dict[str, dict[str, list[int]]]]:

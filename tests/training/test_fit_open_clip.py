@@ -11,9 +11,10 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from fusionlab import adapters
+from fusionlab import adapters, rules
 from fusionlab.__main__ import main
 from fusionlab.backbones import load_backbone
+from fusionlab.streaming import fuse
 
 # PEFT asks transformers for a property under its old name
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -96,3 +97,33 @@ def test_a_base_with_other_weights_is_refused(
     argv = ["test", *DATA, "--model.backbone", str(other), "--model.weights", str(run / "fused" / "average")]
     assert main([*argv, "--trainer.default_root_dir", str(tmp_path / "out")]) == 2
     assert "was made for another base" in capsys.readouterr().err
+
+
+def offline_fuse(model: Path, run: Path, output: Path, rule: str) -> Path:
+    finetuned = {task: str(run / "adapters" / task) for task in TASKS}
+    recipe = ["fuse", "--base", str(model), "--finetuned", json.dumps(finetuned), "--rule", rule]
+    assert main([*recipe, "--output", str(output)]) == 0
+    return output
+
+
+def test_offline_fuse_by_a_linear_rule_gives_the_adapter_of_the_run(model: Path, run: Path, tmp_path: Path) -> None:
+    folders = offline_fuse(model, run, tmp_path / "fused", "average"), run / "fused" / "average"
+    offline, in_run = (load_file(folder / "adapter_model.safetensors") for folder in folders)
+    assert offline.keys() == in_run.keys()
+    for name, value in offline.items():
+        torch.testing.assert_close(value, in_run[name])
+    hashes = [json.loads((folder / "fusion.json").read_text())["base_hash"] for folder in folders]
+    assert hashes[0] == hashes[1]
+
+
+def test_offline_fuse_by_other_rules_sees_the_matrices_of_the_base(model: Path, run: Path, tmp_path: Path) -> None:
+    """q, k and v are one matrix on disk, so TIES counts the rows of k there, and leaves them as they are."""
+    offline = load_file(offline_fuse(model, run, tmp_path / "fused", "ties") / "model.safetensors")
+    base = load_file(model / "open_clip_model.safetensors")
+    loaded = {task: adapters.load_adapter(run / "adapters" / task) for task in TASKS}
+    task_vectors = {task: adapters.stored_task_vector(adapter) for task, adapter in loaded.items()}
+    adapted = {name: base[name] for name in task_vectors["digits"]}
+    expected = fuse(rules.Ties(), adapted, task_vectors).state
+    assert offline.keys() == base.keys()
+    for name, value in offline.items():
+        torch.testing.assert_close(value, expected.get(name, base[name]))
