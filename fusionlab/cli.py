@@ -28,7 +28,7 @@ from fusionlab.callbacks import (
     WholeCheckpointIO,
 )
 from fusionlab.data import ImageTasks
-from fusionlab.errors import InputError, did_you_mean
+from fusionlab.errors import InputError, did_you_mean, name_list
 from fusionlab.modules import ClipModule, FusionModule
 from fusionlab.predicting import write_predictions
 from fusionlab.ranks import RUN_FOLDER_VARIABLE, RollCallDDP, check_strategy, started_world_size
@@ -159,6 +159,12 @@ class FusionCLI(LightningCLI):
         self.run_state = folder.check(resolved, overwrite=overwrite)
         taken = {} if overwrite or config.train_only else root.trained_tasks(resolved)
         if self.run_state == "unfinished":
+            gone = [task for task in folder.taken() if task not in taken]
+            if gone:
+                raise InputError(
+                    f"the run in {str(folder.path)!r} took {name_list(gone)} over from its parts/, which hold them no "
+                    f"longer; give --overwrite to train all tasks anew"
+                )
             taken = {task: taken[task] for task in folder.taken()}
         self.trainer.callbacks.append(
             RunFolderCallback(
