@@ -41,7 +41,7 @@ test-gpu: $(STAMP) ## the tests that need a CUDA device
 check: $(STAMP) ## lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy fusionlab
+	$(BIN)/mypy
 
 .PHONY: bench
 bench: $(STAMP) ## the benchmarks; each prints one JSON record
