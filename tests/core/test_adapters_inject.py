@@ -181,6 +181,11 @@ def test_gradient_checkpointing_recomputes_with_the_adapter_of_the_forward(model
     assert adapters.active(model) == "b"
 
 
+def test_gradient_checkpointing_that_cannot_keep_adapters_apart_is_refused() -> None:
+    with pytest.raises(InputError, match="Linear has no gradient checkpointing that keeps adapters apart"):
+        adapters.enable_gradient_checkpointing(nn.Linear(2, 2))
+
+
 def test_dropout_acts_on_the_adapter_alone_and_in_training_only(model: nn.Module) -> None:
     before = features(model)
     adapters.inject(model, ["a"], method="l_lora", rank=2, dropout=0.5)
