@@ -50,7 +50,9 @@ def to_config(rule: Rule) -> dict[str, Any]:
     """
     known = type(rule) in known_rules().values()
     path = f"fusionlab.rules.{type(rule).__name__}" if known else f"{type(rule).__module__}.{type(rule).__qualname__}"
-    values = {item.name: getattr(rule, item.name) for item in fields(rule)} if is_dataclass(rule) else {}
+    values: dict[str, Any] = {}
+    if is_dataclass(rule):
+        values = {item.name: getattr(rule, item.name) for item in fields(rule)}
     init_args = {name: to_config(value) if isinstance(value, Rule) else value for name, value in values.items()}
     return {"class_path": path, "init_args": init_args}
 
@@ -68,7 +70,7 @@ def rule_name(rule: Rule | type) -> str:
 
 def known_rules() -> dict[str, type]:
     """Every rule that ``fusionlab.rules`` exports, by its name in a config."""
-    exported = (getattr(rules, name) for name in rules.__all__)
+    exported: list[type] = [getattr(rules, name) for name in rules.__all__]
     return {rule_name(item): item for item in exported if is_dataclass(item) and hasattr(item, "fuse")}
 
 

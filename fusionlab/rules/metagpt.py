@@ -63,11 +63,9 @@ class Metagpt:
         return statistics.once(("metagpt", scope), lambda: self._coefficients(scope, tasks, statistics))
 
     def _coefficients(self, scope: str | None, tasks: tuple[str, ...], statistics: Statistics) -> dict[str, float]:
-        names = {
-            "model": None,
-            "layer": [name for name in statistics.names if layer_of(name) == scope],
-            "tensor": [scope],
-        }[self.scope]
+        names = None if scope is None else [scope]
+        if self.scope == "layer":
+            names = [name for name in statistics.names if layer_of(name) == scope]
         norms = {task: statistics.sum(f"squared_norm/{task}", names) for task in tasks}
         total = sum(norms.values())
         if total == 0 and self.scope == "model":

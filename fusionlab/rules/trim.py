@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -120,7 +121,7 @@ class Trim:
         histogram = earlier.counts[f"coarse/{place}"]
         found = {f"fine/{place}": torch.zeros(1, dtype=torch.int64)}  # says that the pass was made
         for rank in self._inner_ranks(task, name, earlier):
-            coarse_bin, _ = earlier.once(("bin", place, rank), lambda r=rank: magnitudes.find_bin(histogram, r))
+            coarse_bin, _ = earlier.once(("bin", place, rank), partial(magnitudes.find_bin, histogram, rank))
             found[f"fine/{place}/{rank}"] = magnitudes.fine_histogram(bits, coarse_bin)
         return found
 
