@@ -14,8 +14,8 @@ import torch
 def t5_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Folders with a random T5 and a tokenizer of letters, digits and a few words.
 
-    ``tied`` is as the first T5: one embedding table and a ReLU. ``untied`` is as T5 v1.1 and flan-T5: an output layer of
-    its own, a gated GELU, and outputs that are not scaled.
+    ``tied`` is as the first T5: one embedding table and a ReLU. ``untied`` is as T5 v1.1 and flan-T5: an output layer
+    of its own, a gated GELU, and outputs that are not scaled.
     """
     from transformers import T5Config, T5ForConditionalGeneration, T5Tokenizer
 
