@@ -178,13 +178,13 @@ class FusionCLI(LightningCLI):
             self.config_init[self.subcommand]["ckpt_path"] = str(folder.last_checkpoint)
             self.config_init[self.subcommand]["weights_only"] = True
 
-    def before_fit(self) -> None:
-        """Handle SIGTERM and SIGUSR1 from here on."""
+    def fit(self, **arguments: Any) -> None:
+        """The trainer's fit, with SIGTERM and SIGUSR1 handled; the handlers are put back however it ends."""
         self.stopping.install()
-
-    def after_fit(self) -> None:
-        """Put the signal handlers back."""
-        self.stopping.restore()
+        try:
+            self.trainer.fit(**arguments)
+        finally:
+            self.stopping.restore()
 
     def after_validate(self) -> None:
         """Write and draw the rows."""
