@@ -93,8 +93,8 @@ def _readable(message: str, flags: list[str]) -> str:
         name = unknown[1].partition("=")[0]
         return f"unknown argument {name!r}; {did_you_mean(name, flags)}"
     if "required" in message:
-        names = re.findall(r'(?:Key|required: ?|key) "?([\w.]+)"?', message)
-        return f"missing: {', '.join(names) or message}. Give it as a flag, or as a key of a file with --config."
+        keys = re.findall(r'(?:Key|required: ?|key) "?([\w.]+)"?', message)
+        return f"missing: {', '.join(keys) or message}. Give it as a flag, or as a key of a file with --config."
     wrong = re.match(r'Parser key "([\w.]+)":\s*(.*)', message, re.DOTALL)
     if wrong:
         value = re.search(r"(?:Got value|Given value): (.*?)$", message, re.MULTILINE)

@@ -157,7 +157,7 @@ def _bars(sweep: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], protocol:
     for row in rows:
         is_all = row["fused_tasks"] is not None and set(row["fused_tasks"]) == set(sweep["tasks"])
         if is_all and row["protocol"] == protocol and row["denominator"] == "own":
-            label = f"{row['method']}, {line_name(row).removeprefix('fused: ')}"
+            label = f"{row['method']}, {line_name(dict(row)).removeprefix('fused: ')}"
             found.setdefault(label, {}).setdefault(row["task"], []).append(row["value"])
     return {
         label: {task: sum(values) / len(values) for task, values in by_task.items()} for label, by_task in found.items()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fusionlab.errors import InputError, did_you_mean
 from fusionlab.rules import Rule
+from fusionlab.rules.config import _arguments as checked_arguments
 from fusionlab.state import State
 
 Batch = dict[str, Any]
@@ -91,11 +92,7 @@ def search_from_config(config: str | Mapping[str, Any]) -> Search:
     known, name = known_searches(), _name(str(content.get("class_path")))
     if name not in known:
         raise InputError(f"search {content.get('class_path')!r}: no such search; {did_you_mean(name, known)}")
-    arguments = [item.name for item in fields(known[name])]
-    for key in content.get("init_args") or {}:
-        if key not in arguments:
-            raise InputError(f"{name}: unknown argument {key!r}; {did_you_mean(str(key), arguments)}")
-    return known[name](**(content.get("init_args") or {}))
+    return known[name](**checked_arguments(known[name], content.get("init_args") or {}))
 
 
 def to_config(search: Search) -> dict[str, Any]:

@@ -90,12 +90,12 @@ class MetagptMultiplier:
     """
 
     scope: str = "model"
-    grid: tuple[float, ...] = tuple(round(0.25 * step, 2) for step in range(1, 9))
+    grid: list | tuple = tuple(round(0.25 * step, 2) for step in range(1, 9))
 
     def __post_init__(self) -> None:
         Metagpt(self.scope)  # type: ignore[arg-type]
-        if not self.grid:
-            raise InputError("multiplier.grid: expected at least one number, got none")
+        if not self.grid or not all(isinstance(value, (int, float)) for value in self.grid):
+            raise InputError(f"metagpt_multiplier.grid: expected numbers, at least one, got {list(self.grid)}")
 
     def search(self, problem: Problem) -> Found:
         """Score all multipliers of the grid in one pass."""

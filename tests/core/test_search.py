@@ -147,3 +147,7 @@ def test_searches_by_name_and_back() -> None:
         search_from_config({"class_path": "adamerging", "init_args": {"scop": "layer"}})
     with pytest.raises(InputError, match=r"expected task or layer, got 'model'"):
         Adamerging(scope="model")
+    with pytest.raises(InputError, match=r"adamerging.num_steps: expected .*, got 'many'"):
+        search_from_config({"class_path": "adamerging", "init_args": {"num_steps": "many"}})
+    with pytest.raises(InputError, match=r"grid: expected numbers, at least one, got \['x'\]"):
+        search_from_config({"class_path": "metagpt_multiplier", "init_args": {"grid": ["x"]}})
