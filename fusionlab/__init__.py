@@ -15,6 +15,7 @@ _PUBLIC = {
     "ImageTasks": "fusionlab.data",
     "InputError": "fusionlab.errors",
     "T5Module": "fusionlab.modules",
+    "ViTModule": "fusionlab.modules",
     "evaluate": "fusionlab.evaluation",
     "fuse": "fusionlab.streaming",
     "load": "fusionlab.loading",

@@ -12,7 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fusionlab.adapters import Adapter, base_state, combine, save_adapter, split_names, stored_state
+from fusionlab.adapters import Adapter, base_state, combine, save_adapter
+from fusionlab.backbones.layout import to_disk
 from fusionlab.checkpoints import save_state, write_folder
 from fusionlab.checkpoints.stats import STATS, adapter_files, file_records, task_vector_key, write_squared_norms
 from fusionlab.linearize import LINEARIZED_METHODS, LinearizedState
@@ -162,8 +163,7 @@ def _write_weights(
     else:
         backbone.save_files(folder)
         own = weights.state if isinstance(weights, LinearizedState) else weights
-        state = base_state(backbone.model) | dict(own)
-        save_state(folder, stored_state(state, split_names(backbone.model)))
+        save_state(folder, to_disk(backbone.model, base_state(backbone.model) | dict(own)))
     if isinstance(weights, LinearizedState) or getattr(weights, "method", None) in LINEARIZED_METHODS:
         record["linearization_point"] = point_hash(backbone.model)
         (folder / "README.md").write_text(TANGENT_CARD.format(base=backbone.name, point=record["linearization_point"]))

@@ -12,6 +12,7 @@ from torch import nn
 
 from fusionlab import adapters
 from fusionlab.adapters import Adapter
+from fusionlab.backbones.layout import from_disk
 from fusionlab.checkpoints import open_checkpoint
 from fusionlab.errors import InputError, name_list
 from fusionlab.linearize import LINEARIZED_METHODS, LinearizedState
@@ -88,7 +89,7 @@ def load_weights(folder: Path, base_model: nn.Module | None = None) -> LoadedWei
         if base_model is not None:
             tied = adapters.tied_names(base_model)  # stored under all their names by some
             state = {name: tensor for name, tensor in state.items() if name not in tied}
-            state = adapters.split_state(state, adapters.split_names(base_model))
+            state = from_disk(base_model, state)
             check_same_names(adapters.base_state(base_model), state, what=f"the model in {str(folder)!r}")
             _check_point(folder, own.get("linearization_point"), base_model)
         linearized = labels.get("method") in LINEARIZED_METHODS

@@ -8,6 +8,33 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from fusionlab.metrics import lowest_argmax
+
+
+def labelled(logits: Tensor, class_names: Sequence[str], task: str, paths: Sequence[str]) -> list[dict[str, Any]]:
+    """A row for each path: its label among the task's classes (ties go to the lower one) and the label's probability.
+
+    Args:
+        logits: shape ``(batch, num_classes)``; rows beyond ``paths`` are padding.
+        class_names: the task's classes.
+        task: its name.
+        paths: what the rows are of.
+    """
+    probabilities = torch.softmax(logits.float(), dim=-1)
+    labels = lowest_argmax(probabilities).tolist()
+    return [
+        {
+            "path": path,
+            "task": task,
+            "label": class_names[label],
+            "probability": round(float(probabilities[row, label]), 6),
+        }
+        for row, (path, label) in enumerate(zip(paths, labels, strict=False))
+    ]
+
 
 def write_predictions(path: Path, predictions: Sequence[dict[str, Any]]) -> None:
     """Write one CSV line per input, whole or not at all; the columns are the keys of the first prediction."""

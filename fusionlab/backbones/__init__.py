@@ -1,18 +1,32 @@
-"""Backbones by name: the embedded ones, local folders and hub ids in transformers' or open_clip's format."""
+"""Backbones by name: the embedded ones, local folders and hub ids in transformers', open_clip's or timm's format."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TypeAlias
 
 from fusionlab.backbones.clip import ClipBackbone
 from fusionlab.backbones.open_clip import OpenClipBackbone, is_open_clip
 from fusionlab.backbones.t5 import T5Backbone
+from fusionlab.backbones.vit import FROM_CONFIG, TIMM, TimmBackbone, ViTBackbone
 from fusionlab.errors import InputError, did_you_mean
 
 ASSETS = Path(__file__).parent.parent / "assets"
 
-__all__ = ["ASSETS", "ClipBackbone", "OpenClipBackbone", "T5Backbone", "load_backbone", "resolve_model"]
+Backbone: TypeAlias = ClipBackbone | T5Backbone | ViTBackbone | TimmBackbone
+
+__all__ = [
+    "ASSETS",
+    "Backbone",
+    "ClipBackbone",
+    "OpenClipBackbone",
+    "T5Backbone",
+    "TimmBackbone",
+    "ViTBackbone",
+    "load_backbone",
+    "resolve_model",
+]
 
 
 def resolve_model(name: str) -> str:
@@ -37,17 +51,22 @@ def resolve_model(name: str) -> str:
     return name
 
 
-def load_backbone(name: str, dtype: str = "float32") -> ClipBackbone | T5Backbone:
+def load_backbone(name: str, dtype: str = "float32") -> Backbone:
     """The frozen backbone that ``name`` stands for.
 
     Args:
         name: an embedded name (``tiny-clip``), a local folder or a hub id in transformers' format, or open_clip's
-            ``ARCHITECTURE:TAG``, ``ARCHITECTURE:FILE``, ``local-dir:FOLDER`` or ``hf-hub:OWNER/NAME``.
+            ``ARCHITECTURE:TAG``, ``ARCHITECTURE:FILE``, ``local-dir:FOLDER`` or ``hf-hub:OWNER/NAME``; for a ViT also
+            ``timm:ARCHITECTURE``, ``timm:FOLDER``, or ``config:FILE``, random weights by a configuration.
         dtype: dtype of the frozen weights; ``bfloat16`` for T5 only.
 
     Raises:
         InputError: nothing there, no network for a hub id, or an architecture this package has no module for.
     """
+    for prefix, load in ((TIMM, TimmBackbone.load), (FROM_CONFIG, ViTBackbone.from_config)):
+        if name.startswith(prefix):
+            _only_float32(name, dtype)
+            return load(name.removeprefix(prefix), name=name)
     if is_open_clip(name):
         _only_float32(name, dtype)
         return OpenClipBackbone.load(name, name=name)
@@ -55,18 +74,18 @@ def load_backbone(name: str, dtype: str = "float32") -> ClipBackbone | T5Backbon
     model_type = _model_type(name, source)
     if model_type == "t5":
         return T5Backbone.load(source, name=name, dtype=dtype)
-    if model_type != "clip":
+    if model_type not in ("clip", "vit"):
         raise InputError(
-            f"the model {name!r} is of type {model_type!r}; expected 'clip' (image and text towers) or 't5' "
-            f"(an encoder-decoder)"
+            f"the model {name!r} is of type {model_type!r}; expected 'clip' (image and text towers), 'vit' (an image "
+            f"tower) or 't5' (an encoder-decoder)"
         )
     _only_float32(name, dtype)
-    return ClipBackbone.load(source, name=name)
+    return (ClipBackbone if model_type == "clip" else ViTBackbone).load(source, name=name)
 
 
 def _only_float32(name: str, dtype: str) -> None:
     if dtype != "float32":
-        raise InputError(f"the CLIP model {name!r} runs in float32, got dtype {dtype!r}; use trainer.precision")
+        raise InputError(f"the model {name!r} runs in float32, got dtype {dtype!r}; use trainer.precision")
 
 
 def _model_type(name: str, source: str) -> str:

@@ -61,7 +61,7 @@ class ClipBackbone(nn.Module):
             tokenizer = AutoTokenizer.from_pretrained(source)
         except (OSError, ValueError) as error:
             raise InputError(f"the CLIP model {name!r} could not be loaded: {error}") from error
-        return cls(model, tokenizer, name=name, **_normalisation(source))
+        return cls(model, tokenizer, name=name, **normalisation(source))
 
     @property
     def encoder(self) -> nn.Module:
@@ -129,8 +129,8 @@ class ClipBackbone(nn.Module):
         return F.normalize(features.mean(dim=1), dim=-1)
 
 
-def _normalisation(source: str) -> dict[str, Sequence[float]]:
-    """The model's own pixel mean and std, from its preprocessor config; OpenAI's where it has none."""
+def normalisation(source: str) -> dict[str, Sequence[float]]:
+    """The model's own pixel mean and std, from its preprocessor config; empty where it has none."""
     path = Path(source) / "preprocessor_config.json"
     if not path.is_file():
         from transformers.utils import cached_file

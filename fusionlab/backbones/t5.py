@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fusionlab.backbones.label_words import Answers, check_words, side_by_side
+from fusionlab.backbones.quiet import quiet
 from fusionlab.errors import InputError, name_list
 from fusionlab.metrics import lowest_argmax
 
@@ -67,7 +67,7 @@ class T5Backbone(nn.Module):
         try:
             config = AutoConfig.from_pretrained(source)
             _check_architecture(config, name)
-            with _quiet_about_ties():
+            with quiet():  # about ties: its advice is to edit the configuration of every T5 v1.1 and flan-T5
                 loaded: Any = T5ForConditionalGeneration.from_pretrained(
                     source, dtype=DTYPES[dtype], output_loading_info=True
                 )
@@ -201,19 +201,6 @@ class T5Backbone(nn.Module):
         (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         self.model.generation_config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-
-
-@contextmanager
-def _quiet_about_ties() -> Iterator[None]:
-    """Leave out transformers' advice to edit the configuration of every T5 v1.1 and flan-T5, which are not tied."""
-    from transformers.utils import logging
-
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
 
 
 def check_dtype(dtype: str) -> None:

@@ -15,11 +15,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from fusionlab import adapters as adapter_io
 from fusionlab import reporting, rules, search
-from fusionlab.adapters import Adapter
 from fusionlab.callbacks.progress import FusionProgressBar
 from fusionlab.errors import InputError
 from fusionlab.evaluation import Row, evaluate, primary_rows, rank_and_world_size
-from fusionlab.fused import FusedModel, fuse_weights, save_finetuned, save_fused
+from fusionlab.fused import FusedModel, fuse_weights, save_fused
 from fusionlab.runs import RESULTS
 
 DEFAULT_RULES = ("average", "task_arithmetic", "metagpt", "ties")
@@ -117,11 +116,7 @@ class FusionCallback(Callback):
 
     def _write(self, root: Path, module: Any, data: Any, rows: list[Row], fused: dict[str, FusedModel]) -> None:
         tasks, backbone, method = list(data.tasks), module.backbone, {"method": module.method}
-        for task in tasks:
-            row = {"model": "finetuned", "finetuned_on": task, **method}
-            weights = module.finetuned(task)
-            kind = "adapters" if isinstance(weights, Adapter) else "finetuned"
-            save_finetuned(root / kind / task, weights, backbone, row)
+        module.export(root, tasks)
         for name, result in fused.items():
             coefficients = {"scaling_coefficients": result.scaling_coefficients}
             row = {"model": "fused", "rule": name, "fused_tasks": tasks, **coefficients, **method}

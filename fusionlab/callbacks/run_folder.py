@@ -9,9 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from fusionlab.adapters import Adapter
 from fusionlab.errors import InputError, name_list
-from fusionlab.fused import save_finetuned
 from fusionlab.leases import TaskLeases
 from fusionlab.ranks import raise_together, same_on_all_ranks
 from fusionlab.runs import LEASES, RunFolder, RunState
@@ -111,11 +109,7 @@ class TrainOnly(Callback):
         module: Any = pl_module
         tasks = list(trainer.datamodule.tasks)  # type: ignore[attr-defined]
         if trainer.is_global_zero:
-            for task in tasks:
-                weights = module.finetuned(task)
-                kind = "adapters" if isinstance(weights, Adapter) else "finetuned"
-                row = {"model": "finetuned", "finetuned_on": task, "method": module.method}
-                save_finetuned(self.root / kind / task, weights, module.backbone, row)
+            module.export(self.root, tasks)
             self.part.finish_part(tasks)
             print(f"trained {name_list(tasks)}: {self.root}")
         trainer.strategy.barrier("part written")

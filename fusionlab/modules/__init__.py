@@ -3,5 +3,6 @@
 from fusionlab.modules.base import FusionModule
 from fusionlab.modules.clip import ClipModule
 from fusionlab.modules.t5 import T5Module
+from fusionlab.modules.vit import ViTModule
 
-__all__ = ["ClipModule", "FusionModule", "T5Module"]
+__all__ = ["ClipModule", "FusionModule", "T5Module", "ViTModule"]

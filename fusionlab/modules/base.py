@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from fusionlab import adapters
-from fusionlab.adapters import InjectionReport
+from fusionlab.adapters import Adapter, InjectionReport
 from fusionlab.backbones import load_backbone
 from fusionlab.errors import InputError, name_list
 from fusionlab.evaluation import Row, evaluate, mean_over_ranks
+from fusionlab.fused import save_finetuned
 from fusionlab.linearize import LINEARIZED_METHODS
 from fusionlab.loading import LoadedWeights, load_weights
 from fusionlab.modules.adaptation import Method, make_adaptation
@@ -174,6 +175,14 @@ class FusionModule(LightningModule):
     def finetuned(self, task: str) -> Weights:
         """A copy on the CPU of what is trained for ``task``: an adapter, or weights by the base's names."""
         return self.adaptation.weights(task)
+
+    def export(self, root: Path, tasks: list[str]) -> None:
+        """Write what is trained for each task to ``adapters/<task>/`` or ``finetuned/<task>/`` of a run folder."""
+        for task in tasks:
+            weights = self.finetuned(task)
+            kind = "adapters" if isinstance(weights, Adapter) else "finetuned"
+            row = {"model": "finetuned", "finetuned_on": task, "method": self.method}
+            save_finetuned(root / kind / task, weights, self.backbone, row)
 
     @contextmanager
     def use(self, weights: str | Weights | None) -> Iterator[None]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import MetricCollection
 
 from fusionlab.metrics import Accuracy, lowest_argmax
 from fusionlab.modules.base import FusionModule, Method
+from fusionlab.predicting import labelled
 
 
 class ClipModule(FusionModule):
@@ -90,11 +90,6 @@ class ClipModule(FusionModule):
         """Label a batch of images with every task's classes; ties go to the lower label."""
         rows = []
         for task in self.heads:
-            probabilities = torch.softmax(self.logits(task, batch["images"]).float(), dim=-1)
-            labels = lowest_argmax(probabilities).tolist()
-            for row, path in enumerate(batch["paths"]):  # shorter than the batch where it is padded
-                probability = round(float(probabilities[row, labels[row]]), 6)
-                label = self.class_names[task][labels[row]]
-                rows.append({"path": path, "task": task, "label": label, "probability": probability})
+            rows += labelled(self.logits(task, batch["images"]), self.class_names[task], task, batch["paths"])
         self.predictions += rows
         return rows

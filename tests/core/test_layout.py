@@ -11,17 +11,42 @@ PACKAGE = Path(__file__).parents[2] / "fusionlab"
 TIERS = {
     0: {"errors", "state", "linearize", "rules", "samplers", "tasks", "optimization", "runs", "known_tasks", "leases"},
     1: {"backbones", "adapters", "checkpoints", "streaming", "metrics", "fused", "loading", "planning"},
-    2: {"callbacks", "modules", "data", "evaluation", "search", "sweeping", "reporting", "predicting", "fusing", "cli",
-        "protocols", "published", "candidates", "commandline", "ranks"},
+    2: {
+        "callbacks",
+        "modules",
+        "data",
+        "evaluation",
+        "search",
+        "sweeping",
+        "reporting",
+        "predicting",
+        "fusing",
+        "cli",
+        "protocols",
+        "published",
+        "candidates",
+        "commandline",
+        "ranks",
+    },
 }
 # libraries a tier may import beside the standard library
 LIBRARIES = {
     0: {"torch", "yaml"},
-    1: {"torch", "yaml", "transformers", "open_clip", "peft", "datasets", "torchmetrics", "safetensors", "numpy", "rich",
+    1: {"torch", "yaml", "transformers", "open_clip", "timm", "peft", "datasets", "torchmetrics", "safetensors", "numpy", "rich",
         "huggingface_hub", "psutil", "scipy"},
 }  # fmt: skip
 # rooms of tier 2 that others of tier 2 may import: the shared ones
-SHARED = {"evaluation", "reporting", "search", "predicting", "protocols", "published", "candidates", "commandline", "ranks"}
+SHARED = {
+    "evaluation",
+    "reporting",
+    "search",
+    "predicting",
+    "protocols",
+    "published",
+    "candidates",
+    "commandline",
+    "ranks",
+}
 ASIDE = {"__init__", "__main__", "assets"}
 
 

@@ -1,0 +1,238 @@
+"""Image classification by a vision transformer, with a supervised head per task that stays outside the fusion."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MetricCollection
+
+from fusionlab.adapters.injection import adapter_name
+from fusionlab.backbones import TimmBackbone, ViTBackbone, load_backbone
+from fusionlab.checkpoints import save_state, write_folder
+from fusionlab.errors import InputError, name_list
+from fusionlab.metrics import Accuracy, lowest_argmax
+from fusionlab.modules.base import FusionModule, Method
+from fusionlab.predicting import labelled
+
+HEADS = "heads"
+
+
+class ViTModule(FusionModule):
+    """Fine-tunes a vision transformer, and a linear head for each task.
+
+    A head starts as the classifier by the nearest class mean of pretrained features, so that the pretrained model has
+    a score of its own, and trains along with its task. It is no part of a task vector: a fused model is scored on a
+    task by that task's head.
+
+    Args:
+        backbone: a local folder or hub id of a transformers ViT, ``timm:ARCHITECTURE``, ``timm:FOLDER``, or
+            ``config:FILE`` for random weights by a configuration.
+        method: ``lora`` trains A and B; ``l_lora`` each adapted layer expanded to first order in (A, B);
+            ``tangent_lora`` the whole network expanded so; ``full`` all weights of the encoder; ``tangent`` those, the
+            whole network expanded to first order. With ``weights``, a tangent method scores them linearized.
+        rank: rank r of every adapter.
+        lora_alpha: the adapter is scaled by ``lora_alpha / rank``.
+        dropout: dropout on the adapter's input while training, 0..1.
+        target_modules: names of the linear layers to adapt; the q and v projections by default.
+        learning_rate: peak learning rate of AdamW; by default one that suits the method.
+        weight_decay: decoupled weight decay on what is trained.
+        num_warmup_steps: steps of linear warm-up.
+        lr_schedule: what follows the warm-up, ``cosine`` to zero over the run, or ``constant``.
+        weights: folder with an adapter or a fused model, to ``validate``, ``test`` or ``predict`` with.
+        seed: seed of the initial adapter, of dropout, and written into every result row.
+        heads: folder of the heads, to ``validate``, ``test`` or ``predict`` with; by default that of the run in which
+            ``weights`` lies.
+    """
+
+    default_backbone = ""
+    default_learning_rates: ClassVar[dict[str, float]] = {
+        "lora": 1e-3, "l_lora": 1e-3, "tangent_lora": 1e-3, "tangent": 1e-4, "full": 1e-4,
+    }  # fmt: skip
+
+    def __init__(
+        self,
+        backbone: str | nn.Module | None = None,
+        method: Method = "lora",
+        rank: int = 16,
+        lora_alpha: float = 32,
+        dropout: float = 0.0,
+        target_modules: list[str] | None = None,
+        learning_rate: float | None = None,
+        weight_decay: float = 0.0,
+        num_warmup_steps: int = 0,
+        lr_schedule: Literal["cosine", "constant"] = "cosine",
+        weights: str | None = None,
+        seed: int = 42,
+        heads: str | None = None,
+    ) -> None:
+        super().__init__(
+            _checked(backbone), method, rank, lora_alpha, dropout, target_modules, learning_rate, weight_decay,
+            num_warmup_steps, lr_schedule, weights, seed,
+        )  # fmt: skip
+        self.heads_folder = heads
+        self.classifiers = nn.ModuleDict()
+        self.class_names: dict[str, tuple[str, ...]] = {}
+
+    def setup(self, stage: str) -> None:
+        """As every module; outside ``fit`` also read the heads.
+
+        Raises:
+            InputError: no heads to read, or none for one of the tasks.
+        """
+        super().setup(stage)
+        if stage != "fit":
+            for name, task in self.trainer.datamodule.tasks.items():
+                self._read_head(name, task.class_names)
+
+    def add_adapters(self, tasks: list[str]) -> None:
+        """Make what is trained for each task, its head included.
+
+        Raises:
+            InputError: a target name matches no layer.
+        """
+        super().add_adapters(tasks)
+        data = self.trainer.datamodule
+        for task in tasks:
+            self.task_parameters[task] += self.add_head(task, len(data.tasks[task].class_names))
+
+    def add_head(self, task: str, num_classes: int) -> list[nn.Parameter]:
+        """Make a head of zeros; returns its parameters."""
+        head = nn.Linear(self.backbone.num_features, num_classes)
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+        self.classifiers[adapter_name(task)] = head.to(self.device)
+        return list(head.parameters())
+
+    def prepare_tasks(self, tasks: Mapping[str, Any]) -> None:
+        """Fill the heads that are still zero by the class means of pretrained features, on this device."""
+        for name, task in tasks.items():
+            self.class_names[name] = task.class_names
+            if not self.head(name).weight.any():
+                self._fill_head(name, self.trainer.datamodule.splits[name]["train"])
+
+    def head(self, task: str) -> nn.Linear:
+        """The task's head."""
+        return self.classifiers[adapter_name(task)]  # type: ignore[return-value]
+
+    @torch.no_grad()
+    def _fill_head(self, task: str, samples: Any, num_samples: int = 1024, batch_size: int = 64) -> None:
+        """Fill the head by the class means of pretrained features of evenly spaced samples."""
+        rows = torch.linspace(0, len(samples) - 1, min(len(samples), num_samples)).long()
+        features, labels = [], []
+        training = self.training
+        self.eval()
+        with self.evaluation_context(), self.use(None):
+            for part in rows.split(batch_size):
+                batch = samples.batch(part)
+                images = batch["images"].to(self.device)
+                features.append(self.output(lambda images=images: self.backbone.image_features(images)).float())
+                labels.append(batch["labels"].to(self.device))
+        self.train(training)
+        weight, bias = nearest_mean_head(torch.cat(features), torch.cat(labels), self.head(task).out_features)
+        self.head(task).weight.copy_(weight)
+        self.head(task).bias.copy_(bias)
+
+    def logits(self, task: str, images: Tensor) -> Tensor:
+        """The task's head on the features, shape ``(batch, num_classes)``."""
+        features = self.output(lambda: self.backbone.image_features(images))
+        return self.head(task)(features.to(self.head(task).weight.dtype))
+
+    def loss(self, task: str, batch: dict[str, Any]) -> Tensor:
+        """Mean cross-entropy over the batch."""
+        return F.cross_entropy(self.logits(task, batch["images"]), batch["labels"])
+
+    def metrics(self, task: str) -> MetricCollection:
+        """Top-1 accuracy."""
+        return MetricCollection({"accuracy": Accuracy()}).to(self.device)
+
+    def score(self, task: str, batch: dict[str, Any], metrics: MetricCollection) -> None:
+        """Count top-1 hits; ties go to the lower label."""
+        metrics.update(lowest_argmax(self.logits(task, batch["images"])), batch["labels"], batch["mask"])
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[dict[str, Any]]:
+        """Label a batch of images with every task's classes; ties go to the lower label."""
+        rows = []
+        for task, class_names in self.class_names.items():
+            rows += labelled(self.logits(task, batch["images"]), class_names, task, batch["paths"])
+        self.predictions += rows
+        return rows
+
+    def export(self, root: Path, tasks: list[str]) -> None:
+        """Write what was trained for each task, and the heads to ``heads/<task>/``."""
+        super().export(root, tasks)
+        for task in tasks:
+            state = {name: value.detach() for name, value in self.head(task).named_parameters()}
+            with write_folder(root / HEADS / task, overwrite=True) as folder:
+                save_state(folder, state, {"class_names": json.dumps(self.class_names[task])})
+
+    def _read_head(self, task: str, class_names: tuple[str, ...]) -> None:
+        if self.heads_folder is not None:
+            folder = Path(self.heads_folder).expanduser()
+        elif self.weights is not None:
+            folder = Path(self.weights).expanduser().resolve().parents[1] / HEADS
+        else:
+            raise InputError("a ViT needs heads to be scored: give --model.heads, the heads folder of a run")
+        file = folder / task / "model.safetensors"
+        if not file.is_file():
+            known = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+            raise InputError(f"no head for task {task!r} in {str(folder)!r}; it has {name_list(known) or 'none'}")
+        with safe_open(file, "pt") as stored:
+            trained = tuple(json.loads(stored.metadata()["class_names"]))
+            state = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        if trained != tuple(class_names):
+            raise InputError(
+                f"the head in {str(file.parent)!r} is for the classes {name_list(trained)}; task {task!r} has "
+                f"{name_list(class_names)}"
+            )
+        expected = (len(class_names), self.backbone.num_features)
+        if tuple(state["weight"].shape) != expected:
+            raise InputError(f"the head in {str(file.parent)!r} is {tuple(state['weight'].shape)}, expected {expected}")
+        self.add_head(task, len(class_names))
+        self.head(task).load_state_dict(state)
+        self.class_names[task] = tuple(class_names)
+
+
+def nearest_mean_head(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Weight and bias of −‖x − mean_c‖² / (2σ²), but for a term that all classes share; σ² is the mean variance.
+
+    Args:
+        features: float32, shape ``(samples, dim)``.
+        labels: int64, shape ``(samples,)``; a class without samples gets the mean of all.
+        num_classes: number of classes.
+
+    Returns:
+        weight ``(num_classes, dim)`` and bias ``(num_classes,)``.
+
+    Example:
+        >>> nearest_mean_head(torch.tensor([[0.0], [2.0], [4.0], [6.0]]), torch.tensor([0, 0, 1, 1]), 2)
+        (tensor([[-2.],
+                [ 2.]]), tensor([ 4., -8.]))
+    """
+    center = features.mean(0)
+    centered = features - center
+    chosen = F.one_hot(labels, num_classes).to(features.dtype)
+    means = chosen.T @ centered / chosen.sum(0).clamp(min=1)[:, None]
+    variance = (centered - means[labels]).square().mean().clamp(min=1e-6)
+    weight = means / variance
+    return weight, -(weight * (means / 2 + center)).sum(1)
+
+
+def _checked(backbone: str | nn.Module | None) -> nn.Module:
+    if backbone is None:
+        raise InputError(
+            "ViTModule needs --model.backbone: a local folder or hub id of a ViT, timm:NAME or config:FILE"
+        )
+    loaded = load_backbone(backbone) if isinstance(backbone, str) else backbone
+    if not isinstance(loaded, ViTBackbone | TimmBackbone):
+        raise InputError(
+            f"ViTModule needs a vision transformer, and {backbone!r} is a {type(loaded.model).__name__}; give a ViT, "
+            f"or use ClipModule or T5Module"
+        )
+    return loaded
