@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from fusionlab.__main__ import main
+from fusionlab.data.loader import StepLoader
+from fusionlab.errors import InputError
 
 CLUSTER = Path(__file__).parents[2] / "configs" / "cluster"
 CONFIG = """
@@ -96,3 +98,10 @@ def test_offline_points_to_the_folder() -> None:
     text = f"set -e; . {CLUSTER}/offline.sh /shared; echo $HF_HOME $FUSIONLAB_CACHE $HF_HUB_OFFLINE"
     done = subprocess.run(["bash", "-c", text], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["/shared/hub", "/shared/cache", "1"]
+
+
+def test_fewer_samples_than_processes_are_named() -> None:
+    splits = {"long": range(9), "short": range(2)}
+    assert len(StepLoader(splits, 2, seed=0, world_size=2, length_multiple=2)) == 4  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"fewer training samples than the 3 processes: short \(2\)"):
+        StepLoader(splits, 2, seed=0, world_size=3)  # type: ignore[arg-type]
