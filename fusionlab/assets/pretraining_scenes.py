@@ -106,8 +106,8 @@ def _printed(rng: np.random.Generator, which: Integers) -> NDArray[np.uint8]:
 
 def printed_digits(rng: np.random.Generator, n: int) -> tuple[NDArray[np.uint8], Captions]:
     which = rng.integers(0, 10, n)
-    names = [DIGITS[i] for i in which]
-    return _printed(rng, which), [(f"the digit {d}.", f"the number {d}.", f"a printed {d}.") for d in names]
+    captions = [(f"the digit {DIGITS[i]}.", f"a printed {DIGITS[i]}.", f"the number {i}.") for i in which]
+    return _printed(rng, which), captions
 
 
 def printed_letters(rng: np.random.Generator, n: int) -> tuple[NDArray[np.uint8], Captions]:

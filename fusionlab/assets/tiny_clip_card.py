@@ -24,15 +24,16 @@ A real, small CLIP for tests, demonstrations and laptops: 32-pixel images, patch
 {parameters:,} parameters in float32 ({size:.1f} MB). It is not meant for use on real problems.
 
 ## How it was made
-From random weights, in {minutes:.0f} minutes on two CPU cores ({steps} steps, seed {seed}), by
+From random weights, in {minutes:.0f} minutes on one busy CPU core ({steps} steps, seed {seed}), by
 
-    python -m fusionlab.assets.make_tiny_clip --cifar100 PATH --cifar10 PATH --steps {steps} --output DIR
+    python -m fusionlab.assets.make_tiny_clip --cifar100 PATH --cifar10 PATH --steps {steps} --learning_rate {learning_rate:g} \
+        --seed {seed} --output DIR
 
 Contrastive image-text training; all images of one caption are its positives. Each batch is about half real photos
 (the 30,000 images of a copy of CIFAR-100's training split, captions such as "a photo of a whale.") and half drawings
 made on the spot (digits and letters in a printed typeface, flat traffic signs, bold textures, rows of equal things,
-coloured shapes, clean icons). The embedded tasks draw the same concepts in harder styles and none of their images was
-used. The tokenizer is CLIP's byte-level one with {tokens} tokens learned from the captions; the context length is
+single and coloured shapes, clean icons). The embedded tasks draw the same concepts in harder styles, as filmed off an
+interlaced screen; none of their images was used. The tokenizer is CLIP's byte-level one with {tokens} tokens learned from the captions; the context length is
 {context}.
 
 ## Zero-shot accuracy on test splits
@@ -60,7 +61,13 @@ def zero_shot_accuracy(
 
 
 def write_card(
-    folder: Path, *, minutes: float, steps: int, seed: int, photos: Mapping[str, tuple[Tensor, Tensor, list[str]]]
+    folder: Path,
+    *,
+    minutes: float,
+    steps: int,
+    learning_rate: float,
+    seed: int,
+    photos: Mapping[str, tuple[Tensor, Tensor, list[str]]],
 ) -> None:
     """Writes ``README.md`` beside the weights, with what was measured on the embedded tasks and on ``photos``."""
     backbone = ClipBackbone.load(str(folder), name="tiny-clip")
@@ -83,6 +90,7 @@ def write_card(
         size=(folder / "model.safetensors").stat().st_size / 1e6,
         minutes=minutes,
         steps=steps,
+        learning_rate=learning_rate,
         seed=seed,
         tokens=text.vocab_size,
         context=text.max_position_embeddings,

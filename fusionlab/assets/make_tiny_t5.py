@@ -1,0 +1,134 @@
+"""Makes the embedded tiny-t5 again: python -m fusionlab.assets.make_tiny_t5 --output DIR.
+
+A T5 of three encoder and three decoder layers, trained on text made on the spot about a small world: span corruption,
+and questions of the kinds that the embedded text tasks ask, in other words and with other answers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import string
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import T5Config, T5ForConditionalGeneration, T5Tokenizer
+
+from fusionlab.assets.optimizers import muon_and_adamw
+from fusionlab.assets.pretraining_texts import MAX_GAPS, Sample, any_sample
+from fusionlab.assets.tiny_t5_card import write_card
+
+VOCABULARY_SIZE, NUM_SENTINELS, MAX_TOKENS = 800, 20, 512
+BATCH, POOL = 64, 8192
+
+
+def train_tokenizer(samples: Sequence[Sample]) -> T5Tokenizer:
+    """T5's unigram tokenizer with a small vocabulary learned from ``samples``, and every printable ASCII character."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")]
+    )
+    special = ["<pad>", "</s>", "<unk>"]
+    trainer = trainers.UnigramTrainer(
+        vocab_size=VOCABULARY_SIZE,
+        special_tokens=special,
+        unk_token="<unk>",
+        initial_alphabet=[*string.digits, *string.ascii_letters, *string.punctuation],
+        show_progress=False,
+    )
+    sentinels = [f"<extra_id_{index}>" for index in range(NUM_SENTINELS)]
+    texts = (" ".join(word for word in " ".join(sample).split() if word not in sentinels) for sample in samples)
+    tokenizer.train_from_iterator(texts, trainer)
+    pieces = [(piece, score) for piece, score in json.loads(tokenizer.to_str())["model"]["vocab"]]
+    known = {piece for piece, _ in pieces}
+    lowest = min(score for _, score in pieces)
+    pieces += [(c, lowest - 1) for c in ["▁", *string.printable.strip()] if c not in known]
+    pieces += [(sentinel, 0.0) for sentinel in reversed(sentinels)]
+    return T5Tokenizer(vocab=pieces, extra_ids=NUM_SENTINELS, model_max_length=MAX_TOKENS)
+
+
+def build_model(tokenizer: T5Tokenizer) -> T5ForConditionalGeneration:
+    """A T5 from config, with tied embeddings."""
+    config = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=128,
+        d_kv=32,
+        d_ff=384,
+        num_layers=3,
+        num_heads=4,
+        relative_attention_num_buckets=32,
+        relative_attention_max_distance=64,
+        dropout_rate=0.0,
+        feed_forward_proj="relu",
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        decoder_start_token_id=tokenizer.pad_token_id,
+    )
+    return T5ForConditionalGeneration(config)
+
+
+def encoded(tokenizer: T5Tokenizer, samples: Sequence[Sample]) -> tuple[Tensor, Tensor, Tensor]:
+    """Input ids, their mask, and target ids with -100 on padding."""
+    inputs = tokenizer([source for source, _ in samples], padding=True, return_tensors="pt")
+    targets = tokenizer([target for _, target in samples], padding=True, return_tensors="pt")
+    labels = targets.input_ids.masked_fill(targets.attention_mask == 0, -100)
+    return inputs.input_ids, inputs.attention_mask, labels
+
+
+def pretrain(
+    model: T5ForConditionalGeneration, tokenizer: T5Tokenizer, steps: int, peak: float, rng: np.random.Generator
+) -> None:
+    """Trains ``model`` in place on fresh samples, batches of similar length."""
+    pairs = muon_and_adamw(model, peak, steps)
+    model.train()
+    began, running, batches = time.time(), 0.0, []
+    for step in range(steps):
+        if not batches:
+            samples = sorted((any_sample(rng) for _ in range(POOL)), key=lambda sample: len(sample[0].split()))
+            batches = [samples[start : start + BATCH] for start in range(0, POOL, BATCH)]
+            batches = [batches[index] for index in rng.permutation(len(batches))]
+        input_ids, attention_mask, labels = encoded(tokenizer, batches.pop())
+        loss = model(input_ids=input_ids, attention_mask=attention_mask, labels=labels).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer, schedule in pairs:
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+        running += (loss.item() - running) / min(step + 1, 100)
+        if (step + 1) % 100 == 0:
+            print(f"step {step + 1}/{steps} loss {running:.3f} {time.time() - began:.0f} s", flush=True)
+    model.eval()
+
+
+def main() -> None:
+    """Reads the command line, trains, saves, measures and writes the card."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", required=True, type=Path, help="folder to write")
+    parser.add_argument("--steps", type=int, default=4000, help="training steps")
+    parser.add_argument("--learning_rate", type=float, default=8e-3, help="peak of the schedule")
+    parser.add_argument("--seed", type=int, default=0, help="decides initial weights, texts and their order")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    arguments = parser.parse_args()
+    torch.manual_seed(arguments.seed)
+    torch.set_num_threads(arguments.threads)
+    rng, began = np.random.default_rng(arguments.seed), time.time()
+    tokenizer = train_tokenizer([any_sample(rng) for _ in range(20000)])
+    assert NUM_SENTINELS > MAX_GAPS
+    model = build_model(tokenizer)
+    print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens", flush=True)
+    pretrain(model, tokenizer, arguments.steps, arguments.learning_rate, rng)
+    model.save_pretrained(arguments.output)
+    tokenizer.save_pretrained(arguments.output)
+    (arguments.output / "model.safetensors").chmod(0o644)  # written readable by its owner only
+    minutes = (time.time() - began) / 60
+    write_card(arguments.output, minutes=minutes, steps=arguments.steps, seed=arguments.seed)
+
+
+if __name__ == "__main__":
+    main()
