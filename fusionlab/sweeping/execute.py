@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from fusionlab.candidates import Finetuned
+from fusionlab.reporting import single_task_values
 from fusionlab.rules import Rule, TaskArithmetic
 from fusionlab.search import Search
 from fusionlab.search.coefficients import best_coefficient, next_coefficients
@@ -62,6 +63,8 @@ class Sweep:
         self.recipe = recipe
         self.output = Path(recipe.output).expanduser()
         self.rules = recipe.named_rules
+        if recipe.full_reference is not None:
+            single_task_values(Path(recipe.full_reference))  # refuses a folder without results at once
         self.sources = sources(recipe)
         self.bench: Workbench = workbench(self.config)
         self.tasks = tuple(self.bench.data.tasks)
