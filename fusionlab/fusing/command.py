@@ -8,6 +8,7 @@ from argparse import ArgumentError
 from typing import Any
 
 import jsonargparse
+import yaml
 
 from fusionlab.errors import InputError, did_you_mean
 from fusionlab.fusing.recipe import Recipe, read_recipe
@@ -44,13 +45,36 @@ def parse(argv: list[str]) -> Recipe:
     Raises:
         InputError: an unknown key or flag, a value of the wrong type, or a required one that is missing.
     """
-    parser = build_parser()
+    rule_arguments, rest = _split_rule_arguments(argv)
     try:
-        values: dict[str, Any] = parser.parse_args(list(_with_recipes(argv))).as_dict()
+        values: dict[str, Any] = build_parser().parse_args(_with_recipes(rest)).as_dict()
     except ArgumentError as error:
-        raise InputError(_readable(str(error), argv)) from error
+        raise InputError(_readable(str(error))) from error
     values.pop("config")
+    if rule_arguments:
+        rule = values["rule"] if isinstance(values["rule"], dict) else {"class_path": values["rule"]}
+        values["rule"] = rule | {"init_args": (rule.get("init_args") or {}) | rule_arguments}
     return Recipe(**values)
+
+
+def _split_rule_arguments(argv: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """Arguments of the rule, given as ``--rule.NAME VALUE`` or ``--rule.init_args.NAME VALUE``, and all the others."""
+    found: dict[str, Any] = {}
+    rest, pending = [], ""
+    for argument in argv:
+        flag, equals, value = argument.partition("=")
+        name = flag.removeprefix("--rule.").removeprefix("init_args.")
+        if pending:
+            found[pending], pending = yaml.safe_load(argument), ""
+        elif not flag.startswith("--rule.") or name in ("class_path", "init_args"):
+            rest.append(argument)
+        elif equals:
+            found[name] = yaml.safe_load(value)
+        else:
+            pending = name
+    if pending:
+        raise InputError(f"--rule.{pending}: expected a value.")
+    return found, rest
 
 
 def build_parser() -> jsonargparse.ArgumentParser:
@@ -82,7 +106,7 @@ def _with_recipes(argv: list[str]) -> list[str]:
     return found
 
 
-def _readable(message: str, argv: list[str]) -> str:
+def _readable(message: str) -> str:
     """jsonargparse's message in one line, with the nearest flag for one that is not known."""
     unknown = re.match(r"unrecognized arguments: (\S+)", message)
     if unknown:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class Opened:
         weights: what the engine reads.
         config: its ``config.json`` or ``adapter_config.json``.
         adapter: the adapter, if it is one.
+        names: name in memory -> name in the base's files, where an adapter's differ.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Opened:
     weights: Weights
     config: Mapping[str, Any]
     adapter: Any = None
+    names: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def records(self) -> list[dict[str, Any]]:
@@ -89,28 +91,73 @@ def open_input(task: str, name: str, base: Opened, cache_bytes: int) -> Opened:
             f"adapter {task!r} is a tangent_lora: it acts under the linearized forward only and is no task vector of "
             "weights. Fuse such adapters in a run (fit), or use lora or l_lora adapters."
         )
-    _check_base(task, path, adapter, base)
-    weights = StateWeights(stored_task_vector(adapter), base.weights.tensors, cache_bytes)
-    return Opened(name, path, adapter_files(path), weights, read_json(path / "adapter_config.json"), adapter)
+    task_vector = stored_task_vector(adapter)
+    names = _names_on_disk(base) if any(own not in base.weights.tensors for own in task_vector) else {}
+    _check_base(task, path, adapter, base, names)
+    weights = StateWeights(_Renamed(task_vector, names), base.weights.tensors, cache_bytes)
+    return Opened(name, path, adapter_files(path), weights, read_json(path / "adapter_config.json"), adapter, names)
 
 
-def base_hash(base: Weights, adapter: Any) -> str:
-    """Short SHA-256 over the base weights that an adapter changes, as adapters and fused adapters record it."""
+def _names_on_disk(base: Opened) -> dict[str, str]:
+    """Name in memory -> name in the files, for architectures whose weights transformers renames; empty for others."""
+    import transformers
+
+    from fusionlab.backbones.layout import names_on_disk
+
+    model_class = getattr(transformers, (base.config.get("architectures") or [""])[0], None)
+    if model_class is None or not base.path.is_dir():
+        return {}
+    with torch.device("meta"):
+        model = model_class(transformers.AutoConfig.from_pretrained(base.path, local_files_only=True))
+    return names_on_disk(model)
+
+
+class _Renamed(Mapping[str, Tensor]):
+    """A task vector under the names of the base's files."""
+
+    def __init__(self, task_vector: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
+        self._task_vector = task_vector
+        self._own = {names.get(name, name): name for name in task_vector}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._task_vector[self._own[name]]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._own
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._own)
+
+    def __len__(self) -> int:
+        return len(self._own)
+
+
+def base_hash(base: Weights, adapter: Any, names: Mapping[str, str]) -> str:
+    """Short SHA-256 over the base weights that an adapter changes, as adapters and fused adapters record it.
+
+    Args:
+        base: the base's files.
+        adapter: the adapter.
+        names: name in memory -> name in the files, where they differ.
+    """
     from fusionlab.adapters import hash_initial
 
-    return hash_initial(_AdaptedWeights(base, adapter))[:16]
+    return hash_initial(_AdaptedWeights(base, adapter, names))[:16]
 
 
 class _AdaptedWeights(Mapping[str, tuple[Tensor, None]]):
     """The base weights of modules, read one at a time."""
 
-    def __init__(self, base: Weights, adapter: Any) -> None:
-        self._base, self._adapter = base, adapter
+    def __init__(self, base: Weights, adapter: Any, names: Mapping[str, str]) -> None:
+        self._base, self._adapter, self._names = base, adapter, names
 
     def __getitem__(self, module: str) -> tuple[Tensor, None]:
         from fusionlab.adapters import adapted_weight
 
-        return adapted_weight(self._base.read, self._adapter, module), None
+        return adapted_weight(self._read, self._adapter, module), None
+
+    def _read(self, name: str) -> Tensor:
+        return self._base.read(self._names.get(name, name))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._adapter.factors)
@@ -137,15 +184,16 @@ def _check_architecture(task: str, base: Opened, opened: Opened) -> None:
         )
 
 
-def _check_base(task: str, path: Path, adapter: Any, base: Opened) -> None:
+def _check_base(task: str, path: Path, adapter: Any, base: Opened, names: Mapping[str, str]) -> None:
     """Raise if the adapter was provably made for another base: by hash, by hub id, or by what its base's path holds."""
     from fusionlab.adapters import stored_name
 
     own = read_json(path / "fusionlab.json") if (path / "fusionlab.json").is_file() else {}
     expected, theirs = own.get("base_hash"), Path(adapter.base_model).expanduser()
-    there = all(stored_name(name, adapter.fused_attention) in base.weights.tensors for name in adapter.factors)
+    stored = (stored_name(module, adapter.fused_attention) for module in adapter.factors)
+    there = all(names.get(name, name) in base.weights.tensors for name in stored)
     if expected is not None:
-        other = there and base_hash(base.weights, adapter) != expected
+        other = there and base_hash(base.weights, adapter, names) != expected
     elif adapter.base_model and (theirs / "config.json").is_file():
         other = not _same_model(theirs, base)
     else:

@@ -278,8 +278,11 @@ def _write_adapter(prepared: Prepared, staging: Path, resources: Resources) -> t
     from fusionlab.adapters import combine, save_adapter, truncate
 
     outcome = run(prepared.job, None, resources)
-    fused = combine({task: opened.adapter for task, opened in prepared.inputs.items()}, outcome.coefficients)
-    details: dict[str, Any] = {"base_hash": base_hash(prepared.base.weights, fused)}
+    names = {name: on_disk for opened in prepared.inputs.values() for name, on_disk in opened.names.items()}
+    own_names = {on_disk: name for name, on_disk in names.items()}
+    coefficients = {own_names.get(name, name): of for name, of in outcome.coefficients.items()}
+    fused = combine({task: opened.adapter for task, opened in prepared.inputs.items()}, coefficients)
+    details: dict[str, Any] = {"base_hash": base_hash(prepared.base.weights, fused, names)}
     if prepared.recipe.rank is not None:
         fused, error = truncate(fused, prepared.recipe.rank)
         details["truncation_error"] = error

@@ -23,7 +23,7 @@ class Recipe:
         base: path or hub id of the model that fusion adds to.
         finetuned: path or hub id by task: full checkpoints or PEFT adapters, mixed freely.
         output: the folder to write; it appears whole or not at all.
-        rule: a rule's name, or {class_path: ..., init_args: {...}}.
+        rule: a rule's name, or {class_path: ..., init_args: {...}}; --rule.ARGUMENT VALUE sets one of its arguments.
         dtype: dtype of the floating-point output, such as bfloat16; the base's own per tensor by default.
         input_dtype: round the inputs to this dtype before anything is computed, as mergekit's dtype does.
         mismatched_tensors: for tensors that differ in name, shape or integer values: error, or take the base's.

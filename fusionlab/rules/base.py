@@ -194,7 +194,7 @@ def inner_products(task_vectors: TaskVectors) -> dict[str, Tensor]:
 
 def widened(stacked: Tensor) -> Tensor:
     """A float64 copy of stacked tensors, each one flat."""
-    flat = stacked.flatten(1)
+    flat = stacked.reshape(len(stacked), -1)
     return scratch.empty_like(flat, torch.float64).copy_(flat)
 
 
