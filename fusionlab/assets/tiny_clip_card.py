@@ -26,15 +26,15 @@ A real, small CLIP for tests, demonstrations and laptops: 32-pixel images, patch
 ## How it was made
 From random weights, in {minutes:.0f} minutes on one busy CPU core ({steps} steps, seed {seed}), by
 
-    python -m fusionlab.assets.make_tiny_clip --cifar100 PATH --cifar10 PATH --steps {steps} --learning_rate {learning_rate:g} \
-        --seed {seed} --output DIR
+    python -m fusionlab.assets.make_tiny_clip --cifar100 PATH --cifar10 PATH --output DIR \\
+        --steps {steps} --learning_rate {learning_rate:g} --seed {seed} --threads 1
 
-Contrastive image-text training; all images of one caption are its positives. Each batch is about half real photos
-(the 30,000 images of a copy of CIFAR-100's training split, captions such as "a photo of a whale.") and half drawings
-made on the spot (digits and letters in a printed typeface, flat traffic signs, bold textures, rows of equal things,
-single and coloured shapes, clean icons). The embedded tasks draw the same concepts in harder styles, as filmed off an
-interlaced screen; none of their images was used. The tokenizer is CLIP's byte-level one with {tokens} tokens learned from the captions; the context length is
-{context}.
+Contrastive image-text training; all images of one caption are its positives. Each batch holds 64 real photos (of the
+30,000 in a copy of CIFAR-100's training split, captions such as "a photo of a whale.") and 96 drawings made on the
+spot (digits and letters in a printed typeface, flat traffic signs, bold textures, rows of equal things, single and
+coloured shapes, clean icons). The embedded tasks draw the same concepts in harder styles, as filmed off an interlaced
+screen; none of their images was used. The tokenizer is CLIP's byte-level one with {tokens} tokens learned from the
+captions; the context length is {context}.
 
 ## Zero-shot accuracy on test splits
 Class names and templates of each task; `chance` is one over the number of classes.
