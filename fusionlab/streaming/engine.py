@@ -83,7 +83,7 @@ class Outcome:
         coefficients: λ by name and task; empty for rules that have none.
         sums: squared norms and inner products, as exact expansions by key and name.
         updated: number of elements that the rule changed.
-        survived: how many of them still differ from the base in the output's dtype.
+        survived: how many of them still differ from the base when both are in the output's dtype.
     """
 
     tasks: tuple[str, ...]
@@ -283,9 +283,11 @@ class _Engine:
         stored = scratch.empty_like(fused, self.job.dtypes[block.name]).copy_(fused)
         sink.write(block.name, block.start, stored.flatten())
         updated = _num_different(fused, base)
-        rounded = scratch.empty_like(fused).copy_(stored) if stored.dtype != fused.dtype else fused
+        rounded = fused if stored.dtype == fused.dtype else scratch.empty_like(fused).copy_(stored)
         if not math.isfinite(rounded.sum().item()) and not rounded.isfinite().all():
             self._blame(block, base, vectors)
+        if stored.dtype not in (fused.dtype, self.job.base.tensors[block.name].dtype):
+            base = scratch.empty_like(base).copy_(scratch.empty_like(stored).copy_(base))
         return {"changed": torch.tensor([updated, _num_different(rounded, base)])}
 
     def copy(self, sink: Sink) -> None:

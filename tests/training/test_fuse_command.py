@@ -61,7 +61,11 @@ def test_flags_give_a_folder_with_everything(models: Path, capsys: pytest.Captur
     record = json.loads((models / "out" / "fusion.json").read_text())
     assert record["rule"]["init_args"]["density"] == 0.5
     assert len(record["finetuned"]["a"]["files"][0]["sha256"]) == 64
-    assert 0 < record["rounding"]["survived"] <= 1
+    rounded = {name: tensor.bfloat16() for name, tensor in state_of(0).items()}
+    fused = load_file(models / "out" / "model.safetensors")
+    survived = sum(int((fused[name] != rounded[name]).sum()) for name in SHAPES)
+    assert record["rounding"]["survived_elements"] == survived
+    assert record["rounding"]["survived"] == survived / record["rounding"]["updated_elements"] < 1
     assert record["row"] == {"model": "fused", "rule": "ties", "scaling_coefficients": {}, "fused_tasks": ["a", "b"]}
     card = (models / "out" / "README.md").read_text()
     assert "fused by ties" in card
