@@ -145,7 +145,7 @@ class RunFolder:
             (self.path / name).unlink(missing_ok=True)
         for name in (CHECKPOINTS, "adapters", "finetuned", "heads", PARTS) if overwrite else ():
             shutil.rmtree(self.path / name, ignore_errors=True)
-        for name in ("fused", "plots"):
+        for name in ("fused", "plots", "diagnostics"):
             shutil.rmtree(self.path / name, ignore_errors=True)
         taken = list(taken)
         if taken:

@@ -16,6 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from fusionlab import adapters as adapter_io
 from fusionlab import reporting, rules, search
 from fusionlab.callbacks.progress import FusionProgressBar
+from fusionlab.diagnostics import Diagnostics, write_diagnostics
 from fusionlab.errors import InputError
 from fusionlab.evaluation import Row, evaluate, primary_rows, rank_and_world_size
 from fusionlab.fused import FusedModel, fuse_weights, save_fused
@@ -36,6 +37,8 @@ class FusionCallback(Callback):
         every_n_epochs: also score during training, after every so many epochs; only at the end by default.
         finetuned_on: score each fine-tuned model on its ``own`` task, or on ``all`` tasks.
         full_reference: a run folder of full fine-tuning, whose single-task values become a second denominator.
+        diagnostics: also measure, at the end, how the task vectors lie to one another and the plane of two of them;
+            not by default.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class FusionCallback(Callback):
         every_n_epochs: int | None = None,
         finetuned_on: Literal["own", "all"] = "own",
         full_reference: str | None = None,
+        diagnostics: Diagnostics | None = None,
     ) -> None:
         chosen = DEFAULT_RULES if rules is None else rules
         named = chosen if isinstance(chosen, Mapping) else {name: name for name in chosen}
@@ -52,11 +56,17 @@ class FusionCallback(Callback):
             raise InputError(f"every_n_epochs must be at least 1, got {every_n_epochs}")
         self.every_n_epochs = every_n_epochs
         self.finetuned_on = finetuned_on
+        self.diagnostics = diagnostics
         self.full_reference = None if full_reference is None else reporting.single_task_values(Path(full_reference))
 
     def should_fuse(self, trainer: Trainer) -> bool:
         """Whether to score after the epoch that just ended; override for another policy."""
         return self.every_n_epochs is not None and (trainer.current_epoch + 1) % self.every_n_epochs == 0
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse diagnostics that cannot be had, before anything is trained."""
+        if self.diagnostics is not None:
+            self.diagnostics.check(list(trainer.datamodule.tasks))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Score on the validation splits and log."""
@@ -69,9 +79,19 @@ class FusionCallback(Callback):
         """Score on the test splits and write the run folder."""
         with _random_states_preserved():
             rows, fused = self._score(trainer, pl_module, "test")
+            self._diagnose(trainer, pl_module)
         if trainer.is_global_zero:
             self._write(Path(trainer.default_root_dir), pl_module, trainer.datamodule, rows, fused)
         trainer.strategy.barrier("run folder written")
+
+    def _diagnose(self, trainer: Trainer, module: Any) -> None:
+        if self.diagnostics is None:
+            return
+        finetuned = {task: module.finetuned(task) for task in trainer.datamodule.tasks}
+        plane = self.diagnostics.plane(module, trainer.datamodule, finetuned)
+        if trainer.is_global_zero:
+            base = adapter_io.base_state(module.base_model)
+            write_diagnostics(Path(trainer.default_root_dir), base, finetuned, plane)
 
     def _score(self, trainer: Trainer, module: Any, split: str) -> tuple[list[Row], dict[str, FusedModel]]:
         data = trainer.datamodule

@@ -28,7 +28,7 @@ _BILINEAR = (F.linear, F.conv1d, F.conv2d, F.conv3d)
 _CHECKPOINTING = ("gradient_checkpointing", "grad_checkpointing")
 _NO_HOOKS = "saved-tensor hooks are off in a linearized network"
 _CHECKPOINTED = (
-    "{} uses gradient checkpointing, which a linearized network cannot recompute at its point; turn it off "
+    "{} uses gradient checkpointing, which would recompute with other weights than those that act; turn it off "
     "(model.gradient_checkpointing_disable()) and lower the batch size"
 )
 _NO_RULE = ("forward AD", "jvp function for custom autograd.Function")

@@ -173,6 +173,11 @@ def _normal(tensor: Tensor) -> Tensor:
 
 
 def checked_point(module: nn.Module, parameters: State, point: State, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """The linearization point by the names of ``parameters``, in ``dtype``, detached.
+
+    Raises:
+        InputError: no names, unknown ones, other shapes, float16 or several dtypes.
+    """
     own = dict(module.named_parameters(remove_duplicate=False))
     if not parameters:
         raise InputError("no parameters to linearize in; name at least one")

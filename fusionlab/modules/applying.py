@@ -14,7 +14,13 @@ from fusionlab import adapters
 from fusionlab.adapters import Adapter, Factors
 from fusionlab.adapters.injection import adapter_name
 from fusionlab.errors import InputError, did_you_mean
-from fusionlab.linearize import LinearizedState, linearized_call, refuse_checkpointing, tensors_replaced
+from fusionlab.linearize import (
+    LinearizedState,
+    linearized_call,
+    refuse_checkpointing,
+    tangent_outputs,
+    tensors_replaced,
+)
 from fusionlab.state import State
 
 Weights: TypeAlias = Adapter | State | LinearizedState
@@ -65,10 +71,13 @@ class Linearized:
 
     def __call__(self, call: Callable[[], Tensor]) -> Tensor:
         """Run ``call`` on dual numbers."""
-        device = next(iter(self.parameters.values())).device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         return linearized_call(
-            call, self.backbone, self.parameters, self.point, dtype=dtype, dropout_modules=self.dropout_modules
+            call,
+            self.backbone,
+            self.parameters,
+            self.point,
+            dtype=autocast_dtype(self.parameters),
+            dropout_modules=self.dropout_modules,
         )
 
 
@@ -109,6 +118,53 @@ def as_linearized(weights: Adapter | State | LinearizedState) -> Adapter | Linea
     return replace(weights, factors=factors, method="tangent_lora")
 
 
+class LinearOutputs:
+    """What a backbone gives for any weighted sum of linearized task vectors, from one run of it: f + Σ λ_t J τ_t.
+
+    The outputs that the module asks for while it scores one batch are computed once and kept, in the order of asking,
+    until :meth:`forget`. No gradient.
+
+    Args:
+        backbone: with no adapter active while it runs.
+        task_vectors: by task and by name in the backbone.
+    """
+
+    def __init__(self, backbone: nn.Module, task_vectors: Mapping[str, Mapping[str, Tensor]]) -> None:
+        own = dict(backbone.named_parameters())
+        names = dict.fromkeys(name for task_vector in task_vectors.values() for name in task_vector)
+        self.backbone, self.point = backbone, {name: own[name].detach() for name in names}
+        self.task_vectors = {
+            task: {name: task_vector.get(name, torch.zeros_like(self.point[name])) for name in names}
+            for task, task_vector in task_vectors.items()
+        }
+        self.known: list[tuple[Tensor, dict[str, Tensor]]] = []
+
+    def forget(self) -> None:
+        """Another batch follows."""
+        self.known = []
+
+    def at(self, coefficients: Mapping[str, float]) -> Application:
+        """How the weights with these coefficients by task act while one batch is scored."""
+        position = 0
+
+        def application(call: Callable[[], Tensor]) -> Tensor:
+            nonlocal position
+            if position == len(self.known):
+                dtype = autocast_dtype(self.point)
+                self.known.append(tangent_outputs(call, self.backbone, self.point, self.task_vectors, dtype=dtype))
+            base, outputs = self.known[position]
+            position += 1
+            return base + sum(value * outputs[task] for task, value in coefficients.items())
+
+        return application
+
+
+def autocast_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype | None:
+    """What autocast computes in on the tensors' device; None where it is off."""
+    device = next(iter(tensors.values())).device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+
 @contextmanager
 def applied(backbone: Any, weights: Weights) -> Iterator[Application]:
     """How ``weights`` act on ``backbone`` within the block; afterwards everything is as before, bit for bit.
@@ -135,6 +191,19 @@ def applied(backbone: Any, weights: Weights) -> Iterator[Application]:
         else:
             with tensors_replaced(backbone, on_backbone(backbone, weights)):
                 yield plain
+
+
+def task_vector_on_backbone(backbone: Any, weights: Weights) -> dict[str, Tensor]:
+    """τ by name in ``backbone``, on its device and in its dtype; an adapter's is written out.
+
+    Raises:
+        InputError: a name or shape that the base does not have.
+    """
+    if isinstance(weights, Adapter):
+        return on_backbone(backbone, weights.task_vector())
+    own = {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())}
+    values = on_backbone(backbone, weights.state if isinstance(weights, LinearizedState) else weights)
+    return {name: value - own[name].detach() for name, value in values.items()}
 
 
 def on_backbone(backbone: Any, state: State) -> dict[str, Tensor]:

@@ -21,7 +21,15 @@ from fusionlab.fused import save_finetuned
 from fusionlab.linearize import LINEARIZED_METHODS
 from fusionlab.loading import LoadedWeights, load_weights
 from fusionlab.modules.adaptation import Method, make_adaptation
-from fusionlab.modules.applying import Application, Weights, applied, as_linearized, plain
+from fusionlab.modules.applying import (
+    Application,
+    LinearOutputs,
+    Weights,
+    applied,
+    as_linearized,
+    plain,
+    task_vector_on_backbone,
+)
 from fusionlab.optimization import lr_multiplier
 from fusionlab.samplers import derive_seed
 
@@ -120,6 +128,14 @@ class FusionModule(LightningModule):
         """Mean loss of a batch under the active weights, a scalar."""
         raise NotImplementedError
 
+    def scored_classes(self, task: str, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Logits ``(batch, num_classes)`` under the active weights and the labels ``(batch,)``; for diagnostics.
+
+        Raises:
+            InputError: the task has no classes.
+        """
+        raise InputError(f"{type(self).__name__} scores no classes for task {task!r}")
+
     def metrics(self, task: str) -> MetricCollection:
         """Fresh metrics of a task, on this module's device."""
         raise NotImplementedError
@@ -176,6 +192,11 @@ class FusionModule(LightningModule):
         """A copy on the CPU of what is trained for ``task``: an adapter, or weights by the base's names."""
         return self.adaptation.weights(task)
 
+    def linear_outputs(self, finetuned: Mapping[str, Weights]) -> LinearOutputs:
+        """The outputs under any weighted sum of what was trained linearized for each task."""
+        vectors = {task: task_vector_on_backbone(self.backbone, weights) for task, weights in finetuned.items()}
+        return LinearOutputs(self.backbone, vectors)
+
     def export(self, root: Path, tasks: list[str]) -> None:
         """Write what is trained for each task to ``adapters/<task>/`` or ``finetuned/<task>/`` of a run folder."""
         for task in tasks:
@@ -185,18 +206,23 @@ class FusionModule(LightningModule):
             save_finetuned(root / kind / task, weights, self.backbone, row)
 
     @contextmanager
-    def use(self, weights: str | Weights | None) -> Iterator[None]:
+    def use(self, weights: str | Weights | Application | None) -> Iterator[None]:
         """Score under other weights: None is pretrained, a name what is trained for that task, else any weights.
 
         Everything is put back bit for bit at the end, the active task included.
 
         Args:
-            weights: None, a task's name, an adapter, or base weights by name, as they are or linearized.
+            weights: None, a task's name, an adapter, base weights by name, as they are or linearized, or what gives
+                the outputs in the network's place.
         """
         before = self.active, self.application, adapters.active(self.base_model)
         try:
             if weights is None or isinstance(weights, str):
                 self.activate(weights)
+                yield
+            elif callable(weights):
+                self.activate(None)
+                self.application = weights
                 yield
             else:
                 with applied(self.backbone, weights) as self.application:

@@ -35,7 +35,7 @@ class ClipModule(FusionModule):
 
     default_backbone = "tiny-clip"
     default_learning_rates: ClassVar[dict[str, float]] = {
-        "lora": 1e-3, "l_lora": 1e-3, "tangent_lora": 1e-3, "tangent": 1e-4, "full": 1e-4,
+        "lora": 3e-3, "l_lora": 1e-2, "tangent_lora": 1e-2, "tangent": 1e-4, "full": 1e-4,
     }  # fmt: skip
 
     def __init__(
@@ -76,6 +76,10 @@ class ClipModule(FusionModule):
     def loss(self, task: str, batch: dict[str, Any]) -> Tensor:
         """Mean cross-entropy over the batch."""
         return F.cross_entropy(self.logits(task, batch["images"]), batch["labels"])
+
+    def scored_classes(self, task: str, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Logits and labels."""
+        return self.logits(task, batch["images"]), batch["labels"]
 
     def metrics(self, task: str) -> MetricCollection:
         """Top-1 accuracy."""

@@ -132,6 +132,16 @@ class T5Module(FusionModule):
         logits = self.output(partial(self.backbone.logits, *_inputs(batch), batch["labels"]))
         return F.cross_entropy(logits.flatten(0, 1).float(), batch["labels"].flatten())
 
+    def scored_classes(self, task: str, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Log-likelihoods of the label words and the index of the right one.
+
+        Raises:
+            InputError: the task has no label words.
+        """
+        if task not in self.answers:
+            raise InputError(f"task {task!r} has no label words to choose from; leave it out of the diagnostics' plane")
+        return self.log_likelihoods(task, batch), batch["target"]
+
     def metrics(self, task: str) -> MetricCollection:
         """Accuracy, exact match, or the correlations of the scores with the number of unparsable answers."""
         name = self.metric_names[task]

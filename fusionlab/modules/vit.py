@@ -148,6 +148,10 @@ class ViTModule(FusionModule):
         """Mean cross-entropy over the batch."""
         return F.cross_entropy(self.logits(task, batch["images"]), batch["labels"])
 
+    def scored_classes(self, task: str, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Logits and labels."""
+        return self.logits(task, batch["images"]), batch["labels"]
+
     def metrics(self, task: str) -> MetricCollection:
         """Top-1 accuracy."""
         return MetricCollection({"accuracy": Accuracy()}).to(self.device)

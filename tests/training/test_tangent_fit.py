@@ -228,3 +228,17 @@ def test_training_steps_descend_on_the_linearized_loss() -> None:
             {name: torch.zeros_like(own[name]) for name in names},
         )
         assert torch.equal(module.output(lambda: module.backbone.image_features(batch["images"])), expected)
+
+
+def test_diagnostics_of_a_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wanted = ["--fusion.diagnostics.grid_size", "3", "--fusion.diagnostics.num_batches", "1"]
+    argv = [*FIT, "--model.method", "tangent_lora", *wanted]
+    assert main([*argv, "--trainer.default_root_dir", str(tmp_path / "run")]) == 0
+    assert (tmp_path / "run" / "results.json").is_file()
+    lines = (tmp_path / "run" / "diagnostics" / "plane.csv").read_text().splitlines()
+    assert len(lines) == 1 + 3 * 3
+    assert (tmp_path / "run" / "plots" / "plane_disentanglement.png").is_file()
+    alone = [*argv, "--data.tasks", "[digits]", "--trainer.default_root_dir", str(tmp_path / "alone")]
+    assert main(alone) == 2
+    assert "need two tasks or more, got digits" in capsys.readouterr().err
+    assert not (tmp_path / "alone").exists()
