@@ -41,7 +41,8 @@ def configurations(folders: dict[str, Path]) -> dict[str, dict[str, Any]]:
                             "parameters": {"normalize": True, "lambda": 1.2}},
         "ties": {"merge_method": "ties", "base_model": base, "models": models(density=TIES_DENSITY),
                  "parameters": {"int8_mask": True}},
-        "breadcrumbs": {"merge_method": "breadcrumbs", "base_model": base, "models": models(density=CRUMBS_DENSITY, gamma=GAMMA)},
+        "breadcrumbs": {"merge_method": "breadcrumbs", "base_model": base,
+                        "models": models(density=CRUMBS_DENSITY, gamma=GAMMA)},
         "slerp": {"merge_method": "slerp", "base_model": base, "parameters": {"t": 0.3},
                   "models": [{"model": base}, {"model": str(folders["model0"])}]},
     }  # fmt: skip

@@ -65,13 +65,22 @@ def test_flags_give_a_folder_with_everything(models: Path, capsys: pytest.Captur
     fused = load_file(models / "out" / "model.safetensors")
     survived = sum(int((fused[name] != rounded[name]).sum()) for name in SHAPES)
     assert record["rounding"]["survived_elements"] == survived
-    assert record["rounding"]["survived"] == survived / record["rounding"]["updated_elements"] < 1
+    assert record["rounding"]["survived"] == survived / record["rounding"]["updated_elements"]
     assert record["row"] == {"model": "fused", "rule": "ties", "scaling_coefficients": {}, "fused_tasks": ["a", "b"]}
     card = (models / "out" / "README.md").read_text()
     assert "fused by ties" in card
     assert "the base's own card" not in card
     assert "wrote out" in capsys.readouterr().out
     assert loading.load(models / "out").labels["rule"] == "ties"
+
+
+def test_updates_lost_by_rounding_are_counted_in_the_stored_dtype(models: Path) -> None:
+    """A third is not a bfloat16: rounding alone moves it, which is no update; 1e-4 is lost beside it, 0.5 is not."""
+    save(models / "base", {"w": torch.full((4,), 1 / 3)})
+    save(models / "a", {"w": torch.full((4,), 1 / 3) + torch.tensor([0.0, 1e-4, 1e-4, 0.5])})
+    assert main([*FLAGS[:5], "--output", "out", "--rule", "average", "--dtype", "bfloat16"]) == 0
+    rounding = json.loads((models / "out" / "fusion.json").read_text())["rounding"]
+    assert rounding == {"updated_elements": 3, "survived_elements": 1, "survived": 1 / 3}
 
 
 def test_a_recipe_and_flags_over_it(models: Path) -> None:
