@@ -37,7 +37,7 @@ from fusionlab.runs import CHECKPOINTS, LEASES, RESULTS, RunFolder
 
 QUOTED = r"'([^']+)'"
 TRAINER_DEFAULTS = {
-    "max_steps": 100,
+    "max_steps": 80,
     "max_epochs": -1,
     "logger": False,
     "num_sanity_val_steps": 0,
