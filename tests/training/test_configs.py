@@ -48,6 +48,8 @@ def test_a_fit_config_parses(path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_image_configs_name_known_tasks() -> None:
     for path in (ROOT / "configs" / "clip").glob("*.yaml"):
-        named = [task for task in yaml.safe_load(path.read_text())["data"]["init_args"]["tasks"] if isinstance(task, str)]
+        named = [
+            task for task in yaml.safe_load(path.read_text())["data"]["init_args"]["tasks"] if isinstance(task, str)
+        ]
         if named:
             assert list(ImageTasks(named).definitions) == named

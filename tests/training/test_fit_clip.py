@@ -18,7 +18,16 @@ from fusionlab.callbacks import FusionCallback
 from fusionlab.evaluation import ROW_FIELDS
 
 TASKS, SIZE = ["digits", "signs", "textures"], ["--data.max_samples", "48", "--data.eval_batch_size", "32"]
-FIT = ["fit", "--data.tasks", json.dumps(TASKS), *SIZE, "--trainer.max_steps", "5", "--trainer.enable_progress_bar", "false"]
+FIT = [
+    "fit",
+    "--data.tasks",
+    json.dumps(TASKS),
+    *SIZE,
+    "--trainer.max_steps",
+    "5",
+    "--trainer.enable_progress_bar",
+    "false",
+]
 RULES = ["average", "task_arithmetic", "metagpt", "ties"]
 
 
@@ -84,7 +93,9 @@ def test_adapters_load_in_stock_peft(lora_run: Path, l_lora_run: Path) -> None:
         adapter = adapters.load_adapter(folder)
         with adapters.added(backbone.model, adapter), torch.no_grad():
             ours = backbone.image_features(images)
-        backbone.model = PeftModel.from_pretrained(CLIPModel.from_pretrained(ASSETS / "tiny-clip"), folder).base_model.model
+        backbone.model = PeftModel.from_pretrained(
+            CLIPModel.from_pretrained(ASSETS / "tiny-clip"), folder
+        ).base_model.model
         with torch.no_grad():
             theirs = backbone.image_features(images)
             unadapted = load_backbone("tiny-clip").image_features(images)
@@ -125,7 +136,9 @@ def test_ties_is_a_full_model_in_the_bases_layout(lora_run: Path) -> None:
     base = CLIPModel.from_pretrained(ASSETS / "tiny-clip")
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, base.state_dict()[name])}
     assert changed
-    assert all(name.startswith("vision_model.") and name.endswith(("q_proj.weight", "v_proj.weight")) for name in changed)
+    assert all(
+        name.startswith("vision_model.") and name.endswith(("q_proj.weight", "v_proj.weight")) for name in changed
+    )
 
 
 def test_predict_labels_a_folder(lora_run: Path, tmp_path: Path) -> None:
