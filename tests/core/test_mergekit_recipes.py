@@ -1,0 +1,152 @@
+"""mergekit configurations: what they mean here, against mergekit's definitions written out; and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from fusionlab import rules
+from fusionlab.errors import InputError
+from fusionlab.fusing.mergekit import translate
+from fusionlab.streaming import fuse
+
+SHAPES = {"w": (30, 40), "v": (50,)}
+WEIGHTS = {"a": 0.5, "b": 1.5}
+
+
+def states() -> dict[str, dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        model: {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
+        for model in ("base", "a", "b")
+    }
+
+
+def config(method: str, parameters: dict[str, Any] | None = None, **own: Any) -> dict[str, Any]:
+    models = [{"model": name, "parameters": {"weight": weight} | own} for name, weight in WEIGHTS.items()]
+    content = {"merge_method": method, "models": models, "parameters": parameters or {}}
+    return content if method == "linear" else content | {"base_model": "base"}
+
+
+def fused(content: dict[str, Any]) -> dict[str, torch.Tensor]:
+    recipe, of = translate(content), states()
+    finetuned = {task: of[path] for task, path in recipe["finetuned"].items()}
+    return fuse(rules.from_config(recipe["rule"]), of[recipe["base"]], finetuned=finetuned).state
+
+
+def largest(tensor: torch.Tensor, count: int) -> torch.Tensor:
+    mask = torch.zeros(tensor.numel())
+    mask[tensor.abs().flatten().argsort(descending=True, stable=True)[:count]] = 1
+    return mask.view(tensor.shape)
+
+
+def deltas(name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    of = states()
+    return of["base"][name], of["a"][name] - of["base"][name], of["b"][name] - of["base"][name]
+
+
+@pytest.mark.parametrize("normalize", [None, True, False])
+def test_task_arithmetic(normalize: bool | None) -> None:
+    given = {"lambda": 0.8} if normalize is None else {"lambda": 0.8, "normalize": normalize}
+    found = fused(config("task_arithmetic", given))
+    for name in SHAPES:
+        base, a, b = deltas(name)
+        expected = base + 0.8 * (0.5 * a + 1.5 * b) / (2 if normalize else 1)
+        torch.testing.assert_close(found[name], expected, rtol=0, atol=2e-6)
+
+
+def test_linear_has_no_base() -> None:
+    found = fused(config("linear"))
+    for name in SHAPES:
+        expected = (0.5 * states()["a"][name] + 1.5 * states()["b"][name]) / 2
+        torch.testing.assert_close(found[name], expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_ties(normalize: bool) -> None:
+    found = fused(config("ties", {"lambda": 0.9, "normalize": normalize, "int8_mask": True}, density=0.33))
+    for name in SHAPES:
+        base, a, b = deltas(name)
+        rows = torch.stack([0.5 * a * largest(a, int(0.33 * a.numel())), 1.5 * b * largest(b, int(0.33 * b.numel()))])
+        agree = rows.sign() == torch.where(rows.sum(0) >= 0, 1.0, -1.0)
+        divisor = (torch.tensor([0.5, 1.5]).view(-1, *[1] * a.dim()) * agree).sum(0)
+        divisor[divisor == 0] = 1
+        expected = base + 0.9 * (rows * agree).sum(0) / (divisor if normalize else 1)
+        torch.testing.assert_close(found[name], expected, rtol=0, atol=2e-6)
+
+
+def test_breadcrumbs() -> None:
+    found = fused(config("breadcrumbs", density=0.4, gamma=0.1))
+    for name in SHAPES:
+        base, a, b = deltas(name)
+        total = base.clone()
+        for weight, delta in ((0.5, a), (1.5, b)):
+            skipped, kept = int(0.1 * delta.numel()), int(0.4 * delta.numel())
+            total += weight * delta * (largest(delta, skipped + kept) - largest(delta, skipped))
+        torch.testing.assert_close(found[name], total, rtol=0, atol=2e-6)
+
+
+def test_dare_keeps_the_l1_norm_of_every_tensor() -> None:
+    rule = translate(config("dare_linear", density=0.4))["rule"]
+    assert rule["class_path"] == "dare"
+    assert rule["init_args"]["rescale"] == "l1"
+    assert rule["init_args"]["drop_rate"] == pytest.approx({"a": 0.6, "b": 0.6})
+    one = config("dare_linear", density=0.4) | {
+        "models": [{"model": "a", "parameters": {"weight": 1.0, "density": 0.4}}]
+    }
+    found = fused(one)
+    for name in SHAPES:
+        base, a, _ = deltas(name)
+        assert (found[name] - base).abs().sum() == pytest.approx(a.abs().sum().item(), rel=1e-4)
+    ties = translate(config("dare_ties", {"rescale": False}, density=0.4))["rule"]["init_args"]
+    assert (ties["rescale"], ties["rule"]["class_path"]) == ("none", "disjoint_mean")
+    assert ties["rule"]["init_args"]["normalize"] is False
+
+
+def test_slerp_goes_from_the_base_to_the_other_model() -> None:
+    models = [{"model": "a"}, {"model": "base"}]
+    content = {"merge_method": "slerp", "base_model": "base", "models": models, "parameters": {"t": 0.0}}
+    torch.testing.assert_close(fused(content)["w"], states()["base"]["w"], rtol=0, atol=1e-6)
+    torch.testing.assert_close(fused(content | {"parameters": {"t": 1.0}})["w"], states()["a"]["w"], rtol=0, atol=1e-6)
+
+
+def test_dtypes_shared_parameters_and_names() -> None:
+    content = {
+        "merge_method": "task_arithmetic",
+        "base_model": "org/base",
+        "models": [{"model": "org/base"}, {"model": "x/same"}, {"model": "y/same", "parameters": {"weight": "2e-1"}}],
+        "parameters": {"weight": 1},
+        "dtype": "float32",
+    }
+    recipe = translate(content)
+    assert recipe["finetuned"] == {"same": "x/same", "same-2": "y/same"}
+    assert recipe["rule"]["init_args"]["scaling_coefficient"] == {"same": 1.0, "same-2": 0.2}
+    assert (recipe["input_dtype"], recipe["dtype"]) == ("float32", "float32")
+    assert translate(content | {"out_dtype": "bfloat16"})["dtype"] == "bfloat16"
+    assert "dtype" not in translate({key: value for key, value in content.items() if key != "dtype"})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (config("della"), "merge_method 'della' is not supported"),
+        (config("ties") | {"tokenizer_source": "union"}, "'tokenizer_source' in a mergekit configuration"),
+        (config("ties") | {"models": []}, "models: expected a list of models"),
+        (config("ties", density=[0.1, 0.2]), "density: only single values"),
+        (config("ties", {"lambda": {"value": 1}}), "lambda: only single values"),
+        (config("ties", {"normalise": True}), "'normalise' in parameters is not supported; did you mean 'normalize'"),
+        (config("ties", {"normalize": 1}), "normalize: expected true or false, got 1"),
+        (config("ties", density="much"), "density of 'a': expected a number, got 'much'"),
+        (config("ties") | {"models": [{"model": "a"}]}, "weight of 'a' is missing; ties needs it"),
+        (config("ties") | {"models": [{"model": "a+lora", "parameters": {"weight": 1}}]}, r"model 'a\+lora'"),
+        ({"merge_method": "ties", "models": config("ties")["models"]}, "base_model is missing; ties needs it"),
+        (config("linear", {"normalize": False}), "weights that sum to 2 scales the model"),
+        (config("breadcrumbs", {"rescale": True}, density=0.5), "rescale: true is supported for dare methods only"),
+        (config("slerp") | {"parameters": {"t": 0.5}}, "'weight' in parameters of 'a' is not supported"),
+    ],
+)
+def test_what_cannot_be_expressed_is_refused_by_key(content: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        translate(content)
