@@ -151,6 +151,8 @@ class FusionCLI(LightningCLI):
         config = self.config[self.subcommand]
         for key, value in self.model.resolved.items():
             config.model.init_args[key] = value
+        if config.data.init_args.tasks is None:
+            config.data.init_args.tasks = list(self.datamodule.definitions)
         if self.subcommand != "fit":
             return
         resolved = yaml.safe_load(self.parser.dump(self.config, skip_none=False, skip_check=True))[self.subcommand]

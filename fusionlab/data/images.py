@@ -94,7 +94,7 @@ class ImageTasks(TaskData):
 
     def __init__(
         self,
-        tasks: list[str | dict] = EMBEDDED_TASKS,
+        tasks: list[str | dict] | None = None,
         batch_size: int = 32,
         eval_batch_size: int = 128,
         image_size: int | None = None,
@@ -104,7 +104,13 @@ class ImageTasks(TaskData):
         cache_dir: str | None = None,
         seed: int = 42,
     ) -> None:
-        super().__init__(parse_tasks(tasks, _KNOWN), batch_size, eval_batch_size, max_samples, seed)
+        super().__init__(
+            parse_tasks(EMBEDDED_TASKS if tasks is None else tasks, _KNOWN),
+            batch_size,
+            eval_batch_size,
+            max_samples,
+            seed,
+        )
         check_positive(image_size=image_size)
         if on_bad_image not in ("error", "skip"):
             raise InputError(f"on_bad_image must be 'error' or 'skip', got {on_bad_image!r}")

@@ -58,7 +58,7 @@ class TextTasks(TaskData):
 
     def __init__(
         self,
-        tasks: list[str | dict] = EMBEDDED_TEXT_TASKS,
+        tasks: list[str | dict] | None = None,
         batch_size: int = 16,
         eval_batch_size: int = 64,
         prompts: Prompts = "paper",
@@ -73,7 +73,13 @@ class TextTasks(TaskData):
         known = {**TEXT_TASKS, **embedded(WRITTEN_TASKS)}
         if prompts == "natural":
             known = {**known, **{name: prompt.applied(known[name]) for name, prompt in NATURAL_PROMPTS.items()}}
-        super().__init__(parse_tasks(tasks, known), batch_size, eval_batch_size, max_samples, seed)
+        super().__init__(
+            parse_tasks(EMBEDDED_TEXT_TASKS if tasks is None else tasks, known),
+            batch_size,
+            eval_batch_size,
+            max_samples,
+            seed,
+        )
         check_positive(max_tokens=max_tokens)
         for task in self.definitions.values():
             refuse_keys(task, _IMAGE_KEYS, "whose inputs are texts")

@@ -67,7 +67,7 @@ def test_a_task_trains_alone_as_beside_others_and_a_last_job_fuses(
     assert "is finished" in capsys.readouterr().err
     assert fit(apart, BOTH, "--model.learning_rate", "0.5") == 2
     assert "digits in " in (message := capsys.readouterr().err)
-    assert "model.init_args.learning_rate (0.001 before, 0.5 now)" in message
+    assert "model.init_args.learning_rate (0.003 before, 0.5 now)" in message
     assert not (apart / "config.yaml").exists()
 
     def trained(*_: object) -> None:
