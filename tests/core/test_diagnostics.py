@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import fusionlab
-from fusionlab.adapters import base_state
+from fusionlab.adapters import Adapter, Factors, base_state
 from fusionlab.diagnostics import (
     Diagnostics,
     cosines,
@@ -106,6 +106,15 @@ def test_the_plane_is_what_scoring_each_point_gives(method: str, scale: float) -
             changed += int(((alone != both) & batch["mask"]).sum())
         expected += changed / len(data.splits[task]["validation"])
     assert plane.disentanglement[1.0, 1.0] == pytest.approx(expected, abs=1e-12)
+
+
+def test_shares_of_adapters_count_each_layers_own_scaling() -> None:
+    factors = {
+        f"layers.{number}.q": Factors(torch.eye(2), torch.eye(2), lora_alpha=lora_alpha)
+        for number, lora_alpha in enumerate((2.0, 6.0))
+    }
+    shares = norm_shares({}, {"a": Adapter(factors), "b": Adapter(factors)})
+    assert shares["a"] == pytest.approx({"layers.0": 0.1, "layers.1": 0.9})  # scalings 1 and 3, squared 1 and 9
 
 
 def test_files(tmp_path: Path) -> None:

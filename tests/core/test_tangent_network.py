@@ -129,7 +129,7 @@ def test_several_tangents_share_the_products_of_the_primal() -> None:
 
 def test_outputs_overwritten_in_place_are_not_shared() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(inplace=True), nn.Linear(6, 3)).double()
+    model = nn.Sequential(nn.Linear(4, 6), nn.LeakyReLU(0.3, inplace=True), nn.Linear(6, 3)).double()
     inputs, point = torch.randn(5, 4).double(), point_of(model)
     task_vectors = {task: task_vector(point, seed) for seed, task in enumerate(TASKS)}
     _, together = tangent_outputs(lambda: model(inputs), model, point, task_vectors)

@@ -17,6 +17,9 @@ from safetensors.torch import load_file, save_file
 
 from fusionlab import loading
 from fusionlab.__main__ import main
+from fusionlab.fusing.command import parse
+from fusionlab.rules.config import from_config, known_rules
+from fusionlab.streaming import fuse
 
 CONFIG = {"model_type": "llama", "hidden_size": 8, "vocab_size": 10, "dtype": "float32"}
 SHAPES = {"embed.weight": (10, 8), "layers.0.w": (8, 8), "layers.1.w": (8, 8), "norm": (8,)}
@@ -81,6 +84,25 @@ def test_updates_lost_by_rounding_are_counted_in_the_stored_dtype(models: Path) 
     assert main([*FLAGS[:5], "--output", "out", "--rule", "average", "--dtype", "bfloat16"]) == 0
     rounding = json.loads((models / "out" / "fusion.json").read_text())["rounding"]
     assert rounding == {"updated_elements": 3, "survived_elements": 1, "survived": 1 / 3}
+
+
+RECIPES = sorted((Path(__file__).parents[2] / "configs" / "fuse").glob("*.yaml"))
+
+
+def test_there_is_a_recipe_for_every_rule() -> None:
+    assert len(RECIPES) == 12
+    parts = {"trim": "ties_metagpt", "dare": "dare_metagpt", "disjoint_mean": "ties"}
+    assert {parts.get(name, name) for name in known_rules()} <= {path.stem for path in RECIPES}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_parses_and_its_rule_fuses(path: Path) -> None:
+    recipe = parse(["--config", str(path)])
+    shapes = {"layers.0.w": (4, 3), "layers.1.w": (4, 3), "lm_head.weight": (3,)}
+    base = {name: torch.randn(shape) for name, shape in shapes.items()}
+    finetuned = {task: {name: torch.randn(shape) for name, shape in shapes.items()} for task in recipe.finetuned}
+    fused = fuse(from_config(recipe.rule), base, finetuned=finetuned).state
+    assert all(fused[name].isfinite().all() for name in base)
 
 
 def test_a_recipe_and_flags_over_it(models: Path) -> None:

@@ -1,0 +1,129 @@
+"""``kill -9`` at random moments of a fusion, and memory that does not grow with the model; in other processes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+KILLER = """
+import os, random, signal, sys, time
+from pathlib import Path
+from fusionlab.fusing import offline  # imported before the forks, which then take no time to start
+from fusionlab.fusing.recipe import Recipe
+
+folder, kills, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+output = folder / "out"
+recipe = Recipe(str(folder / "base"), {"a": str(folder / "a"), "b": str(folder / "b")}, str(output))
+
+def fuse():
+    for name in "ab":
+        (folder / name / "fusion_stats.json").unlink(missing_ok=True)
+    offline.fuse_folder(offline.prepare(recipe))
+
+def start():
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            fuse()
+            code = 0
+        finally:
+            os._exit(code)
+    return child
+
+def leftovers():
+    return [path.name for path in folder.iterdir() if path.name.startswith(".out")]
+
+def discard():
+    for path in output.iterdir():
+        path.unlink()
+    output.rmdir()
+
+began = time.perf_counter()
+assert os.waitstatus_to_exitcode(os.waitpid(start(), 0)[1]) == 0
+seconds = time.perf_counter() - began
+weights = (output / "model.safetensors").read_bytes()
+names = sorted(path.name for path in output.iterdir())
+discard()
+
+draws = random.Random(seed)
+interrupted = 0
+for _ in range(kills):
+    child = start()
+    time.sleep(draws.uniform(0, seconds))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    interrupted += bool(leftovers())
+    if output.exists():
+        assert sorted(path.name for path in output.iterdir()) == names
+        assert (output / "model.safetensors").read_bytes() == weights
+        discard()
+    assert os.waitstatus_to_exitcode(os.waitpid(start(), 0)[1]) == 0, "the rerun failed"
+    assert not leftovers(), leftovers()
+    assert (output / "model.safetensors").read_bytes() == weights
+    discard()
+print("interrupted while writing:", interrupted)
+"""
+
+MEMORY = """
+import resource, sys
+from pathlib import Path
+from fusionlab.fusing import offline
+from fusionlab.fusing.recipe import Recipe
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+folder = Path(sys.argv[1])
+for size in ("small", "large"):
+    inputs = {task: str(folder / f"{size}-{task}") for task in "ab"}
+    recipe = Recipe(str(folder / f"{size}-base"), inputs, str(folder / f"{size}-out"), memory_budget="40MB", threads=2)
+    before = peak()
+    offline.fuse_folder(offline.prepare(recipe))
+    print(peak() - before)
+"""
+
+
+def save(folder: Path, tensors: int, seed: int) -> None:
+    """Tensors of 8 MB each in bfloat16."""
+    folder.mkdir()
+    values = torch.randn(2_000, 2_000, generator=torch.Generator().manual_seed(seed)).bfloat16()
+    state = {f"layers.{k}.w": values.roll(k) for k in range(tensors)}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text("{}")
+
+
+def run(code: str, *arguments: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def kill(folder: Path, kills: int) -> None:
+    for seed, name in enumerate(("base", "a", "b")):
+        save(folder / name, 4, seed)
+    assert "interrupted while writing" in run(KILLER, str(folder), str(kills), "5")
+
+
+def test_killed_three_times_leaves_all_or_nothing(tmp_path: Path) -> None:
+    kill(tmp_path, 3)
+
+
+@pytest.mark.slow
+def test_killed_twenty_times_leaves_all_or_nothing(tmp_path: Path) -> None:
+    kill(tmp_path, 20)
+
+
+def test_memory_stays_within_the_budget_whatever_the_size(tmp_path: Path) -> None:
+    """Ten times the model, 240 MB of inputs: no more memory than the small one took, and that within the budget."""
+    for size, tensors in (("small", 1), ("large", 10)):
+        for seed, name in enumerate(("base", "a", "b")):
+            save(tmp_path / f"{size}-{name}", tensors, seed)
+    small, large = map(float, run(MEMORY, str(tmp_path)).split())
+    assert small < 60, "the budget of 40 MB, and code that is loaded on first use"
+    assert large < 15
