@@ -29,7 +29,7 @@ def test_new_unfinished_finished(tmp_path: Path) -> None:
     folder = begun(tmp_path / "run")
     assert folder.check(CONFIGURATION) == "unfinished"
     (folder.path / RESULTS).write_text("{}")
-    with pytest.raises(InputError, match="is finished.*--overwrite"):
+    with pytest.raises(InputError, match=r"is finished.*--overwrite"):
         folder.check(CONFIGURATION)
     assert folder.check(CONFIGURATION, overwrite=True) == "new"
 
