@@ -73,6 +73,10 @@ class RunFolderCallback(Callback):
             except InputError as error:
                 problem = error
         raise_together(trainer.strategy, problem)
+        report = pl_module.injection
+        if trainer.is_global_zero and report is not None:
+            tasks = len(trainer.datamodule.tasks)  # type: ignore[attr-defined]
+            print(f"{report.num_adapted_layers} adapted layers, {report.num_trainable:,} trained values, {tasks} tasks")
 
     def _begin(self, tasks: list[str]) -> None:
         leases = TaskLeases(self._leases_folder, [task for task in tasks if task not in self.taken])

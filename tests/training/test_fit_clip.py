@@ -209,6 +209,12 @@ def test_python_fit_restores_the_state_and_freezes_the_base(method: str, tmp_pat
     }
 
 
+def test_the_number_of_adapted_layers_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fit(tmp_path / "run", "--fusion.rules", "[average]", "--trainer.max_steps", "1")
+    layers = 2 * load_backbone("tiny-clip").model.config.vision_config.num_hidden_layers
+    assert f"{layers} adapted layers, " in capsys.readouterr().out
+
+
 def test_nan_loss_stops_and_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = []
     original = fusionlab.ClipModule.loss
