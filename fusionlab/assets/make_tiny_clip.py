@@ -209,7 +209,7 @@ def wording_loss(texts: Tensor, logit_scale: Tensor) -> Tensor:
 
 def pretrain(model: CLIPModel, tokenizer: CLIPTokenizer, batches: Batches, steps: int, peak: float) -> None:
     """Trains ``model`` in place."""
-    pairs = muon_and_adamw(model, peak, steps)
+    pairs = muon_and_adamw(model, peak, steps, adamw_ratio=1 / 8)
     mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
     model.train()
     began, running = time.time(), 0.0

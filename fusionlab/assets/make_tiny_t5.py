@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import string
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from fusionlab.assets.optimizers import muon_and_adamw
 from fusionlab.assets.pretraining_texts import MAX_GAPS, Sample, any_sample
 from fusionlab.assets.tiny_t5_card import write_card
 
-VOCABULARY_SIZE, NUM_SENTINELS, MAX_TOKENS = 800, 20, 512
+TRAINED_PIECES, NUM_SENTINELS, MAX_TOKENS = 400, 20, 512
 BATCH, POOL = 64, 8192
 
 
@@ -35,21 +37,23 @@ def train_tokenizer(samples: Sequence[Sample]) -> T5Tokenizer:
     )
     special = ["<pad>", "</s>", "<unk>"]
     trainer = trainers.UnigramTrainer(
-        vocab_size=VOCABULARY_SIZE,
+        vocab_size=TRAINED_PIECES,
         special_tokens=special,
         unk_token="<unk>",
         initial_alphabet=[*string.digits, *string.ascii_letters, *string.punctuation],
         show_progress=False,
     )
     sentinels = [f"<extra_id_{index}>" for index in range(NUM_SENTINELS)]
-    texts = (" ".join(word for word in " ".join(sample).split() if word not in sentinels) for sample in samples)
-    tokenizer.train_from_iterator(texts, trainer)
-    pieces = [(piece, score) for piece, score in json.loads(tokenizer.to_str())["model"]["vocab"]]
-    known = {piece for piece, _ in pieces}
-    lowest = min(score for _, score in pieces)
-    pieces += [(c, lowest - 1) for c in ["▁", *string.printable.strip()] if c not in known]
-    pieces += [(sentinel, 0.0) for sentinel in reversed(sentinels)]
-    return T5Tokenizer(vocab=pieces, extra_ids=NUM_SENTINELS, model_max_length=MAX_TOKENS)
+    words = Counter(word for sample in samples for word in " ".join(sample).split() if word not in sentinels)
+    tokenizer.train_from_iterator((f"{word} " * count for word, count in words.items()), trainer)
+    pieces = dict(json.loads(tokenizer.to_str())["model"]["vocab"])
+    # every word of the small world is one piece, so that answers are short
+    pieces |= {f"▁{word}": math.log(count / words.total()) for word, count in words.items() if word.isascii()}
+    lowest = min(pieces.values()) - 1
+    pieces |= {character: lowest for character in ["▁", *string.printable.strip()] if character not in pieces}
+    pieces |= dict.fromkeys(special, 0.0)
+    vocabulary = [*pieces.items(), *((sentinel, 0.0) for sentinel in reversed(sentinels))]
+    return T5Tokenizer(vocab=vocabulary, extra_ids=NUM_SENTINELS, model_max_length=MAX_TOKENS)
 
 
 def build_model(tokenizer: T5Tokenizer) -> T5ForConditionalGeneration:
@@ -84,7 +88,7 @@ def pretrain(
     model: T5ForConditionalGeneration, tokenizer: T5Tokenizer, steps: int, peak: float, rng: np.random.Generator
 ) -> None:
     """Trains ``model`` in place on fresh samples, batches of similar length."""
-    pairs = muon_and_adamw(model, peak, steps)
+    pairs = muon_and_adamw(model, peak, steps, adamw_ratio=0.5)
     model.train()
     began, running, batches = time.time(), 0.0, []
     for step in range(steps):
@@ -110,8 +114,8 @@ def main() -> None:
     """Reads the command line, trains, saves, measures and writes the card."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", required=True, type=Path, help="folder to write")
-    parser.add_argument("--steps", type=int, default=4000, help="training steps")
-    parser.add_argument("--learning_rate", type=float, default=8e-3, help="peak of the schedule")
+    parser.add_argument("--steps", type=int, default=3500, help="training steps")
+    parser.add_argument("--learning_rate", type=float, default=3e-3, help="peak of the schedule")
     parser.add_argument("--seed", type=int, default=0, help="decides initial weights, texts and their order")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     arguments = parser.parse_args()

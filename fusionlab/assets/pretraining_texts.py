@@ -7,11 +7,12 @@ their answers in a plain question about one of two words.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeAlias
 
 from fusionlab.data.writing import WRITTEN_TASKS, forms
 from fusionlab.data.writing.sentences import Rng, any_event, chance, pick, review, tell
-from fusionlab.data.writing.words import QUESTIONS, SKILLS
+from fusionlab.data.writing.words import QUESTIONS, SKILLS, THINGS
 
 Sample: TypeAlias = tuple[str, str]
 MAX_GAPS = 3
@@ -53,8 +54,8 @@ def sound(rng: Rng) -> Sample:
     return pick(rng, (f"well formed ? {text}", f"is this english right : {text}")), ("wrong", "right")[label]
 
 
-def mended(rng: Rng) -> Sample:
-    """A review completed by what its writer thinks."""
+def opinion_of(rng: Rng) -> Sample:
+    """What the writer of a review thinks."""
     label = int(rng.integers(2))
     (text,) = forms.sentiment(rng, label)
     return pick(rng, (f"opinion : {text}", f"does the writer like it ? {text}")), ("bad", "good")[label]
@@ -104,16 +105,43 @@ def borrowed(rng: Rng) -> Sample:
     return f"{task.template.format(**texts)} answer : {answer}", answer
 
 
+def common_word(rng: Rng) -> Sample:
+    """The one thing that is in both of two lists, or none."""
+    things = [words[int(rng.integers(len(words)))] for words in (THINGS[i] for i in rng.permutation(len(THINGS)))]
+    first, second, answer = things[:4], things[4:8], "none"
+    if chance(rng, 0.8):
+        answer = pick(rng, first)
+        second[int(rng.integers(4))] = answer
+    return f"in both : {' '.join(first)} | {' '.join(second)}", answer
+
+
+def asked(rng: Rng) -> Sample:
+    """A question about who did something or what was done to something, the answer in a word of the text."""
+    events = [any_event(rng, time=0, quality=0.2), any_event(rng, time=0, quality=0.2)]
+    told = [
+        replace(e, person=(pick(rng, e.person),), deed=(pick(rng, e.deed),), thing=(pick(rng, e.thing),))
+        for e in events
+    ]
+    text = " and ".join(tell(rng, event, fronted=0) for event in told)
+    about = pick(rng, told)
+    original = events[told.index(about)]
+    if chance(rng, 0.5):
+        return f"{text} . who {pick(rng, original.deed)} the {pick(rng, original.thing)} ?", about.person[0]
+    return f"{text} . what was {pick(rng, original.deed)} by the {pick(rng, original.person)} ?", about.thing[0]
+
+
 MIXTURE: tuple[tuple[Callable[[Rng], Sample], float], ...] = (
-    (gaps, 0.2),
+    (gaps, 0.12),
+    (common_word, 0.06),
+    (asked, 0.08),
     (sound, 0.1),
-    (mended, 0.1),
-    (same_deed, 0.14),
+    (opinion_of, 0.08),
+    (same_deed, 0.15),
     (same_question, 0.08),
     (follows, 0.12),
-    (certain, 0.12),
-    (alike, 0.09),
-    (borrowed, 0.05),
+    (certain, 0.1),
+    (alike, 0.08),
+    (borrowed, 0.03),
 )
 
 

@@ -24,12 +24,13 @@ knows some three hundred words.
 ## How it was made
 From random weights, in {minutes:.0f} minutes on a shared CPU ({steps} steps of 64 texts, seed {seed}), by
 
-    python -m fusionlab.assets.make_tiny_t5 --steps {steps} --output DIR
+    python -m fusionlab.assets.make_tiny_t5 --output DIR --steps {steps} --seed {seed} --threads 1
 
 All text was made on the spot from a small grammar about people, things, places, opinions and questions: span
-corruption, and questions of the kinds that the embedded text tasks ask, in other words and with other answers
+corruption, finding a common word, who did what, and questions of the kinds that the embedded text tasks ask, in other
+words and with other answers
 ("do both tell the same ? ... | ..." with "same" and "different" instead of "paraphrase sentence1: ... sentence2: ..."
-with "equivalent" and "not_equivalent"). The tasks' own formats were seen in one text of twenty, with the answer given
+with "equivalent" and "not_equivalent"). The tasks' own formats were seen in one text of thirty, with the answer given
 away in it. No outside text was used. The tokenizer is T5's unigram one with pieces learned from the same text.
 
 ## Without fine-tuning, on test splits
