@@ -195,7 +195,9 @@ def results(
     for world_size in (2, 3):
         arguments = (world_size, free_port(), folder, t5)
         multiprocessing.start_processes(worker, arguments, nprocs=world_size, start_method="forkserver")
-        found[world_size] = [torch.load(folder / f"{world_size}-{rank}.pt") for rank in range(world_size)]
+        found[world_size] = [
+            torch.load(folder / f"{world_size}-{rank}.pt", weights_only=True) for rank in range(world_size)
+        ]
     for world_size, of in found.items():
         of[0]["results.json"] = (folder / f"run-{world_size}" / "results.json").read_text()
         files = sorted(path for path in (folder / f"run-{world_size}").rglob("*") if path.is_file())
