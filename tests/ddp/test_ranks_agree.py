@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -18,10 +19,11 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import multiprocessing
 
 import fusionlab
-from fusionlab.adapters import Adapter
+from fusionlab.adapters import Adapter, base_state
 from fusionlab.callbacks import FusionCallback
 from fusionlab.data.images import ImageSplit
 from fusionlab.data.text import TextTasks
+from fusionlab.diagnostics import Diagnostics, cosines, gram_matrix, norm_shares
 from fusionlab.evaluation import evaluate
 
 SIZES = {"digits": 1, "signs": 2, "textures": 5, "colours": 7, "clutter": 101}
@@ -31,6 +33,7 @@ T5_KINDS: dict[str, dict[str, Any]] = {
     "score": {"target_column": "label", "metric": "spearman"},
 }
 STEPS = 3
+METHODS = ["tangent_lora", "tangent", "full"]
 
 
 def checksum(tensors: Any) -> str:
@@ -97,6 +100,8 @@ def train(batch_size: int, world_size: int, folder: Path | None = None, **option
     )  # fmt: skip
     trainer.fit(module, data)
     parameters = [value for of in module.task_parameters.values() for value in of]
+    name_of = {id(value): name for name, value in module.named_parameters()}
+    start = [watch.start[name_of[id(value)]] for value in parameters]
     trained = {id(value) for value in parameters}
     names = {name for name, value in module.named_parameters() if id(value) in trained}
     others = {name for name, _ in module.named_parameters()} | {name for name, _ in module.named_buffers()}
@@ -105,6 +110,7 @@ def train(batch_size: int, world_size: int, folder: Path | None = None, **option
         "losses": watch.losses,
         "checksums": watch.checksums,
         "parameters": torch.cat([value.detach().float().flatten() for value in parameters]),
+        "start": torch.cat([value.float().flatten() for value in start]),
         "only the frozen are ignored": world_size == 1 or watch.ignored == others - names,
         "only the trained moved": set(watch.moved) == names,
         "dtypes": {str(value.dtype) for value in parameters},
@@ -125,6 +131,29 @@ def clip_rows() -> list[dict[str, Any]]:
         data.splits[task]["test"] = ImageSplit(split.images, labels.numpy(), rows, split.image_size)
     module.prepare_tasks(data.tasks)
     return evaluate(module, data, split="test")
+
+
+def diagnosed(method: str) -> dict[str, Any]:
+    """Cosines, shares and the plane of the same fine-tuned weights; 3 batches a task, so that one rank has fewer."""
+    module = fusionlab.ClipModule(method=method, rank=2, seed=3)
+    module.add_adapters(TASKS)
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for parameters in module.task_parameters.values():
+            for parameter in parameters:
+                parameter += 0.02 * torch.randn_like(parameter)
+    data = fusionlab.ImageTasks(TASKS, eval_batch_size=4, max_samples=60, image_size=module.backbone.image_size)
+    data.setup("validate")
+    for task in TASKS:
+        split = data.splits[task]["validation"]
+        split.rows, split.labels = split.rows[:10], split.labels[:10]
+    module.prepare_tasks(data.tasks)
+    finetuned = {task: module.finetuned(task) for task in TASKS}
+    base = base_state(module.base_model)
+    plane = Diagnostics(grid_size=3).plane(module, data, finetuned)
+    assert plane is not None
+    shares = norm_shares(base, finetuned)
+    return {"cosines": cosines(gram_matrix(base, finetuned)), "shares": shares, **dataclasses.asdict(plane)}
 
 
 def t5_rows(t5: Path, folder: Path) -> list[dict[str, Any]]:
@@ -163,6 +192,9 @@ def everything(world_size: int, folder: Path, t5: Path) -> dict[str, Any]:
         results["l_lora clipped"] = train(24 // world_size, world_size, method="l_lora", gradient_clip_val=0.01)
         for precision in ("bf16-mixed", "bf16-true"):
             results[precision] = train(24 // world_size, world_size, precision=precision, dropout=0.2)
+        for method in METHODS:
+            results[method] = train(24 // world_size, world_size, method=method)
+    results["diagnostics"] = {method: diagnosed(method) for method in ("lora", "full", "tangent_lora")}
     results["clip rows"], results["t5 rows"] = clip_rows(), t5_rows(t5, folder)
     return results
 
@@ -216,7 +248,7 @@ def test_rows_are_identical_on_any_number_of_processes(results: dict[int, list[d
         assert all(of["clip rows"] == rows and of["t5 rows"] == texts for of in found)
 
 
-@pytest.mark.parametrize("mode", ["fit", "accumulated", "l_lora clipped", "bf16-mixed", "bf16-true"])
+@pytest.mark.parametrize("mode", ["fit", "accumulated", "l_lora clipped", "bf16-mixed", "bf16-true", *METHODS])
 def test_parameters_are_equal_on_all_ranks_after_every_step(
     results: dict[int, list[dict[str, Any]]], mode: str
 ) -> None:
@@ -227,7 +259,7 @@ def test_parameters_are_equal_on_all_ranks_after_every_step(
         assert all(of[mode]["only the frozen are ignored"] and of[mode]["only the trained moved"] for of in found)
 
 
-@pytest.mark.parametrize("mode", ["fit", "accumulated", "l_lora clipped"])
+@pytest.mark.parametrize("mode", ["fit", "accumulated", "l_lora clipped", *METHODS])
 def test_the_loss_curve_is_that_of_one_process(results: dict[int, list[dict[str, Any]]], mode: str) -> None:
     expected = results[1][0][mode]
     for of in [of[mode] for found in results.values() for of in found if mode in of]:
@@ -236,6 +268,16 @@ def test_the_loss_curve_is_that_of_one_process(results: dict[int, list[dict[str,
             assert ours == pytest.approx(theirs, rel=1e-5)
         # AdamW divides by the root of the squared gradient: where that is rounding noise, so is the update
         torch.testing.assert_close(of["parameters"], expected["parameters"], rtol=1e-3, atol=1e-4)
+        moved = (expected["parameters"] - expected["start"]).norm()
+        assert (of["parameters"] - expected["parameters"]).norm() < 0.01 * moved
+
+
+def test_diagnostics_are_identical_on_any_number_of_processes(results: dict[int, list[dict[str, Any]]]) -> None:
+    expected = results[1][0]["diagnostics"]
+    for found in expected.values():
+        assert 0 < sum(found["disentanglement"].values()) / len(found["disentanglement"]) < 2
+        assert len({str(values) for values in found["loss"].values()}) == 9
+    assert all(of["diagnostics"] == expected for found in results.values() for of in found)
 
 
 def test_two_accumulated_batches_are_one_of_twice_the_size(results: dict[int, list[dict[str, Any]]]) -> None:
