@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 from fusionlab import adapters, rules
 from fusionlab.__main__ import main
 from fusionlab.backbones import load_backbone
+from fusionlab.loading import load_weights
+from fusionlab.modules.applying import applied
 from fusionlab.streaming import fuse
 
 # PEFT asks transformers for a property under its old name
@@ -127,3 +129,58 @@ def test_offline_fuse_by_other_rules_sees_the_matrices_of_the_base(model: Path, 
     assert offline.keys() == base.keys()
     for name, value in offline.items():
         torch.testing.assert_close(value, expected.get(name, base[name]))
+
+
+@pytest.fixture(scope="module")
+def full_runs(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Runs that train all weights of the image tower."""
+    folders = {method: tmp_path_factory.mktemp("runs") / method for method in ("full", "tangent")}
+    for method, folder in folders.items():
+        argv = ["fit", *DATA, "--model.backbone", str(model), "--model.method", method, "--trainer.max_steps", "4"]
+        argv += ["--model.learning_rate", "0.003", "--fusion.rules", "[average, ties]"]
+        argv += ["--trainer.enable_progress_bar", "false", "--trainer.default_root_dir", str(folder)]
+        assert main(argv) == 0
+    return folders
+
+
+@pytest.mark.parametrize("method", ["full", "tangent"])
+@pytest.mark.parametrize("folder", ["finetuned/signs", "fused/average", "fused/ties"])
+def test_all_weights_score_as_in_the_run(
+    model: Path, full_runs: dict[str, Path], tmp_path: Path, method: str, folder: str
+) -> None:
+    argv = ["test", *DATA, "--model.backbone", str(model), "--model.weights", str(full_runs[method] / folder)]
+    assert main([*argv, "--trainer.default_root_dir", str(tmp_path)]) == 0
+    scored = {row["task"]: row["value"] for row in rows_of(tmp_path)}
+    rows = [row for row in rows_of(full_runs[method]) if Path(folder).name in (row["rule"], row["finetuned_on"])]
+    assert rows
+    assert {row["task"]: row["value"] for row in rows} == {row["task"]: scored[row["task"]] for row in rows}
+
+
+def test_a_full_model_is_a_folder_of_open_clip(model: Path, full_runs: dict[str, Path]) -> None:
+    base = load_file(model / "open_clip_model.safetensors")
+    states = {}
+    for name in ("finetuned/digits", "finetuned/signs", "fused/average"):
+        stock = open_clip.create_model(f"local-dir:{full_runs['full'] / name}", require_pretrained=True)
+        states[name] = stock.state_dict()
+        changed = {key for key, value in states[name].items() if not torch.equal(value, base[key])}
+        assert states[name].keys() == base.keys()
+        assert changed
+        assert all(key.startswith("visual.") for key in changed)
+        assert "visual.transformer.resblocks.0.attn.in_proj_weight" in changed
+    for key, value in states["fused/average"].items():
+        torch.testing.assert_close(value, (states["finetuned/digits"][key] + states["finetuned/signs"][key]) / 2)
+
+
+def test_the_average_of_tangents_is_the_mean_of_their_features(model: Path, full_runs: dict[str, Path]) -> None:
+    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    found = {}
+    for name in ("finetuned/digits", "finetuned/signs", "fused/average"):
+        backbone = load_backbone(str(model))
+        weights = load_weights(full_runs["tangent"] / name, backbone.model).weights
+        with torch.no_grad(), applied(backbone, weights) as application:
+            found[name] = application(lambda of=backbone: of.image_features(images))
+    with torch.no_grad():
+        base = backbone.image_features(images)
+    assert all((features - base).abs().max() > 1e-2 for features in found.values())
+    mean = (found["finetuned/digits"] + found["finetuned/signs"]) / 2
+    torch.testing.assert_close(found["fused/average"], mean, rtol=1e-4, atol=1e-5)
