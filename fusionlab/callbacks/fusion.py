@@ -16,7 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from fusionlab import adapters as adapter_io
 from fusionlab import reporting, rules, search
 from fusionlab.callbacks.progress import FusionProgressBar
-from fusionlab.diagnostics import Diagnostics, write_diagnostics
+from fusionlab.diagnostics import Diagnostics, tasks_without_classes, write_diagnostics
 from fusionlab.errors import InputError
 from fusionlab.evaluation import Row, evaluate, primary_rows, rank_and_world_size
 from fusionlab.fused import FusedModel, fuse_weights, save_fused
@@ -66,7 +66,7 @@ class FusionCallback(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse diagnostics that cannot be had, before anything is trained."""
         if self.diagnostics is not None:
-            self.diagnostics.check(list(trainer.datamodule.tasks))
+            self.diagnostics.check(list(trainer.datamodule.tasks), tasks_without_classes(trainer.datamodule))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Score on the validation splits and log."""

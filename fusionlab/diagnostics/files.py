@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 
 from fusionlab.diagnostics.geometry import Gram, Weights, check_several, cosines, gram_matrix, norm_shares, norms
 from fusionlab.diagnostics.plane import Plane, grid_of, measure_plane
-from fusionlab.errors import InputError
+from fusionlab.errors import InputError, name_list
 from fusionlab.state import State
 
 
@@ -21,7 +21,7 @@ class Diagnostics:
     """What to measure at the end of a fit, beside cosines, norms and their shares by layer.
 
     Args:
-        tasks: the two tasks that span the plane; the first two of the run by default.
+        tasks: the two tasks that span the plane; the first two of the run that have classes by default.
         grid_size: values of each coefficient in -2..2, odd so that 0 is among them; 0 leaves the plane out.
         num_batches: evaluation batches of each task on the plane at most; all by default.
         split: the samples that the plane is measured on, ``validation`` or ``test``.
@@ -40,11 +40,11 @@ class Diagnostics:
         if self.split not in ("validation", "test"):
             raise InputError(f"diagnostics.split must be validation or test, got {self.split!r}")
 
-    def check(self, tasks: Sequence[str]) -> None:
+    def check(self, tasks: Sequence[str], without_classes: Collection[str] = ()) -> None:
         """Raise unless they can be had for these tasks.
 
         Raises:
-            InputError: one task only, or a plane of other tasks.
+            InputError: one task only, or a plane of other tasks or of tasks without classes.
         """
         check_several(tasks)
         for task in self.tasks or ():
@@ -52,13 +52,28 @@ class Diagnostics:
                 raise InputError(f"diagnostics.tasks: {task!r} is no task of this run ({', '.join(tasks)})")
         if self.tasks is not None and len(set(self.tasks)) != 2:
             raise InputError(f"diagnostics.tasks must be two different tasks, got {self.tasks}")
+        chosen = self._chosen(tasks, without_classes)
+        unfit = [task for task in chosen if task in without_classes]
+        if self.grid_size and (unfit or len(chosen) < 2):
+            raise InputError(
+                f"the plane of two tasks counts classes, and {name_list(unfit or sorted(without_classes))} has none; "
+                f"give two tasks with classes as diagnostics.tasks, or diagnostics.grid_size 0 to leave the plane out"
+            )
+
+    def _chosen(self, tasks: Iterable[str], without_classes: Collection[str]) -> list[str]:
+        return self.tasks or [task for task in tasks if task not in without_classes][:2]
 
     def plane(self, module: Any, data: Any, finetuned: Mapping[str, Weights]) -> Plane | None:
         """The plane, measured on all ranks together; None where it is left out."""
         if self.grid_size == 0:
             return None
-        tasks = self.tasks or list(finetuned)[:2]
+        tasks = self._chosen(finetuned, tasks_without_classes(data))
         return measure_plane(module, data, finetuned, tasks, grid_of(self.grid_size), self.split, self.num_batches)
+
+
+def tasks_without_classes(data: Any) -> list[str]:
+    """The tasks whose answers are numbers: text tasks without label words."""
+    return [name for name, task in data.tasks.items() if getattr(task, "label_words", ()) is None]
 
 
 def write_diagnostics(root: Path, base: State, finetuned: Mapping[str, Weights], plane: Plane | None = None) -> None:

@@ -118,3 +118,39 @@ def test_bad_input_is_one_message_and_writes_nothing(
     assert len(errors) == 1
     assert message in errors[0]
     assert not root.exists()
+
+
+def with_tone(settings: list[str]) -> list[str]:
+    """A second task with classes, on the same table."""
+    position = settings.index("--data.tasks") + 1
+    mood, grade = json.loads(settings[position])
+    tasks = [mood, grade, {**mood, "name": "tone", "template": "tone: {text}"}]
+    return [*settings[:position], json.dumps(tasks), *settings[position + 1 :]]
+
+
+@pytest.mark.parametrize("method", ["lora", "tangent"])
+def test_diagnostics_are_of_the_tasks_with_classes(settings: list[str], tmp_path: Path, method: str) -> None:
+    argv = ["fit", *with_tone(settings), "--model.method", method, "--model.learning_rate", "0.01"]
+    argv += ["--fusion.diagnostics.grid_size", "3", "--fusion.rules", "[average]", "--trainer.max_steps", "2"]
+    argv += ["--trainer.enable_progress_bar", "false", "--trainer.default_root_dir", str(tmp_path)]
+    assert main(argv) == 0
+    with (tmp_path / "diagnostics" / "plane_tasks.csv").open() as file:
+        assert [line["task"] for line in csv.DictReader(file)] == ["mood", "tone"]
+    with (tmp_path / "diagnostics" / "plane.csv").open() as file:
+        plane = {(line["coefficient_1"], line["coefficient_2"]): line for line in csv.DictReader(file)}
+    assert len(plane) == 9
+    assert plane["0.0", "0.0"]["disentanglement_error"] == "0.0"
+    assert len({line["loss_1"] for line in plane.values()}) == 9
+    with (tmp_path / "diagnostics" / "cosines.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 3 * 3
+    assert (tmp_path / "plots" / "plane_accuracy.png").is_file()
+
+
+def test_a_plane_of_scores_is_refused_before_training(
+    settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["fit", *settings, "--fusion.diagnostics.num_batches", "1", "--trainer.max_steps", "2"]
+    for more in ([], ["--fusion.diagnostics.tasks", "[mood, grade]"]):
+        assert main([*argv, *more, "--trainer.default_root_dir", str(tmp_path / "run")]) == 2
+        assert "counts classes, and grade has none" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
