@@ -1,7 +1,8 @@
-"""Texts for pretraining tiny-t5: gaps to fill in, and the embedded tasks' questions in other words with other answers.
+"""Texts for pretraining tiny-t5: gaps to fill in, sentences to rewrite and compare, and the embedded tasks' questions.
 
-The tasks' own formats and answers come up only seldom and mixed up: their field names in front of other questions, and
-their answers in a plain question about one of two words.
+Most answers are dense, several words that each need one part of the text, so that synonyms, roles and what matches what
+are learned from every text; the questions of one word come on top, in other words and with other answers than the
+tasks' own. The tasks' own formats come up only seldom and mixed up, with the answer given away.
 """
 
 from __future__ import annotations
@@ -11,33 +12,61 @@ from dataclasses import replace
 from typing import TypeAlias
 
 from fusionlab.data.writing import WRITTEN_TASKS, forms
-from fusionlab.data.writing.sentences import Rng, any_event, chance, pick, review, tell
-from fusionlab.data.writing.words import QUESTIONS, SKILLS, THINGS
+from fusionlab.data.writing.sentences import (
+    Event,
+    Rng,
+    altered,
+    any_event,
+    chance,
+    opinion,
+    pick,
+    review,
+    spoiled,
+    tell,
+)
+from fusionlab.data.writing.words import PLACES, QUESTIONS, SKILLS, THINGS
 
 Sample: TypeAlias = tuple[str, str]
 MAX_GAPS = 3
+ASKED = ("how", "why", "where", "when", "price")  # short for the rows of QUESTIONS
 
 
-def any_text(rng: Rng) -> str:
-    """A sentence or two about the world, a review or a question."""
-    match int(rng.integers(4)):
-        case 0:
-            return f"{review(rng, chance(rng, 0.5))} ."
-        case 1:
-            return pick(rng, pick(rng, QUESTIONS)).format(pick(rng, SKILLS))
-        case 2:
-            event = any_event(rng)
-            return f"{tell(rng, event)} . {tell(rng, event)} ."
-        case _:
-            return f"{tell(rng, any_event(rng))} ."
+def related(rng: Rng, event: Event) -> Event:
+    """The event with none to three of its parts exchanged, place included."""
+    for _ in range(int(rng.integers(3))):
+        event = altered(rng, event)
+    return replace(event, place=pick(rng, PLACES)) if event.place and chance(rng, 0.3) else event
 
 
-def gaps(rng: Rng) -> Sample:
-    """T5's span corruption: one to three runs of words become sentinels, the target names what they hid."""
-    words = any_text(rng).split()
+def parts(event: Event) -> list[str]:
+    """Person, deed, thing, and the place if told, in one canonical word each."""
+    return [event.person[0], event.deed[0], event.thing[0], *(event.place.split()[-1:] if event.place else ())]
+
+
+def two_events(rng: Rng) -> tuple[Event, Event]:
+    """An event and a related one, both with a place or both without."""
+    event = any_event(rng, time=0.1, quality=0.1)
+    return event, related(rng, event)
+
+
+def question(rng: Rng, about: str, row: int) -> tuple[str, list[str]]:
+    """A question of a row of QUESTIONS and its parts."""
+    action, _, thing = about.split()
+    return pick(rng, QUESTIONS[row]).format(about), [ASKED[row], action, thing]
+
+
+def two_questions(rng: Rng) -> list[tuple[str, list[str]]]:
+    """Two questions that share way, deed or thing more often than by chance."""
+    first, row = pick(rng, SKILLS), int(rng.integers(len(QUESTIONS)))
+    second = pick(rng, SKILLS) if chance(rng, 0.3) else first
+    return [question(rng, first, row), question(rng, second, row if chance(rng, 0.6) else int(rng.integers(5)))]
+
+
+def hidden(rng: Rng, words: list[str], rate: float) -> tuple[list[str], list[str]]:
+    """Words with runs of them replaced by sentinels, and what those hide; at least one run."""
     source, target, at, gap = [], [], 0, 0
     while at < len(words):
-        if gap < MAX_GAPS and chance(rng, 0.15):
+        if gap < MAX_GAPS and chance(rng, rate):
             length = int(rng.integers(1, 4))
             source.append(f"<extra_id_{gap}>")
             target += [f"<extra_id_{gap}>", *words[at : at + length]]
@@ -45,32 +74,86 @@ def gaps(rng: Rng) -> Sample:
         else:
             source.append(words[at])
             at += 1
-    return (" ".join(source), " ".join([*target, f"<extra_id_{gap}>"])) if gap else gaps(rng)
+    return (source, [*target, f"<extra_id_{gap}>"]) if gap else hidden(rng, words, rate)
+
+
+def gaps(rng: Rng) -> Sample:
+    """T5's span corruption of a sentence that follows its paraphrase, or of a review or a question alone."""
+    if chance(rng, 0.65):
+        event = any_event(rng)
+        source, target = hidden(rng, f"{tell(rng, event)} .".split(), 0.3)
+        return f"{tell(rng, event)} . {' '.join(source)}", " ".join(target)
+    text = f"{review(rng, chance(rng, 0.5))} ." if chance(rng, 0.5) else question(rng, pick(rng, SKILLS), 0)[0]
+    source, target = hidden(rng, text.split(), 0.15)
+    return " ".join(source), " ".join(target)
+
+
+def in_short(rng: Rng) -> Sample:
+    """One or two events in canonical words."""
+    events = [any_event(rng) for _ in range(int(rng.integers(1, 3)))]
+    told = " and ".join(tell(rng, event) for event in events)
+    return f"in short : {told} .", " and ".join(" ".join(parts(event)) for event in events)
+
+
+def aligned(rng: Rng) -> Sample:
+    """Two texts part by part, in canonical words."""
+    if chance(rng, 0.25):
+        (first, a), (second, b) = two_questions(rng)
+    else:
+        one, two = two_events(rng)
+        first, second, a, b = f"{tell(rng, one)} .", f"{tell(rng, two)} .", parts(one), parts(two)
+    return f"align : {first} | {second}", " ".join(f"{x} {y}" for x, y in zip(a, b, strict=True))
+
+
+def compared(rng: Rng) -> Sample:
+    """Which parts of two texts are the same."""
+    if chance(rng, 0.25):
+        (first, a), (second, b) = two_questions(rng)
+    else:
+        one, two = two_events(rng)
+        first, second, a, b = f"{tell(rng, one)} .", f"{tell(rng, two)} .", parts(one), parts(two)
+    same = " ".join("same" if x == y else "other" for x, y in zip(a, b, strict=True))
+    return f"compare : {first} | {second}", same
+
+
+def clauses(rng: Rng) -> Sample:
+    """Of what each clause of a review tells, and whether it praises."""
+    praised = [chance(rng, 0.5) for _ in range(int(rng.integers(1, 4)))]
+    told = [opinion(rng, praise) for praise in praised]
+    about = [text.split()[3 if text.startswith("i found") else 1] for text in told]
+    judged = [f"{subject} {('bad', 'good')[praise]}" for subject, praise in zip(about, praised, strict=True)]
+    return f"clause by clause : {' , '.join(told)} .", " ".join(judged)
+
+
+def mended(rng: Rng) -> Sample:
+    """A sentence with a fault or none, and the sound one."""
+    sentence = tell(rng, any_event(rng, place=0.3, time=0.2, quality=0.2))
+    return f"mend : {spoiled(rng, sentence) if chance(rng, 0.8) else sentence} .", sentence
 
 
 def sound(rng: Rng) -> Sample:
     label = int(rng.integers(2))
     (text,) = forms.acceptability(rng, label)
-    return pick(rng, (f"well formed ? {text}", f"is this english right : {text}")), ("wrong", "right")[label]
+    return f"well formed ? {text}", ("wrong", "right")[label]
 
 
 def opinion_of(rng: Rng) -> Sample:
     """What the writer of a review thinks."""
     label = int(rng.integers(2))
     (text,) = forms.sentiment(rng, label)
-    return pick(rng, (f"opinion : {text}", f"does the writer like it ? {text}")), ("bad", "good")[label]
+    return f"does the writer like it ? {text}", ("bad", "good")[label]
 
 
 def same_deed(rng: Rng) -> Sample:
     label = int(rng.integers(2))
     first, second = forms.paraphrase(rng, label)
-    return f"do both tell the same ? {first} | {second}", ("different", "same")[label]
+    return f"do both tell the same ? {first} | {second}", ("other", "same")[label]
 
 
 def same_question(rng: Rng) -> Sample:
     label = int(rng.integers(2))
     first, second = forms.duplicate(rng, label)
-    return f"do both ask the same ? {first} | {second}", ("different", "same")[label]
+    return f"do both ask the same ? {first} | {second}", ("other", "same")[label]
 
 
 def follows(rng: Rng) -> Sample:
@@ -97,10 +180,10 @@ def borrowed(rng: Rng) -> Sample:
     task = pick(rng, list(WRITTEN_TASKS.values()))
     if task.label_words is None:
         label = int(rng.integers(16))
-        answer = f"{forms.similarity_score(label):.1f}"
+        answer = f"{pick(rng, forms.SCORES):.1f}"
     else:
         label = int(rng.integers(len(task.label_words)))
-        answer = task.label_words[label]
+        answer = pick(rng, task.label_words)
     texts = dict(zip(task.input_columns, task.write(rng, label), strict=True))
     return f"{task.template.format(**texts)} answer : {answer}", answer
 
@@ -116,32 +199,32 @@ def common_word(rng: Rng) -> Sample:
 
 
 def asked(rng: Rng) -> Sample:
-    """A question about who did something or what was done to something, the answer in a word of the text."""
+    """A question about who did something or what was done to something, the answer in canonical words."""
     events = [any_event(rng, time=0, quality=0.2), any_event(rng, time=0, quality=0.2)]
-    told = [
-        replace(e, person=(pick(rng, e.person),), deed=(pick(rng, e.deed),), thing=(pick(rng, e.thing),))
-        for e in events
-    ]
-    text = " and ".join(tell(rng, event, fronted=0) for event in told)
-    about = pick(rng, told)
-    original = events[told.index(about)]
+    text = " and ".join(tell(rng, event, fronted=0) for event in events)
+    about = pick(rng, events)
     if chance(rng, 0.5):
-        return f"{text} . who {pick(rng, original.deed)} the {pick(rng, original.thing)} ?", about.person[0]
-    return f"{text} . what was {pick(rng, original.deed)} by the {pick(rng, original.person)} ?", about.thing[0]
+        return f"{text} . who {pick(rng, about.deed)} the {pick(rng, about.thing)} ?", about.person[0]
+    return f"{text} . what was {pick(rng, about.deed)} by the {pick(rng, about.person)} ?", about.thing[0]
 
 
 MIXTURE: tuple[tuple[Callable[[Rng], Sample], float], ...] = (
-    (gaps, 0.12),
-    (common_word, 0.06),
-    (asked, 0.08),
-    (sound, 0.1),
-    (opinion_of, 0.08),
-    (same_deed, 0.15),
-    (same_question, 0.08),
-    (follows, 0.12),
-    (certain, 0.1),
-    (alike, 0.08),
-    (borrowed, 0.03),
+    (gaps, 0.15),
+    (in_short, 0.1),
+    (aligned, 0.12),
+    (compared, 0.13),
+    (clauses, 0.05),
+    (mended, 0.06),
+    (common_word, 0.03),
+    (asked, 0.05),
+    (sound, 0.06),
+    (opinion_of, 0.03),
+    (same_deed, 0.06),
+    (same_question, 0.03),
+    (follows, 0.05),
+    (certain, 0.04),
+    (alike, 0.03),
+    (borrowed, 0.01),
 )
 
 

@@ -61,7 +61,7 @@ class WrittenTask:
         taken: set[tuple[str, ...]] = set()
         for name, size in SPLIT_SIZES.items():
             rng = np.random.default_rng(derive_seed("written task", self.name, name))
-            labels = rng.permutation(np.arange(size) % (len(self.label_words or ()) or 1 << len(forms.SCORES)))
+            labels = rng.permutation(np.arange(size) % (len(self.label_words or ()) or 1 << forms.PARTS))
             texts = []
             for label in labels.tolist():
                 while (text := self.write(rng, label)) in taken:

@@ -19,13 +19,14 @@ from fusionlab.data.writing.sentences import (
 )
 from fusionlab.data.writing.words import DEEDS, KINDS, PEOPLE, PLACES, QUALITIES, QUESTIONS, SKILLS, THINGS, TIMES
 
-SCORES = (1.5, 1.5, 1.5, 0.5)
-"""What the same person, deed, thing and place each add to the similarity of two sentences; 5.0 in all."""
+PARTS = 4
+SCORES = (0.0, 1.2, 2.5, 3.8, 5.0)
+"""The similarity of two sentences by how many of person, deed, thing and place they share."""
 
 
 def similarity_score(shared: int) -> float:
     """The score of two sentences that share the parts whose bits are set in ``shared``."""
-    return sum((score for bit, score in enumerate(SCORES) if shared >> bit & 1), 0.0)
+    return SCORES[shared.bit_count()]
 
 
 def acceptability(rng: Rng, label: int) -> tuple[str, ...]:

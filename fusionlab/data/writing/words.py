@@ -7,27 +7,18 @@ PEOPLE: tuple[tuple[str, ...], ...] = (
     ("doctor", "physician"),
     ("teacher", "instructor"),
     ("lawyer", "attorney"),
-    ("thief", "robber"),
     ("cook", "chef"),
     ("child", "kid"),
-    ("singer", "vocalist"),
-    ("driver", "motorist"),
     ("farmer",),
     ("soldier",),
-    ("painter",),
-    ("baker",),
     ("sailor",),
     ("nurse",),
     ("king",),
-    ("student",),
 )
 THINGS: tuple[tuple[str, ...], ...] = (
     ("car", "automobile"),
-    ("stone", "rock"),
     ("cup", "mug"),
-    ("picture", "image"),
     ("boat", "ship"),
-    ("gift", "present"),
     ("couch", "sofa"),
     ("coat", "jacket"),
     ("letter",),
@@ -35,9 +26,6 @@ THINGS: tuple[tuple[str, ...], ...] = (
     ("lamp",),
     ("chair",),
     ("clock",),
-    ("window",),
-    ("basket",),
-    ("piano",),
 )
 KINDS: dict[str, str] = {
     "car": "vehicle",
@@ -55,16 +43,12 @@ DEEDS: tuple[tuple[str, ...], ...] = (
     ("bought", "purchased"),
     ("found", "discovered"),
     ("repaired", "fixed"),
-    ("smashed", "wrecked"),
     ("washed", "cleaned"),
     ("watched", "observed"),
-    ("pulled", "dragged"),
-    ("wanted", "desired"),
     ("sold",),
     ("carried",),
     ("painted",),
     ("lost",),
-    ("kept",),
     ("built",),
 )
 STEMS: dict[str, str] = {
@@ -74,21 +58,14 @@ STEMS: dict[str, str] = {
     "discovered": "discover",
     "repaired": "repair",
     "fixed": "fix",
-    "smashed": "smash",
-    "wrecked": "wreck",
     "washed": "wash",
     "cleaned": "clean",
     "watched": "watch",
     "observed": "observe",
-    "pulled": "pull",
-    "dragged": "drag",
-    "wanted": "want",
-    "desired": "desire",
     "sold": "sell",
     "carried": "carry",
     "painted": "paint",
     "lost": "lose",
-    "kept": "keep",
     "built": "build",
 }
 PLACES: tuple[str, ...] = (
@@ -99,11 +76,9 @@ PLACES: tuple[str, ...] = (
     "in the kitchen",
     "on the hill",
     "by the lake",
-    "at the station",
     "under the bridge",
-    "in the village",
 )
-TIMES: tuple[str, ...] = ("yesterday", "last night", "this morning", "on monday", "in winter", "after lunch")
+TIMES: tuple[str, ...] = ("yesterday", "last night", "this morning", "on monday")
 # Each with its opposite.
 QUALITIES: tuple[tuple[str, str], ...] = (
     ("old", "young"),
@@ -111,28 +86,19 @@ QUALITIES: tuple[tuple[str, str], ...] = (
     ("happy", "sad"),
     ("tall", "short"),
     ("strong", "weak"),
-    ("quiet", "loud"),
 )
-SUBJECTS: tuple[str, ...] = (
-    *("film", "movie", "plot", "story", "acting", "script", "ending", "music", "cast", "show", "book", "scene"),
-)
-PRAISE: tuple[str, ...] = (
-    *("good", "great", "wonderful", "brilliant", "charming", "clever", "funny", "moving", "excellent", "superb"),
-    *("delightful", "fresh"),
-)
-BLAME: tuple[str, ...] = (
-    *("bad", "awful", "terrible", "boring", "dull", "stupid", "clumsy", "lame", "dreadful", "poor", "tedious", "stale"),
-)
-DEGREES: tuple[str, ...] = ("really", "very", "quite", "truly", "rather", "simply")
-ACTIONS: tuple[str, ...] = ("buy", "sell", "paint", "clean", "repair", "build", "find", "choose", "move", "draw")
+SUBJECTS: tuple[str, ...] = ("film", "plot", "story", "acting", "script", "ending", "music", "cast")
+PRAISE: tuple[str, ...] = ("good", "great", "wonderful", "brilliant", "charming", "clever", "funny", "superb")
+BLAME: tuple[str, ...] = ("bad", "awful", "terrible", "boring", "dull", "stupid", "lame", "dreadful")
+DEGREES: tuple[str, ...] = ("really", "very", "quite", "rather")
+ACTIONS: tuple[str, ...] = ("buy", "sell", "paint", "clean", "repair", "build", "move", "draw")
 TARGETS: tuple[str, ...] = (
-    *("a car", "a house", "a bicycle", "a boat", "a piano", "a garden", "a kitchen", "a clock", "a bridge", "a bed"),
-    *("a roof", "a toy"),
+    *("a car", "a house", "a bicycle", "a boat", "a piano", "a garden", "a clock", "a bridge", "a bed", "a roof"),
 )
 SKILLS: tuple[str, ...] = tuple(f"{action} {target}" for action in ACTIONS for target in TARGETS)
 # Ways to ask one thing each: the ways of a row mean the same.
 QUESTIONS: tuple[tuple[str, ...], ...] = (
-    ("how can i {} ?", "what is the best way to {} ?", "how do you {} ?", "what should i do to {} ?"),
+    ("how can i {} ?", "what is the best way to {} ?", "what should i do to {} ?"),
     ("why do people {} ?", "what is the reason to {} ?", "what makes people {} ?"),
     ("where can i {} ?", "what is a good place to {} ?", "which place is right to {} ?"),
     ("when should i {} ?", "what is the right time to {} ?", "at what time do people {} ?"),
