@@ -64,8 +64,8 @@ def factor_space(root: Path, method: str, seed: int, options: argparse.Namespace
         with module.use(fused):
             return {row["task"]: row["value"] for row in fusionlab.evaluate(module, data, split=split)}
 
-    def mean_validation(rule: Any) -> float:
-        return statistics.mean(scored(rule.scaling_coefficient, "validation").values())
+    def mean_validation(rules: Any) -> list[float]:
+        return [statistics.mean(scored(rule.scaling_coefficient, "validation").values()) for rule in rules]
 
     chosen = search.validated_coefficient(TaskArithmetic(), mean_validation)[0].scaling_coefficient
     return {

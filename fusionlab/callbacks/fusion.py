@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from fusionlab import adapters as adapter_io
 from fusionlab import reporting, rules, search
 from fusionlab.callbacks.progress import FusionProgressBar
+from fusionlab.candidates import score_linear_sums, sums_are_linear
 from fusionlab.diagnostics import Diagnostics, tasks_without_classes, write_diagnostics
 from fusionlab.errors import InputError
 from fusionlab.evaluation import Row, evaluate, primary_rows, rank_and_world_size
@@ -127,12 +128,18 @@ class FusionCallback(Callback):
         if not (isinstance(rule, rules.TaskArithmetic) and rule.scaling_coefficient is None):
             return rule
 
-        def mean_score(candidate: rules.TaskArithmetic) -> float:
-            weights = fuse_weights(candidate, base, finetuned).weights
-            rows = primary_rows(score(f"choosing the coefficient of {name}", weights, tasks, "validation"))
-            return sum(row["value"] for row in rows) / len(rows)
+        what = f"choosing the coefficient of {name}"
 
-        return search.validated_coefficient(rule, mean_score)[0]
+        def mean_scores(candidates: Sequence[rules.TaskArithmetic]) -> list[float]:
+            if not rule.by_name and sums_are_linear(score.module, tasks, finetuned):
+                found = score.linear_sums(what, finetuned, [candidate.scaling_coefficient for candidate in candidates])
+            else:
+                models = (fuse_weights(candidate, base, finetuned).weights for candidate in candidates)
+                found = [score(what, weights, tasks, "validation") for weights in models]
+            chosen = [primary_rows(rows) for rows in found]
+            return [sum(row["value"] for row in rows) / len(rows) for rows in chosen]
+
+        return search.validated_coefficient(rule, mean_scores)[0]
 
     def _write(self, root: Path, module: Any, data: Any, rows: list[Row], fused: dict[str, FusedModel]) -> None:
         tasks, backbone, method = list(data.tasks), module.backbone, {"method": module.method}
@@ -160,6 +167,12 @@ class _Scorer:
     def __call__(self, what: str, weights: Any, tasks: list[str], split: str, **labels: Any) -> list[Row]:
         with self.module.use(weights), self._line(what, tasks, split) as advance:
             return evaluate(self.module, self.data, tasks, split, on_batch=advance, **labels)
+
+    def linear_sums(self, what: str, finetuned: Mapping[str, Any], coefficients: Sequence[Any]) -> list[list[Row]]:
+        """Rows on validation of the sum of all task vectors with each of the coefficients, from one pass over them."""
+        sums = [dict.fromkeys(finetuned, value) for value in coefficients]
+        with self._line(what, list(finetuned), "validation") as advance:
+            return score_linear_sums(self.module, self.data, finetuned, sums, "validation", on_batch=advance)
 
     def _line(self, what: str, tasks: list[str], split: str) -> Any:
         if not isinstance(self.progress, FusionProgressBar):

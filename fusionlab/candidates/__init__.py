@@ -2,6 +2,14 @@
 
 from fusionlab.candidates.finetuned import Finetuned, Fused
 from fusionlab.candidates.scoring import Candidate, score_candidates
-from fusionlab.candidates.tangents import TangentOutputs
+from fusionlab.candidates.tangents import TangentOutputs, score_linear_sums, sums_are_linear
 
-__all__ = ["Candidate", "Finetuned", "Fused", "TangentOutputs", "score_candidates"]
+__all__ = [
+    "Candidate",
+    "Finetuned",
+    "Fused",
+    "TangentOutputs",
+    "score_candidates",
+    "score_linear_sums",
+    "sums_are_linear",
+]

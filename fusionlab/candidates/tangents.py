@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fusionlab.candidates.finetuned import Finetuned
-from fusionlab.evaluation import Row, rows_of, to_device
-from fusionlab.linearize import tangent_outputs
+from fusionlab.adapters import Adapter
+from fusionlab.candidates.finetuned import Finetuned, Weights
+from fusionlab.evaluation import Row, rank_and_world_size, rows_of, to_device
+from fusionlab.linearize import LINEARIZED_METHODS, LinearizedState, tangent_outputs
 from fusionlab.metrics import lowest_argmax
 
 LOGITS_AT_ONCE = 1 << 24  # elements of candidates x samples x classes in flight
@@ -107,6 +108,62 @@ class TangentOutputs:
                 labels.append(batch["labels"])
                 masks.append(batch["mask"])
         return torch.cat(parts, dim=1), torch.cat(labels), torch.cat(masks)
+
+
+def sums_are_linear(module: Any, tasks: Iterable[str], finetuned: Mapping[str, Weights]) -> bool:
+    """Whether weighted sums act linearly on what is scored: linearized weights, and answers that are not generated."""
+    linearized = all(
+        isinstance(each, LinearizedState) or (isinstance(each, Adapter) and each.method in LINEARIZED_METHODS)
+        for each in finetuned.values()
+    )
+    return linearized and all(set(module.metrics(task)) == {"accuracy"} for task in tasks)
+
+
+@torch.no_grad()
+def score_linear_sums(
+    module: Any,
+    data: Any,
+    finetuned: Mapping[str, Weights],
+    sums: Sequence[Mapping[str, float]],
+    split: str,
+    *,
+    on_batch: Callable[[], None] | None = None,
+) -> list[list[Row]]:
+    """The rows that :func:`fusionlab.evaluate` would give for each Σ λ_t τ_t, all from one pass per task vector.
+
+    To float rounding; on all ranks together. Only where :func:`sums_are_linear`.
+
+    Args:
+        module: a prepared module, with or without adapters of its own.
+        data: a data module that is set up.
+        finetuned: linearized, by task.
+        sums: λ by task, one mapping for each fused model.
+        split: ``validation`` or ``test``.
+        on_batch: called after each batch of this rank.
+    """
+    rank, world_size = rank_and_world_size()
+    flags = [(part, part.training) for part in module.modules()]
+    module.eval()
+    outputs = module.linear_outputs(finetuned)
+    rows: list[list[Row]] = [[] for _ in sums]
+    try:
+        with module.evaluation_context():
+            for task in data.tasks:
+                metrics = [module.metrics(task) for _ in sums]
+                for batch in data.eval_batches(task, split, rank=rank, world_size=world_size):
+                    outputs.forget()
+                    batch = to_device(batch, module.device)
+                    for coefficients, counted in zip(sums, metrics, strict=True):
+                        with module.use(outputs.at(coefficients)):
+                            module.score(task, batch, counted)
+                    if on_batch is not None:
+                        on_batch()
+                for found, counted in zip(rows, metrics, strict=True):
+                    found += rows_of(task, split, counted, data.splits[task][split], {})
+    finally:
+        for part, was_training in flags:
+            part.training = was_training
+    return rows
 
 
 def _predictions(lambdas: Tensor, parts: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ def best_coefficient(scores: Mapping[float, float]) -> float:
 
 
 def validated_coefficient(
-    rule: TaskArithmetic, score: Callable[[TaskArithmetic], float], grid: Sequence[float] = GRID
+    rule: TaskArithmetic, scores_of: Callable[[Sequence[TaskArithmetic]], Sequence[float]], grid: Sequence[float] = GRID
 ) -> tuple[TaskArithmetic, dict[float, float]]:
     """The rule with the coefficient that scores best; ties go to the smaller coefficient.
 
@@ -50,7 +50,7 @@ def validated_coefficient(
 
     Args:
         rule: task arithmetic without a coefficient.
-        score: the mean validation score of a rule with its coefficient; higher is better.
+        scores_of: the mean validation scores of rules with their coefficients; higher is better.
         grid: coefficients to try, 0..1 by 0.05 as in the literature.
 
     Returns:
@@ -58,7 +58,7 @@ def validated_coefficient(
 
     Source: Ilharco et al. 2023, section 2.
     """
-    scores = _climb(lambda values: [score(_with(rule, value)) for value in values], grid)
+    scores = _climb(lambda values: scores_of([_with(rule, value) for value in values]), grid)
     return _with(rule, best_coefficient(scores)), scores
 
 

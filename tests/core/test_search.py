@@ -26,7 +26,9 @@ from fusionlab.search.adamerging import entropy
 
 def test_best_of_the_grid_and_the_smaller_of_equals() -> None:
     scores = {value: -abs(value - 0.375) for value in GRID}
-    rule, tried = validated_coefficient(TaskArithmetic(), lambda rule: round(scores[rule.scaling_coefficient], 6))
+    rule, tried = validated_coefficient(
+        TaskArithmetic(), lambda rules: [round(scores[rule.scaling_coefficient], 6) for rule in rules]
+    )
     assert rule.scaling_coefficient == 0.35
     assert list(tried) == list(GRID)
     assert len(GRID) == 21
@@ -35,7 +37,9 @@ def test_best_of_the_grid_and_the_smaller_of_equals() -> None:
 
 @pytest.mark.parametrize(("peak", "found", "tried"), [(1.0, 1.0, 26), (1.4, 1.4, 31), (9.0, 3.0, 61)])
 def test_beyond_one_while_the_edge_wins(peak: float, found: float, tried: int) -> None:
-    rule, scores = validated_coefficient(TaskArithmetic(), lambda rule: -abs(rule.scaling_coefficient - peak))
+    rule, scores = validated_coefficient(
+        TaskArithmetic(), lambda rules: [-abs(rule.scaling_coefficient - peak) for rule in rules]
+    )
     assert rule.scaling_coefficient == pytest.approx(found)
     assert len(scores) == tried
 

@@ -9,7 +9,14 @@ from torch import nn
 import fusionlab
 from fusionlab import rules
 from fusionlab.adapters import base_state
-from fusionlab.candidates import Candidate, Finetuned, TangentOutputs, score_candidates
+from fusionlab.candidates import (
+    Candidate,
+    Finetuned,
+    TangentOutputs,
+    score_candidates,
+    score_linear_sums,
+    sums_are_linear,
+)
 from fusionlab.fused import fuse_weights
 
 TASKS = ["digits", "signs", "textures"]
@@ -103,6 +110,32 @@ def test_tangent_shortcut_is_the_forward_pass(prepared: tuple[Any, Any]) -> None
         torch.testing.assert_close(combined, expected, rtol=1e-4, atol=1e-5)
         assert (expected - parts[0]).abs().max() > 1e-2
         assert together[name] == direct
+
+
+@pytest.mark.parametrize("method", ["tangent_lora", "tangent"])
+def test_sums_of_tangents_score_as_each_by_itself(method: str, prepared: tuple[Any, Any]) -> None:
+    module, data = prepared
+    finetuned = finetuned_of(method, module)
+    assert sums_are_linear(module, TASKS, finetuned.weights)
+    assert not sums_are_linear(module, TASKS, finetuned_of("lora", module).weights)
+    values, calls = (0.0, 0.1, 0.4, 1.0), []
+    original = module.backbone.image_features
+    module.backbone.image_features = lambda images: calls.append(1) or original(images)
+    sums = [dict.fromkeys(TASKS, value) for value in values]
+    together = score_linear_sums(module, data, finetuned.weights, sums, "validation")
+    batches = sum(data.num_eval_batches(task, "validation") for task in TASKS)
+    assert len(calls) == batches * len(TASKS)  # the base comes with the first task vector
+    scores = set()
+    for value, rows in zip(values, together, strict=True):
+        weights = fuse_weights(rules.TaskArithmetic(value), finetuned.base, finetuned.weights).weights
+        with module.use(weights):
+            expected = fusionlab.evaluate(module, data, TASKS, "validation")
+        others = [{**row, "value": None} for row in rows]
+        assert others == [{**row, "value": None} for row in expected]
+        assert [row["value"] for row in rows] == pytest.approx([row["value"] for row in expected], abs=1e-12)
+        scores.add(tuple(row["value"] for row in rows))
+    del module.backbone.image_features
+    assert len(scores) > 1
 
 
 def test_equal_coefficients_are_one_model(prepared: tuple[Any, Any]) -> None:

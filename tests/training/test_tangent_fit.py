@@ -10,7 +10,7 @@ from torch import Tensor
 import fusionlab
 from fusionlab import adapters
 from fusionlab.__main__ import main
-from fusionlab.backbones import load_backbone
+from fusionlab.backbones import ClipBackbone, load_backbone
 from fusionlab.linearize import LinearizedState, jvp_call, linearized_call
 from fusionlab.loading import load_weights
 from fusionlab.modules.applying import applied, as_linearized, linearized_adapter
@@ -228,6 +228,27 @@ def test_training_steps_descend_on_the_linearized_loss() -> None:
             {name: torch.zeros_like(own[name]) for name in names},
         )
         assert torch.equal(module.output(lambda: module.backbone.image_features(batch["images"])), expected)
+
+
+@pytest.mark.parametrize("method", ["tangent_lora", "tangent"])
+def test_the_coefficient_grid_costs_one_pass_per_task_vector(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    calls: list[str] = []
+    original = ClipBackbone.image_features
+    monkeypatch.setattr(ClipBackbone, "image_features", lambda *args: calls.append("") or original(*args))
+    argv = [*FIT[:-1], "[task_arithmetic]", "--model.method", method, "--model.learning_rate", "0.003"]
+    rows, passes = {}, {}
+    for how in ("together", "one by one"):
+        if how == "one by one":
+            monkeypatch.setattr("fusionlab.callbacks.fusion.sums_are_linear", lambda *args: False)
+        calls.clear()
+        assert main([*argv, "--trainer.default_root_dir", str(tmp_path / how)]) == 0
+        rows[how], passes[how] = rows_of(tmp_path / how / "results.json"), len(calls)
+    assert rows["together"] == rows["one by one"]
+    assert {row["scaling_coefficients"]["signs"] for row in rows["together"] if row["rule"]} != {0.0}
+    # one by one: each of 21 coefficients or more runs the network on both tasks' one batch
+    assert passes["together"] <= passes["one by one"] - 2 * 21 + 2 * len(TASKS)
 
 
 def test_diagnostics_of_a_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
