@@ -91,7 +91,10 @@ def _only_float32(name: str, dtype: str) -> None:
 def _model_type(name: str, source: str) -> str:
     config = Path(source) / "config.json"
     if config.is_file():
-        return str(json.loads(config.read_text()).get("model_type", "unknown"))
+        try:
+            return str(json.loads(config.read_text()).get("model_type", "unknown"))
+        except ValueError as error:
+            raise InputError(f"{str(config)!r} is not valid JSON: {error}") from error
     from transformers import AutoConfig
 
     try:

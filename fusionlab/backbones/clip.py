@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusionlab.errors import InputError
+from fusionlab.backbones.quiet import UNREADABLE, quiet
+from fusionlab.errors import InputError, name_list
 
 OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -52,15 +53,27 @@ class ClipBackbone(nn.Module):
         """Load from a local folder or a hub id, in float32.
 
         Raises:
-            InputError: the folder lacks weights or tokenizer files.
+            InputError: the folder lacks weights or tokenizer files, or they cannot be read.
         """
         from transformers import AutoTokenizer, CLIPModel
 
         try:
-            model = CLIPModel.from_pretrained(source, dtype=torch.float32)
+            with quiet():
+                model, info = CLIPModel.from_pretrained(
+                    source, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+                )
             tokenizer = AutoTokenizer.from_pretrained(source)
-        except (OSError, ValueError) as error:
+        except UNREADABLE as error:
             raise InputError(f"the CLIP model {name!r} could not be loaded: {error}") from error
+        if missing := info["missing_keys"] | {key for key, *_ in info["mismatched_keys"]}:
+            raise InputError(
+                f"the CLIP model {name!r} lacks weights, or has them in other shapes than its config.json says: "
+                f"{name_list(sorted(missing))}; give a complete one"
+            )
+        if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+            raise InputError(
+                f"the CLIP model {name!r} has no tokenizer files; put its tokenizer.json beside config.json"
+            )
         return cls(model, tokenizer, name=name, **normalisation(source))
 
     @property

@@ -1,9 +1,14 @@
-"""Transformers without its notices."""
+"""Transformers without its notices, and what it raises."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from safetensors import SafetensorError
+
+UNREADABLE = (OSError, ValueError, RuntimeError, SafetensorError)
+"""What transformers raises for a model whose files are missing, cut short, or of other shapes than they say."""
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fusionlab.backbones.label_words import Answers, check_words, side_by_side
-from fusionlab.backbones.quiet import quiet
+from fusionlab.backbones.quiet import UNREADABLE, quiet
 from fusionlab.errors import InputError, name_list
 from fusionlab.metrics import lowest_argmax
 
@@ -72,7 +72,7 @@ class T5Backbone(nn.Module):
                     source, dtype=DTYPES[dtype], output_loading_info=True
                 )
             tokenizer = AutoTokenizer.from_pretrained(source)
-        except (OSError, ValueError) as error:
+        except UNREADABLE as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"the T5 model {name!r} could not be loaded: {error}") from error

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fusionlab.backbones.clip import normalisation
-from fusionlab.backbones.quiet import quiet
+from fusionlab.backbones.quiet import UNREADABLE, quiet
 from fusionlab.errors import InputError, did_you_mean, name_list
 
 TIMM, FROM_CONFIG = "timm:", "config:"
@@ -65,7 +65,7 @@ class ViTBackbone(nn.Module):
                 missing = set(info["missing_keys"])
                 if not classifies and missing and all(key.startswith("pooler.") for key in missing):
                     model, missing = ViTModel.from_pretrained(source, dtype=torch.float32, add_pooling_layer=False), ()
-        except (OSError, ValueError) as error:
+        except UNREADABLE as error:
             raise InputError(f"the ViT model {name!r} could not be loaded: {error}") from error
         if missing:
             raise InputError(f"the ViT model {name!r} lacks weights: {name_list(sorted(missing))}; give a complete one")

@@ -152,7 +152,16 @@ class FusionModule(LightningModule):
         return self.backbone.model
 
     def setup(self, stage: str) -> None:
-        """Make what is trained before the optimizer and the distributed wrapper see the module."""
+        """Make what is trained before the optimizer and the distributed wrapper see the module.
+
+        Raises:
+            InputError: float16 under a linearization, a target that matches no layer, or weights that do not fit.
+        """
+        if self.method in LINEARIZED_METHODS and str(self.trainer.precision).startswith("16"):
+            raise InputError(
+                f"trainer.precision {self.trainer.precision!r} with method {self.method!r}: linearization in float16 "
+                f"overflows and underflows; use bfloat16 or float32 (bf16-mixed, bf16-true, 32)"
+            )
         if stage == "fit" and not self.task_parameters:
             self.add_adapters(list(self.trainer.datamodule.tasks))
         elif stage != "fit" and self.weights is not None:

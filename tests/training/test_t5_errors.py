@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -107,7 +108,8 @@ def test_a_clip_is_no_t5_and_has_no_dtype(tmp_path: Path, monkeypatch: pytest.Mo
     text = tower | {"vocab_size": 20, "max_position_embeddings": 8, "bos_token_id": 0, "eos_token_id": 1}
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=tower | {"image_size": 8, "patch_size": 4}))
     model.save_pretrained(tmp_path)
-    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda source: object())
+    tokenizer = SimpleNamespace(get_vocab=lambda: {"a": 0}, all_special_tokens=[])
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda source: tokenizer)
     with refuses("T5Module needs an encoder-decoder, a T5, and"):
         T5Module(str(tmp_path))
     with refuses("runs in float32, got dtype 'bfloat16'"):
