@@ -13,7 +13,7 @@ COMMANDS = {
     "fit": "fine-tune one adapter per task, fuse them by every configured rule, score everything",
     "validate": "score a fused model or an adapter on the validation splits",
     "test": "score a fused model or an adapter on the test splits",
-    "predict": "label an image folder",
+    "predict": "label the images of a folder, or answer the texts of a file",
     "fuse": "fuse checkpoints or adapters on disk, of any size, into one model",
     "sweep": "fuse every subset of tasks by every rule, for several methods and seeds; resumable",
     "report": "draw runs and sweeps as Markdown and one HTML page",

@@ -67,7 +67,9 @@ class FusionCLI(LightningCLI):
         parser.add_argument(
             "--start_timeout", type=float, default=300, help="seconds to wait at the start for all processes"
         )
-        parser.add_argument("--output", type=str, default=None, help="file for the labels (predict) or the rows (test)")
+        parser.add_argument(
+            "--output", type=str, default=None, help="file for the predictions (predict) or the rows (test)"
+        )
         parser.set_defaults({"model": ClipModule.__name__, "data": ImageTasks.__name__})
         parser.link_arguments("seed_everything", "model.init_args.seed")
         parser.link_arguments("seed_everything", "data.init_args.seed")
@@ -82,7 +84,7 @@ class FusionCLI(LightningCLI):
         if config.seed_everything is True or config.seed_everything is False:
             raise InputError("seed_everything must be a number, so that the run can be repeated")
         if self.subcommand == "predict" and config.output is None:
-            raise InputError("predict needs --output, the file for the labels, such as labels.csv")
+            raise InputError("predict needs --output, the file for the predictions, such as predictions.csv")
         check_strategy(config.trainer.strategy)
         if config.trainer.default_root_dir is None:
             config.trainer.default_root_dir = str(self._next_run_folder(config).path)
@@ -195,11 +197,11 @@ class FusionCLI(LightningCLI):
     after_test = after_validate
 
     def after_predict(self) -> None:
-        """Write the labels."""
+        """Write the predictions."""
         output = self.config["predict"].output
         if self.trainer.is_global_zero:
             write_predictions(Path(output), self.model.predictions)
-            print(f"{len(self.model.predictions)} labels: {output}")
+            print(f"{len(self.model.predictions)} predictions: {output}")
 
     def _write_rows(self) -> None:
         if not self.trainer.is_global_zero:

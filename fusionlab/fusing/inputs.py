@@ -17,6 +17,7 @@ from fusionlab.checkpoints.stats import adapter_files, file_records, fingerprint
 from fusionlab.errors import InputError, name_list
 from fusionlab.streaming import StateWeights, TaskInput, Weights
 
+_ASSETS = Path(__file__).parents[1] / "assets"
 _HEAD_ELEMENTS = 1024
 _SAME_ARCHITECTURE = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
@@ -61,12 +62,13 @@ class Opened:
 
 
 def open_base(name: str) -> Opened:
-    """The model that fusion adds to.
+    """The model that fusion adds to: an embedded name, a path or a hub id, the first of these that there is.
 
     Raises:
         InputError: not there, not readable, or an adapter.
     """
-    path = resolve(name)
+    embedded = _ASSETS / name
+    path = embedded if "/" not in name and (embedded / "config.json").is_file() else resolve(name)
     if (path / "adapter_config.json").is_file():
         raise InputError(f"base {name!r} is an adapter; give the full model it was made for, and it under finetuned.")
     return _full(name, path, open_checkpoint(path))

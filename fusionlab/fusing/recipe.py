@@ -20,7 +20,7 @@ class Recipe:
     """Fuse checkpoints or adapters on disk, of any size, into one model.
 
     Args:
-        base: path or hub id of the model that fusion adds to.
+        base: embedded name, path or hub id of the model that fusion adds to.
         finetuned: path or hub id by task: full checkpoints or PEFT adapters, mixed freely.
         output: the folder to write; it appears whole or not at all.
         rule: a rule's name, or {class_path: ..., init_args: {...}}; --rule.ARGUMENT VALUE sets one of its arguments.

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from peft import PeftModel
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import CLIPModel
 
 import fusionlab
@@ -151,6 +152,18 @@ def test_predict_labels_a_folder(lora_run: Path, tmp_path: Path) -> None:
     lines = (tmp_path / "labels.csv").read_text().splitlines()
     assert lines[0] == "path,task,label,probability"
     assert [line.split(",")[0] for line in lines[1:]] == [str(tmp_path / "images" / n) for n in ("a.png", "deep/b.jpg")]
+
+
+@pytest.mark.parametrize("rule", ["average", "ties"])
+def test_fuse_takes_the_embedded_base_by_name(lora_run: Path, tmp_path: Path, rule: str) -> None:
+    finetuned = json.dumps({task: str(lora_run / "adapters" / task) for task in TASKS})
+    argv = ["fuse", "--base", "tiny-clip", "--finetuned", finetuned, "--rule", rule]
+    assert main([*argv, "--output", str(tmp_path / "fused")]) == 0
+    name = "adapter_model.safetensors" if rule == "average" else "model.safetensors"
+    offline, in_run = load_file(tmp_path / "fused" / name), load_file(lora_run / "fused" / rule / name)
+    assert offline.keys() == in_run.keys()
+    for key, value in offline.items():
+        torch.testing.assert_close(value, in_run[key])
 
 
 def test_finished_run_and_other_base_are_refused(
