@@ -31,7 +31,14 @@ from fusionlab.data import ImageTasks
 from fusionlab.errors import InputError, did_you_mean, name_list
 from fusionlab.modules import ClipModule, FusionModule
 from fusionlab.predicting import write_predictions
-from fusionlab.ranks import RUN_FOLDER_VARIABLE, RollCallDDP, check_strategy, started_world_size
+from fusionlab.ranks import (
+    RUN_FOLDER_VARIABLE,
+    RollCallDDP,
+    check_strategy,
+    exit_code_of_others,
+    started_world_size,
+    tell_bad_input,
+)
 from fusionlab.reporting import print_table, write_results
 from fusionlab.runs import CHECKPOINTS, LEASES, RESULTS, RunFolder
 
@@ -220,8 +227,22 @@ def main(argv: list[str]) -> int:
 
     Raises:
         InputError: anything the user can mend.
+        SystemExit: where another process of the run has ended, and tells why.
     """
     _quiet()
+    try:
+        return _run(argv)
+    except InputError:
+        tell_bad_input()
+        raise
+    except RuntimeError as error:
+        code = exit_code_of_others()
+        if code is None:
+            raise
+        raise SystemExit(code) from error
+
+
+def _run(argv: list[str]) -> int:
     try:
         FusionCLI(
             FusionModule,

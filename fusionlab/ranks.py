@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import time
 from datetime import timedelta
 from typing import Any
@@ -14,6 +15,8 @@ from torch import distributed
 from fusionlab.errors import InputError
 
 RUN_FOLDER_VARIABLE = "FUSIONLAB_RUN_FOLDER"
+_LAST_TO_LEAVE = 1.0  # seconds that rank 0 waits for the others when it leaves after one of them
+_meeting_place: list[distributed.Store] = []
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false", "SingleDeviceStrategy", "DDPStrategy", "RollCallDDP")
 _SHARDED = (
     "the tasks' gradients are formed one task after another on whole parameters, and sharded ones are not whole; use "
@@ -96,6 +99,7 @@ class RollCallDDP(DDPStrategy):
             )
             atexit.register(_disconnect)
         super().setup_distributed()
+        _meeting_place[:] = [distributed.distributed_c10d._get_default_store()]
 
 
 def call_roll(host: str, port: int, rank: int, world_size: int, timeout: float) -> distributed.Store:
@@ -128,6 +132,31 @@ def call_roll(host: str, port: int, rank: int, world_size: int, timeout: float) 
         )
     store.set_timeout(timedelta(seconds=max(timeout, 60)))
     return distributed.PrefixStore("connected", store)
+
+
+def tell_bad_input() -> None:
+    """Let the other processes know that this one leaves because of bad input, which it tells itself."""
+    if _meeting_place and distributed.is_initialized():
+        _meeting_place.pop().set("bad input", str(distributed.get_rank()))
+
+
+def exit_code_of_others() -> int | None:
+    """The exit code with which to leave where another process has left, so that waiting for it failed; else None.
+
+    2 after bad input, which that process tells; 1 where rank 0 is gone, with whom the processes meet.
+    """
+    if not _meeting_place:
+        return None
+    store = _meeting_place.pop()
+    try:
+        if not store.check(["bad input"]):
+            return None
+    except distributed.DistError:
+        print(f"fusionlab: rank {started_rank()} ends, as rank 0 has ended; what that one says is why", file=sys.stderr)
+        return 1
+    if distributed.get_rank() == 0:
+        time.sleep(_LAST_TO_LEAVE)  # this process holds what the others look into
+    return 2
 
 
 def _disconnect() -> None:

@@ -1,0 +1,89 @@
+"""Bad input that one process alone meets: it tells so with exit code 2, and none leaves a traceback."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import multiprocessing
+
+WORLD_SIZE = 3
+FIT = [
+    "fit", "--data.tasks", "[digits]", "--data.max_samples", "24", "--trainer.max_steps", "4", "--fusion.rules",
+    "[average]", "--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu", "--trainer.strategy", "ddp",
+    "--trainer.devices", str(WORLD_SIZE),
+]  # fmt: skip
+
+
+def fail_at(where: str, error: Exception) -> None:
+    """Let this process fail while the data is loaded, or in a step."""
+    from fusionlab.data.images import ImageTasks
+    from fusionlab.modules import ClipModule
+
+    owner, name = (ImageTasks, "load_task") if where == "setup" else (ClipModule, "loss")
+    original = getattr(owner, name)
+
+    def failing(self: Any, *arguments: Any) -> Any:
+        if torch.distributed.is_initialized() and (where == "setup" or self.global_step == 2):
+            raise error
+        return original(self, *arguments)
+
+    setattr(owner, name, failing)
+
+
+def worker(rank: int, port: int, folder: Path, where: str, culprit: int, kind: str) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": str(WORLD_SIZE), "NODE_RANK": "0"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    from fusionlab.__main__ import main
+    from fusionlab.errors import InputError
+
+    if rank == culprit:
+        fail_at(where, InputError("sample 7 is bad") if kind == "bad input" else KeyError("a fault"))
+    outcome = "a fault"
+    with (folder / f"{rank}.err").open("w") as errors, redirect_stderr(errors), redirect_stdout(errors):
+        try:
+            outcome = f"exit code {main([*FIT, '--trainer.default_root_dir', str(folder / 'run')])}"
+        except SystemExit as ended:
+            outcome = f"exit code {ended.code}"
+        finally:
+            (folder / f"{rank}.outcome").write_text(outcome)
+
+
+def run(folder: Path, where: str, culprit: int, kind: str = "bad input") -> list[str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["fusionlab.cli"])
+    arguments = (port, folder, where, culprit, kind)
+    context = multiprocessing.start_processes(
+        worker, arguments, nprocs=WORLD_SIZE, start_method="forkserver", join=False
+    )
+    for process in context.processes:
+        process.join(60)
+        assert not process.is_alive()
+    return [(folder / f"{rank}.outcome").read_text() for rank in range(WORLD_SIZE)]
+
+
+@pytest.mark.parametrize(("where", "culprit"), [("setup", 1), ("step", 0), ("step", 2)])
+def test_one_message_and_no_traceback(tmp_path: Path, where: str, culprit: int) -> None:
+    started = time.monotonic()
+    outcomes = run(tmp_path, where, culprit)
+    assert outcomes[culprit] == "exit code 2"
+    # the processes meet at rank 0: where that one is gone, the others do not learn why
+    assert set(outcomes) <= ({"exit code 2"} if culprit else {"exit code 1", "exit code 2"})
+    told = [(tmp_path / f"{rank}.err").read_text() for rank in range(WORLD_SIZE)]
+    assert told[culprit].count("fusionlab: sample 7 is bad") == 1
+    assert not any("sample 7" in text for rank, text in enumerate(told) if rank != culprit)
+    assert not any("Traceback" in text for text in told)
+    assert time.monotonic() - started < 40
+
+
+def test_a_fault_stays_a_fault_everywhere(tmp_path: Path) -> None:
+    assert set(run(tmp_path, "step", 1, "fault")) <= {"a fault", "exit code 1"}
