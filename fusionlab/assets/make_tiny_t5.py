@@ -13,7 +13,7 @@ import math
 import string
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -24,12 +24,12 @@ from torch import Tensor
 from transformers import T5Config, T5ForConditionalGeneration, T5Tokenizer
 
 from fusionlab.assets.optimizers import muon_and_adamw
-from fusionlab.assets.pretraining_texts import MAX_GAPS, MIXTURE, Sample, any_sample
+from fusionlab.assets.pretraining_texts import MAX_GAPS, MIXTURE, Sample, any_sample, varied_sample
 from fusionlab.assets.tiny_t5_card import write_card
 
 TRAINED_PIECES, NUM_SENTINELS, MAX_TOKENS = 400, 20, 512
-BATCH, POOL = 64, 8192
-EMBEDDING_STD, DISTANCE_STD = 0.25, 2.0
+BATCH, POOL = 64, 1024
+EMBEDDING_STD, DISTANCE_STD = 0.25, 1.0
 ADAMW_RATIO = 1.0
 NUM_HELD_OUT, HELD_OUT_SEED, REPORT_EVERY = 150, 10**6, 500
 
@@ -94,27 +94,22 @@ def encoded(tokenizer: T5Tokenizer, samples: Sequence[Sample]) -> tuple[Tensor, 
     return inputs.input_ids, inputs.attention_mask, labels
 
 
-def batches(rng: np.random.Generator) -> Iterator[list[Sample]]:
+def batches(rng: np.random.Generator, draw: Callable[[np.random.Generator], Sample]) -> Iterator[list[Sample]]:
     """Fresh samples without end, in batches of similar length."""
     while True:
-        samples = sorted((any_sample(rng) for _ in range(POOL)), key=lambda sample: len(sample[0].split()))
+        samples = sorted((draw(rng) for _ in range(POOL)), key=lambda sample: len(sample[0].split()))
         for start in rng.permutation(np.arange(0, POOL, BATCH)):
             yield samples[start : start + BATCH]
 
 
 def pretrain(
-    model: T5ForConditionalGeneration,
-    tokenizer: T5Tokenizer,
-    steps: int,
-    peak: float,
-    rng: np.random.Generator,
-    output: Path,
+    model: T5ForConditionalGeneration, tokenizer: T5Tokenizer, stream: Iterator[list[Sample]], steps: int, peak: float
 ) -> None:
-    """Trains ``model`` in place, saves it into ``output`` and tells its accuracies from time to time."""
+    """Trains ``model`` in place and tells its accuracies from time to time."""
     pairs = muon_and_adamw(model, peak, steps, adamw_ratio=ADAMW_RATIO)
     model.train()
     began, running = time.time(), 0.0
-    for step, samples in enumerate(islice(batches(rng), steps), start=1):
+    for step, samples in enumerate(islice(stream, steps), start=1):
         input_ids, attention_mask, labels = encoded(tokenizer, samples)
         loss = model(input_ids=input_ids, attention_mask=attention_mask, labels=labels).loss
         loss.backward()
@@ -128,8 +123,6 @@ def pretrain(
             print(f"step {step}/{steps} loss {running:.3f} {time.time() - began:.0f} s", flush=True)
         if step % REPORT_EVERY == 0 or step == steps:
             print(accuracies(model, tokenizer), flush=True)
-            model.save_pretrained(output)
-            tokenizer.save_pretrained(output)
     model.eval()
 
 
@@ -154,7 +147,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", required=True, type=Path, help="folder to write")
     parser.add_argument("--steps", type=int, default=8000, help="training steps")
-    parser.add_argument("--learning_rate", type=float, default=4e-3, help="peak of the schedule")
+    parser.add_argument("--late_steps", type=int, default=1500, help="further steps, with field names in the texts")
+    parser.add_argument("--learning_rate", type=float, default=2.5e-3, help="peak of the schedule")
     parser.add_argument("--seed", type=int, default=0, help="decides initial weights, texts and their order")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     arguments = parser.parse_args()
@@ -165,10 +159,21 @@ def main() -> None:
     assert NUM_SENTINELS > MAX_GAPS
     model = build_model(tokenizer)
     print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens", flush=True)
-    pretrain(model, tokenizer, arguments.steps, arguments.learning_rate, rng, arguments.output)
+    pretrain(model, tokenizer, batches(rng, any_sample), arguments.steps, arguments.learning_rate)
+    late = batches(np.random.default_rng((arguments.seed, 1)), varied_sample)
+    pretrain(model, tokenizer, late, arguments.late_steps, arguments.learning_rate / 2)
+    model.save_pretrained(arguments.output)
+    tokenizer.save_pretrained(arguments.output)
     (arguments.output / "model.safetensors").chmod(0o644)  # written readable by its owner only
     minutes = (time.time() - began) / 60
-    write_card(arguments.output, minutes=minutes, steps=arguments.steps, seed=arguments.seed)
+    write_card(
+        arguments.output,
+        minutes=minutes,
+        steps=arguments.steps,
+        late_steps=arguments.late_steps,
+        learning_rate=arguments.learning_rate,
+        seed=arguments.seed,
+    )
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 Most answers are dense, several words that each need one part of the text, so that synonyms, roles and what matches what
 are learned from every text; the questions of one word come on top, in other words and with other answers than the
-tasks' own. The tasks' own formats come up only seldom and mixed up, with the answer given away.
+tasks' own. The tasks' own formats come up only seldom and mixed up, with the answer given away; their field names, late
+in training, in front of any text.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ from fusionlab.data.writing.sentences import (
     spoiled,
     tell,
 )
-from fusionlab.data.writing.words import PLACES, QUESTIONS, SKILLS, THINGS
+from fusionlab.data.writing.words import PLACES, QUESTIONS, SKILLS, SUBJECTS, THINGS
 
 Sample: TypeAlias = tuple[str, str]
 MAX_GAPS = 3
+FIELDS = (("sentence1", "sentence2"), ("question1", "question2"), ("premise", "hypothesis"))
+HEADS = ("in short : ", "mend : ", "well formed ? ", "does the writer like it ? ")
 ASKED = ("how", "why", "where", "when", "price")  # short for the rows of QUESTIONS
 
 
@@ -90,7 +93,7 @@ def gaps(rng: Rng) -> Sample:
 
 def in_short(rng: Rng) -> Sample:
     """One or two events in canonical words."""
-    events = [any_event(rng) for _ in range(int(rng.integers(1, 3)))]
+    events = [any_event(rng) for _ in range(2 if chance(rng, 0.3) else 1)]
     told = " and ".join(tell(rng, event) for event in events)
     return f"in short : {told} .", " and ".join(" ".join(parts(event)) for event in events)
 
@@ -116,13 +119,26 @@ def compared(rng: Rng) -> Sample:
     return f"compare : {first} | {second}", same
 
 
-def clauses(rng: Rng) -> Sample:
-    """Of what each clause of a review tells, and whether it praises."""
-    praised = [chance(rng, 0.5) for _ in range(int(rng.integers(1, 4)))]
-    told = [opinion(rng, praise) for praise in praised]
-    about = [text.split()[3 if text.startswith("i found") else 1] for text in told]
-    judged = [f"{subject} {('bad', 'good')[praise]}" for subject, praise in zip(about, praised, strict=True)]
-    return f"clause by clause : {' , '.join(told)} .", " ".join(judged)
+def news(rng: Rng) -> Sample:
+    """What the second of two texts tells that the first does not, in canonical words."""
+    if chance(rng, 0.2):
+        (first, a), (second, b) = two_questions(rng)
+    else:
+        one, two = two_events(rng)
+        more = any_event(rng, time=0, quality=0)
+        first, second, a, b = f"{tell(rng, one)} .", f"{tell(rng, two)} .", parts(one), parts(two)
+        if chance(rng, 0.3):
+            first, a = f"{tell(rng, more)} and {tell(rng, one)} .", [*parts(more), *a]
+    return f"news : {first} | {second}", " ".join(word for word in b if word not in a) or "none"
+
+
+def verdict(rng: Rng) -> Sample:
+    """What one clause of a review thinks of its subject."""
+    subjects = [SUBJECTS[i] for i in rng.permutation(len(SUBJECTS))[: int(rng.integers(1, 4))]]
+    praised = [chance(rng, 0.5) for _ in subjects]
+    told = [opinion(rng, praise, subject) for praise, subject in zip(praised, subjects, strict=True)]
+    at = int(rng.integers(len(told)))
+    return f"{' , '.join(told)} . what of the {subjects[at]} ?", ("bad", "good")[praised[at]]
 
 
 def mended(rng: Rng) -> Sample:
@@ -209,11 +225,12 @@ def asked(rng: Rng) -> Sample:
 
 
 MIXTURE: tuple[tuple[Callable[[Rng], Sample], float], ...] = (
-    (gaps, 0.15),
+    (gaps, 0.13),
     (in_short, 0.1),
-    (aligned, 0.12),
-    (compared, 0.13),
-    (clauses, 0.05),
+    (aligned, 0.08),
+    (compared, 0.1),
+    (news, 0.09),
+    (verdict, 0.05),
     (mended, 0.06),
     (common_word, 0.03),
     (asked, 0.05),
@@ -229,10 +246,36 @@ MIXTURE: tuple[tuple[Callable[[Rng], Sample], float], ...] = (
 
 
 def any_sample(rng: Rng) -> Sample:
-    """One input and its target, drawn from the mixture."""
+    """One input and its target, drawn from the mixture, as the functions above put it."""
     draw, total = rng.random(), 0.0
     for write, share in MIXTURE:
         total += share
         if draw < total:
             return write(rng)
     return gaps(rng)
+
+
+def in_fields(rng: Rng, source: str) -> str:
+    """A question about one or two texts with the tasks' field names in front of them; other sources as they are."""
+    for mark in (" | ", " so : ", " is it so that "):
+        first, found, second = source.partition(mark)
+        if found:
+            head, first = (mark.strip(" :"), first) if mark != " | " else _split(first)
+            one, two = pick(rng, FIELDS)
+            return f"{head} {one}: {first} {two}: {second}"
+    if source.startswith(HEADS):
+        head, text = _split(source)
+        return f"{head} sentence: {text}"
+    return source
+
+
+def _split(source: str) -> tuple[str, str]:
+    """What is asked, and of which text."""
+    end = min(at for at in (source.find(" : "), source.find(" ? ")) if at >= 0)
+    return source[:end], source[end + 3 :]
+
+
+def varied_sample(rng: Rng) -> Sample:
+    """As :func:`any_sample`, half of the texts in fields."""
+    source, target = any_sample(rng)
+    return (in_fields(rng, source) if "answer : " not in source and chance(rng, 0.5) else source), target

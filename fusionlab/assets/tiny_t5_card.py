@@ -19,19 +19,22 @@ pipeline_tag: text-generation
 
 A real, small T5 for tests, demonstrations and laptops: {layers} encoder and {layers} decoder layers of width {width},
 {parameters:,} parameters in float32 ({size:.1f} MB), {tokens} tokens. It is not meant for use on real problems: it
-knows some three hundred words.
+knows some two hundred words.
 
 ## How it was made
-From random weights, in {minutes:.0f} minutes on a shared CPU ({steps} steps of 64 texts, seed {seed}), by
+From random weights, in {minutes:.0f} minutes on one core of a shared CPU ({steps} steps of 64 texts, then {late_steps}
+more; seed {seed}), by
 
-    python -m fusionlab.assets.make_tiny_t5 --output DIR --steps {steps} --seed {seed} --threads 1
+    python -m fusionlab.assets.make_tiny_t5 --output DIR --steps {steps} --late_steps {late_steps} \
+        --learning_rate {learning_rate:g} --seed {seed} --threads 1
 
-All text was made on the spot from a small grammar about people, things, places, opinions and questions: span
-corruption, finding a common word, who did what, and questions of the kinds that the embedded text tasks ask, in other
-words and with other answers
-("do both tell the same ? ... | ..." with "same" and "different" instead of "paraphrase sentence1: ... sentence2: ..."
-with "equivalent" and "not_equivalent"). The tasks' own formats were seen in one text of thirty, with the answer given
-away in it. No outside text was used. The tokenizer is T5's unigram one with pieces learned from the same text.
+All text was made on the spot from a small grammar about people, things, places, opinions and questions: span corruption
+of a sentence beside its paraphrase, sentences in short, two texts part by part, faults to mend, who did what, and
+questions of the kinds that the embedded text tasks ask, in other words and with other answers
+("do both tell the same ? ... | ..." with "same" and "other" instead of "paraphrase sentence1: ... sentence2: ..."
+with "equivalent" and "not_equivalent"). The tasks' own formats were seen in one text of a hundred, with any of their
+answers given away in it, and in the later steps their field names in front of other questions' texts. No outside text
+was used. The tokenizer is T5's unigram one with pieces learned from the same text.
 
 ## Without fine-tuning, on test splits
 Accuracy of the likelier label word; for `similarity` Spearman's correlation of the expected score over the scores that
@@ -64,7 +67,7 @@ def pretrained_value(backbone: T5Backbone, task: WrittenTask) -> float:
     return likelihoods.argmax(dim=1).eq(torch.tensor(labels)).double().mean().item()
 
 
-def write_card(folder: Path, *, minutes: float, steps: int, seed: int) -> None:
+def write_card(folder: Path, *, minutes: float, steps: int, late_steps: int, learning_rate: float, seed: int) -> None:
     """Writes ``README.md`` beside the weights, with what was measured on the embedded tasks."""
     backbone = T5Backbone.load(str(folder), name="tiny-t5")
     rows = []
@@ -80,6 +83,8 @@ def write_card(folder: Path, *, minutes: float, steps: int, seed: int) -> None:
         tokens=config.vocab_size,
         minutes=minutes,
         steps=steps,
+        late_steps=late_steps,
+        learning_rate=learning_rate,
         seed=seed,
         rows="\n".join(rows),
     )

@@ -100,7 +100,7 @@ def test_entailed_texts_add_no_sense():
     assert len(plain) > 200
     assert all(senses(row["sentence2"]) <= senses(row["sentence1"]) for row, label in plain if label == 0)
     added = [not senses(row["sentence2"]) <= senses(row["sentence1"]) for row, label in plain if label == 1]
-    assert np.mean(added) > 0.6  # the others exchange the two people
+    assert np.mean(added) > 0.85  # the others borrow from the other half of the premise
 
 
 def test_contradictions_deny_or_oppose():

@@ -120,9 +120,9 @@ def spoiled(rng: Rng, sentence: str) -> str:
     return " ".join(words)
 
 
-def opinion(rng: Rng, positive: bool) -> str:
-    """A clause that praises or blames; a negated one says the opposite of its adjective."""
-    subject, negated = pick(rng, SUBJECTS), chance(rng, 0.3)
+def opinion(rng: Rng, positive: bool, subject: str | None = None) -> str:
+    """A clause that praises or blames, of any subject by default; a negated one says the opposite of its adjective."""
+    subject, negated = subject or pick(rng, SUBJECTS), chance(rng, 0.3)
     adjective = pick(rng, PRAISE if positive != negated else BLAME)
     if negated:
         return f"the {subject} was {pick(rng, ('not', 'never', 'hardly'))} {adjective}"
