@@ -21,6 +21,7 @@ from torch import multiprocessing
 import fusionlab
 from fusionlab.adapters import Adapter, base_state
 from fusionlab.callbacks import FusionCallback
+from fusionlab.candidates import score_linear_sums, sums_are_linear
 from fusionlab.data.images import ImageSplit
 from fusionlab.data.text import TextTasks
 from fusionlab.diagnostics import Diagnostics, cosines, gram_matrix, norm_shares
@@ -153,7 +154,11 @@ def diagnosed(method: str) -> dict[str, Any]:
     plane = Diagnostics(grid_size=3).plane(module, data, finetuned)
     assert plane is not None
     shares = norm_shares(base, finetuned)
-    return {"cosines": cosines(gram_matrix(base, finetuned)), "shares": shares, **dataclasses.asdict(plane)}
+    found = {"cosines": cosines(gram_matrix(base, finetuned)), "shares": shares, **dataclasses.asdict(plane)}
+    if sums_are_linear(module, TASKS, finetuned):
+        sums = [dict.fromkeys(TASKS, value) for value in (0.0, 0.5, 1.0)]
+        found["sums"] = score_linear_sums(module, data, finetuned, sums, "validation")
+    return found
 
 
 def t5_rows(t5: Path, folder: Path) -> list[dict[str, Any]]:
@@ -277,6 +282,7 @@ def test_diagnostics_are_identical_on_any_number_of_processes(results: dict[int,
     for found in expected.values():
         assert 0 < sum(found["disentanglement"].values()) / len(found["disentanglement"]) < 2
         assert len({str(values) for values in found["loss"].values()}) == 9
+    assert [len(rows) for rows in expected["tangent_lora"]["sums"]] == [len(TASKS)] * 3
     assert all(of["diagnostics"] == expected for found in results.values() for of in found)
 
 

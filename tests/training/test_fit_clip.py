@@ -142,7 +142,7 @@ def test_ties_is_a_full_model_in_the_bases_layout(lora_run: Path) -> None:
     )
 
 
-def test_predict_labels_a_folder(lora_run: Path, tmp_path: Path) -> None:
+def test_predict_labels_a_folder(lora_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "images" / "deep").mkdir(parents=True)
     for name, colour in (("a.png", "red"), ("deep/b.jpg", "blue")):
         Image.new("RGB", (40, 50), colour).save(tmp_path / "images" / name)
@@ -150,6 +150,7 @@ def test_predict_labels_a_folder(lora_run: Path, tmp_path: Path) -> None:
     argv += ["--data.images", str(tmp_path / "images"), "--output", str(tmp_path / "labels.csv")]
     assert main([*argv, "--trainer.default_root_dir", str(tmp_path / "run")]) == 0
     lines = (tmp_path / "labels.csv").read_text().splitlines()
+    assert f"{len(lines) - 1} predictions: " in capsys.readouterr().out
     assert lines[0] == "path,task,label,probability"
     assert [line.split(",")[0] for line in lines[1:]] == [str(tmp_path / "images" / n) for n in ("a.png", "deep/b.jpg")]
 
