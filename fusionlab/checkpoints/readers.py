@@ -211,19 +211,26 @@ class SafetensorsWeights:
             return
         step = _READ_BYTES // dtype.itemsize
         for position in range(0, out.numel(), step):
-            piece = out[position : position + step]
-            raw = self._buffer()[: piece.numel() * dtype.itemsize]
-            self._read_bytes(name, (start + position) * dtype.itemsize, raw)
-            piece.copy_(raw.view(dtype))
+            piece = out if out.numel() <= step else out[position : position + step]
+            values, data = self._raw(piece.numel(), dtype)
+            self._read_data(name, (start + position) * dtype.itemsize, data)
+            piece.copy_(values)
 
-    def _buffer(self) -> Tensor:
+    def _raw(self, count: int, dtype: torch.dtype) -> tuple[Tensor, memoryview]:
+        """This thread's buffer as ``count`` values of ``dtype`` and as bytes; the views are kept, blocks are alike."""
         if not hasattr(self._local, "buffer"):
-            self._local.buffer = torch.empty(_READ_BYTES, dtype=torch.uint8)
-        return self._local.buffer
+            self._local.buffer, self._local.views = torch.empty(_READ_BYTES, dtype=torch.uint8), {}
+        if (count, dtype) not in self._local.views:
+            raw = self._local.buffer[: count * dtype.itemsize]
+            self._local.views[count, dtype] = raw.view(dtype), memoryview(raw.numpy())
+        return self._local.views[count, dtype]
 
     def _read_bytes(self, name: str, begin: int, out: Tensor) -> None:
+        self._read_data(name, begin, memoryview(out.numpy()))
+
+    def _read_data(self, name: str, begin: int, out: memoryview) -> None:
         file, placed = self._places[name]
-        self._handles[file].read_into(placed.offset + begin, memoryview(out.numpy()))
+        self._handles[file].read_into(placed.offset + begin, out)
 
     def _same_bytes(self, first: str, second: str) -> bool:
         size = self.tensors[first].nbytes

@@ -8,7 +8,7 @@ here are fast inside the engine; anywhere else they get ordinary tensors.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -28,15 +28,19 @@ class Arena:
     def __init__(self, num_bytes: int) -> None:
         self.memory = torch.empty(num_bytes, dtype=torch.uint8)
         self.used = 0
+        self._cut: dict[tuple[int, tuple[int, ...], torch.dtype], tuple[Tensor, int]] = {}
 
-    def cut(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor | None:
+    def cut(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
         """An uninitialised tensor, or None if there is no room left."""
-        start = -(-self.used // _ALIGNMENT) * _ALIGNMENT
-        end = start + torch.Size(shape).numel() * dtype.itemsize
-        if end > len(self.memory):
-            return None
-        self.used = end
-        return self.memory[start:end].view(dtype).view(shape)
+        key = (self.used, shape, dtype)
+        if key not in self._cut:  # blocks are alike: most tensors were cut before
+            start = -(-self.used // _ALIGNMENT) * _ALIGNMENT
+            end = start + torch.Size(shape).numel() * dtype.itemsize
+            if end > len(self.memory):
+                return None
+            self._cut[key] = self.memory[start:end].view(dtype).view(shape), end
+        tensor, self.used = self._cut[key]
+        return tensor
 
 
 @contextmanager
@@ -61,7 +65,7 @@ def frame() -> Iterator[None]:
             arena.used = before
 
 
-def empty(shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+def empty(shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """An uninitialised tensor of ``shape`` on the device of ``like``, valid until the frame around it ends.
 
     Example:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -261,9 +262,11 @@ class _Engine:
         with_products = self.job.cosines and len(self.tasks) > 1
 
         def visit(block: _Block, base: Tensor, vectors: TaskVectors) -> dict[str, Tensor]:
-            found = squared_norms(vectors) if with_norms else {}
+            found: dict[str, Tensor] = {}
             if with_products:
-                found |= inner_products(vectors)
+                found = inner_products(vectors, norms=with_norms)
+            elif with_norms:
+                found = squared_norms(vectors)
             return found if sink is None else found | self._fuse_block(block, base, vectors, statistics, sink)
 
         found = Found() if sink is None and not with_norms and not with_products else self._pass(names, visit)
@@ -322,9 +325,8 @@ class _Engine:
             if self.on_tensors and not (base.isfinite().all() and vectors.stacked.isfinite().all()):
                 self._blame(block, base, vectors)  # a decomposition would fail on it
             found = visit(block, base, vectors)
-            for values in found.values():
-                if values.is_floating_point() and not values.isfinite().all():
-                    self._blame(block, base, vectors)
+            if not all(map(math.isfinite, (value for values in found.values() for value in values.tolist()))):
+                self._blame(block, base, vectors)
             self._advance(num_bytes)
             return block.name, block.start, found
 
@@ -391,8 +393,7 @@ def _overflow(stored: torch.dtype, output: torch.dtype) -> str:
 
 
 def _num_different(first: Tensor, second: Tensor) -> int:
-    """Number of unequal elements: as a sum of float32 ones, which is exact below 2^24 and four times as fast."""
-    if first.numel() >= 1 << 24:
-        return int(torch.count_nonzero(first != second))
-    with scratch.frame():
-        return int(torch.ne(first, second, out=scratch.empty_like(first)).sum())
+    """Number of unequal elements; numpy counts four times as fast as torch."""
+    if first.device.type == "cpu":
+        return int(np.count_nonzero(first.numpy() != second.numpy()))
+    return int(torch.count_nonzero(first != second))
