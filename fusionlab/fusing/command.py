@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import re
 from argparse import ArgumentError
@@ -30,7 +29,6 @@ def main(argv: list[str]) -> int:
     from fusionlab.fusing.offline import fuse_folder, prepare
     from fusionlab.fusing.progress import progress_bar
 
-    gc.freeze()  # what was imported stays; looking through it again and again would cost 2 % of the time
     prepared = prepare(recipe)
     if recipe.dry_run:
         print(prepared.describe())
