@@ -1,10 +1,12 @@
-"""lora and l_lora on real image sets, fused in delta_weight and in factor space; a Markdown table over seeds.
+"""Fine-tuning methods on real image sets, fused in delta_weight and in factor space; a Markdown table over seeds.
 
 python benchmarks/study_real_images.py --data ../shared/data --output benchmarks/results/NAME.md [--methods lora l_lora]
     [--seeds 1 2 3] [--max_steps 200] [--max_samples 600] [--backbone tiny-clip] [--runs FOLDER]
 
 Each (method, seed) is one `fit`; a finished run folder is taken as it is. Coefficients are chosen on validation, all
-numbers are on test. Rows named `factor` fuse A and B apart, as published LoRA results did.
+numbers are on test. Rows named `factor` fuse A and B apart, as published LoRA results did. A score is normalised by
+that of the single-task model of the same method (own), and, with the method `full` among them, by that of full
+fine-tuning with the same seed (full).
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from fusionlab import adapters, search
 from fusionlab.rules import TaskArithmetic
 
 TASKS = ("mnist", "fashion_mnist", "cifar10", "gtsrb", "dtd")
-Scores = dict[str, list[float]]
+Scored = dict[str, dict[str, float]]
 
 
 def fit(root: Path, method: str, seed: int, options: argparse.Namespace) -> None:
@@ -48,7 +50,7 @@ def fit(root: Path, method: str, seed: int, options: argparse.Namespace) -> None
     subprocess.run([sys.executable, "-m", "fusionlab", "fit", *flags], check=True)
 
 
-def factor_space(root: Path, method: str, seed: int, options: argparse.Namespace) -> dict[str, dict[str, float]]:
+def factor_space(root: Path, method: str, seed: int, options: argparse.Namespace) -> Scored:
     """Test scores by task of average and of task arithmetic (chosen on validation) in factor space."""
     tasks = [{"name": name, "path": str(Path(options.data) / name)} for name in options.tasks]
     module = fusionlab.ClipModule(options.backbone, method=method, seed=seed)
@@ -74,7 +76,7 @@ def factor_space(root: Path, method: str, seed: int, options: argparse.Namespace
     }
 
 
-def collect(root: Path) -> dict[str, dict[str, float]]:
+def collect(root: Path) -> Scored:
     """Test scores by model and task from a run's results."""
     found: dict[str, dict[str, float]] = defaultdict(dict)
     for row in json.loads((root / "results.json").read_text())["rows"]:
@@ -83,25 +85,22 @@ def collect(root: Path) -> dict[str, dict[str, float]]:
     return dict(found)
 
 
-def table(method: str, runs: list[dict[str, dict[str, float]]], tasks: list[str]) -> list[str]:
-    """Markdown lines: means over seeds, the standard deviation of the mean over tasks, and the own-normalised mean."""
-    lines = [f"## {method}", "", f"| model | {' | '.join(tasks)} | mean ± s.d. | own-normalised |"]
-    lines.append("|" + "---|" * (len(tasks) + 3))
-    names = dict.fromkeys(name.split(", λ")[0] for run in runs for name in run)
-    for name in names:
+def table(method: str, runs: list[Scored], full: list[Scored], tasks: list[str]) -> list[str]:
+    """Markdown lines: means over seeds, the standard deviation of the mean over tasks, and normalised means."""
+    header = [*tasks, "mean ± s.d.", "own-normalised", *(["full-normalised"] if full else [])]
+    lines = [f"## {method}", "", f"| model | {' | '.join(header)} |", "|" + "---|" * (len(header) + 1)]
+    for name in dict.fromkeys(name.split(", λ")[0] for run in runs for name in run):
         values = [next(of for key, of in run.items() if key.split(", λ")[0] == name) for run in runs]
-        per_task = [statistics.mean(of[task] for of in values) for task in tasks]
+        cells = [f"{statistics.mean(of[task] for of in values):.3f}" for task in tasks]
         means = [statistics.mean(of[task] for task in tasks) for of in values]
-        shares = [
-            statistics.mean(of[t] / run["finetuned"][t] for t in tasks) for of, run in zip(values, runs, strict=True)
-        ]
-        spread = statistics.stdev(means) if len(means) > 1 else 0.0
-        cells = " | ".join(f"{value:.3f}" for value in per_task)
-        lines.append(
-            f"| {name} | {cells} | {statistics.mean(means):.3f} ± {spread:.3f} | {statistics.mean(shares):.3f} |"
-        )
+        cells.append(f"{statistics.mean(means):.3f} ± {statistics.stdev(means) if len(means) > 1 else 0.0:.3f}")
+        for denominators in (runs, full) if full else (runs,):
+            shares = [of[t] / by["finetuned"][t] for of, by in zip(values, denominators, strict=True) for t in tasks]
+            cells.append(f"{statistics.mean(shares):.3f}")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     chosen = [key.split("λ ")[1] for run in runs for key in run if "λ" in key]
-    return [*lines, "", f"Coefficients of task arithmetic in factor space, by seed: {', '.join(chosen)}.", ""]
+    note = [f"Coefficients of task arithmetic in factor space, by seed: {', '.join(chosen)}.", ""] if chosen else []
+    return [*lines, "", *note]
 
 
 def main() -> None:
@@ -116,17 +115,19 @@ def main() -> None:
     parser.add_argument("--max_samples", type=int, default=600)
     parser.add_argument("--backbone", default="tiny-clip")
     options = parser.parse_args()
-    lines: list[str] = []
+    runs: dict[str, list[Scored]] = {}
     for method in options.methods:
-        runs = []
         for seed in options.seeds:
             root = options.runs / f"{method}-{seed}"
             fit(root, method, seed, options)
             cache = root / "factor_space.json"
             if not cache.exists() and method in ("lora", "l_lora"):
                 cache.write_text(json.dumps(factor_space(root, method, seed, options)))
-            runs.append(collect(root) | (json.loads(cache.read_text()) if cache.exists() else {}))
-        lines += table(method, runs, options.tasks)
+            factored = json.loads(cache.read_text()) if cache.exists() else {}
+            runs.setdefault(method, []).append(collect(root) | factored)
+    lines: list[str] = []
+    for method, of_method in runs.items():
+        lines += table(method, of_method, runs.get("full", []), options.tasks)
     counts = json.loads((options.runs / f"{options.methods[0]}-{options.seeds[0]}" / "results.json").read_text())[
         "rows"
     ]
