@@ -51,7 +51,7 @@ class T5Module(FusionModule):
 
     default_backbone = "tiny-t5"
     default_learning_rates: ClassVar[dict[str, float]] = {
-        "lora": 5e-3, "l_lora": 5e-3, "tangent_lora": 5e-3, "tangent": 1e-4, "full": 1e-4,
+        "lora": 5e-3, "l_lora": 1e-2, "tangent_lora": 1e-2, "tangent": 1e-3, "full": 1e-3,
     }  # fmt: skip
 
     def __init__(
