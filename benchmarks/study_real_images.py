@@ -1,7 +1,8 @@
 """Fine-tuning methods on real image sets, fused in delta_weight and in factor space; a Markdown table over seeds.
 
 python benchmarks/study_real_images.py --data ../shared/data --output benchmarks/results/NAME.md [--methods lora l_lora]
-    [--seeds 1 2 3] [--max_steps 200] [--max_samples 600] [--backbone tiny-clip] [--runs FOLDER]
+    [--learning_rates '{"full": 0.001}'] [--seeds 1 2 3] [--max_steps 200] [--max_samples 600] [--backbone tiny-clip]
+    [--runs FOLDER]
 
 Each (method, seed) is one `fit`; a finished run folder is taken as it is. Coefficients are chosen on validation, all
 numbers are on test. Rows named `factor` fuse A and B apart, as published LoRA results did. A score is normalised by
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -44,6 +46,8 @@ def fit(root: Path, method: str, seed: int, options: argparse.Namespace) -> None
         "trainer.default_root_dir": root,
         "seed_everything": seed,
     }
+    if method in options.learning_rates:
+        arguments["model.learning_rate"] = options.learning_rates[method]
     if options.max_samples:
         arguments["data.max_samples"] = options.max_samples
     flags = [text for key, value in arguments.items() for text in (f"--{key}", str(value))]
@@ -110,6 +114,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/real_images"))
     parser.add_argument("--tasks", nargs="+", default=list(TASKS))
     parser.add_argument("--methods", nargs="+", default=["lora", "l_lora"])
+    parser.add_argument("--learning_rates", type=json.loads, default={}, help='by method, as {"lora": 0.003}')
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--max_steps", type=int, default=200)
     parser.add_argument("--max_samples", type=int, default=600)
@@ -135,7 +140,7 @@ def main() -> None:
     head = [
         "# Real image sets: fused in delta_weight and in factor space",
         "",
-        "Command: `python " + " ".join(["benchmarks/study_real_images.py", *sys.argv[1:]]) + "`",
+        "Command: `python " + shlex.join(["benchmarks/study_real_images.py", *sys.argv[1:]]) + "`",
         "",
         f"{options.backbone}, {options.max_steps} steps of 32 images a task, accuracy on test ({', '.join(samples)} "
         f"samples), seeds {', '.join(map(str, options.seeds))}; coefficients chosen on validation. torch "
