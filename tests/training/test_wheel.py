@@ -22,6 +22,7 @@ def test_wheel_runs_from_another_folder(tmp_path: Path) -> None:
     code = (
         "import fusionlab, sys; assert fusionlab.__file__.startswith(sys.argv[1]), fusionlab.__file__;"
         "backbone = fusionlab.load_backbone('tiny-clip'); assert backbone.image_size == 32;"
+        "assert fusionlab.load_backbone('tiny-t5').tokenizer.eos_token == '</s>';"
         "print(tuple(backbone.zero_shot_head(['cat', 'dog'], ['a photo of a {}.']).shape))"
     )
     done = subprocess.run(
