@@ -15,6 +15,7 @@ from fusionlab.backbones import ASSETS
 from fusionlab.commandline import parse
 from fusionlab.errors import InputError
 from fusionlab.protocols import Denominators, Score
+from fusionlab.reporting import sections
 from fusionlab.sweeping import worker
 from fusionlab.sweeping.command import SWITCHES
 from fusionlab.sweeping.recipe import SweepRecipe
@@ -211,6 +212,44 @@ def test_report_of_a_sweep_and_its_run(swept: Path, tmp_path: Path) -> None:
     assert page.count("<svg") == text.count("![") == len(list((tmp_path / "report" / "plots").glob("*.png")))
     line = next(x for x in json.loads((swept / "sweep.json").read_text())["summary"] if x["rule"] == "ties")
     assert f"{line['mean']['own_sub']:.3f} ± {line['std_over_subsets']['own_sub']:.3f}" in text
+
+
+def released(folder: Path) -> Path:
+    """Two models' worth of files as arXiv 2310.04742 released them: two subsets of two tasks, two coefficients."""
+    model = folder / "raw" / "tiny"
+    model.mkdir(parents=True)
+    singles = [f"{task},{mode},6000,0.5" for task in ("A", "B", "C") for mode in ("fullfinetuned", "lora")]
+    (model / "single_task.csv").write_text("\n".join(["task,finetune_mode,step,accuracy", *singles]))
+    scores = ["dataset:0,dataset:1,A,B,C", "A,B,0.4,0.3,0.2", "A,C,0.2,0.1,0.0"]
+    (model / "lora_average_num-tasks=2.csv").write_text("\n".join(scores))
+    header = "dataset:0,dataset:1,scaling_factor,A,B,C"
+    searched = [header, "A,B,0.5,0.5,0.5,0.5", "A,B,1.0,0.1,0.1,0.1", "A,C,0.5,0.0,0.0,0.0", "A,C,1.0,0.25,0.25,0.25"]
+    (model / "lora_task_addition_num-tasks=2.csv").write_text("\n".join(searched))
+    return folder
+
+
+def test_report_lays_published_curves_over_those_of_the_same_method(
+    swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: dict[str, Any] = {}
+    draw = sections.line_chart
+
+    def recorded(name: str, caption: str, panels: Any, *labels: str) -> Any:
+        drawn[name] = panels
+        return draw(name, caption, panels, *labels)
+
+    monkeypatch.setattr(sections, "line_chart", recorded)
+    output = tmp_path / "report"
+    assert main(["report", str(swept), "--published", str(released(tmp_path)), "--output", str(output)]) == 0
+    assert "Dashed: the published averages of arXiv 2310.04742" in (output / "report.md").read_text()
+    for name, mean, best in (("own_sub", 0.45, 0.75), ("own_all", 0.4, 0.75)):
+        panels = next(panels for key, panels in drawn.items() if key.endswith(f"strict-{name}"))
+        dashed = {line.label: line.points for line in panels["lora"] if line.style == "--"}
+        assert dashed == {
+            "published average (tiny)": [(2, pytest.approx(mean))],
+            "published task_arithmetic (tiny)": [(2, pytest.approx(best))],
+        }
+        assert not any(line.style == "--" for line in panels["tangent_lora"])
 
 
 # what is refused
