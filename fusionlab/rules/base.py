@@ -134,9 +134,9 @@ def add_scaled(base: Tensor, task_vectors: TaskVectors, coefficients: Mapping[st
 
     Product and sum are rounded apart: a fused multiply-add would make the bits depend on where a block ends.
     """
-    fused, scaled = scratch.empty_like(base).copy_(base), scratch.empty_like(base)
+    fused, scaled, total = scratch.empty_like(base), scratch.empty_like(base), base
     for task, task_vector in zip(task_vectors.tasks, task_vectors.stacked, strict=True):
-        fused.add_(torch.mul(task_vector, coefficients[task], out=scaled))
+        total = torch.add(total, torch.mul(task_vector, coefficients[task], out=scaled), out=fused)
     return fused
 
 
