@@ -123,7 +123,7 @@ class Finetuned:
         digest.update((weights.method if isinstance(weights, Adapter) else type(weights).__name__).encode())
         for name, tensor in sorted(_tensors(weights)):
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def _state(self, task: str) -> State:

@@ -146,3 +146,10 @@ def test_equal_coefficients_are_one_model(prepared: tuple[Any, Any]) -> None:
     nothing = {finetuned.plan(rules.TaskArithmetic(0.0), tasks).signature for tasks in (TASKS, TASKS[:2])}
     assert nothing == {("linear",)}
     assert len({finetuned.hash(task) for task in TASKS}) == 3
+
+
+def test_a_parameter_without_dimensions_is_part_of_the_hash() -> None:
+    base = {"logit_scale": torch.tensor(1.0), "weight": torch.zeros(2, 2)}
+    states = {task: base | {"logit_scale": torch.tensor(value)} for task, value in (("a", 2.0), ("b", 3.0), ("c", 2.0))}
+    finetuned = Finetuned(base, states)
+    assert finetuned.hash("a") == finetuned.hash("c") != finetuned.hash("b")
