@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fusionlab.evaluation import ROW_FIELDS, Row
 from fusionlab.protocols import Denominators, Score, measure
 from fusionlab.reporting import single_task_values, write_text
-from fusionlab.rules import TaskArithmetic, from_config
+from fusionlab.rules import TaskArithmetic, from_config, to_config
 from fusionlab.search import Search
-from fusionlab.search.coefficients import best_coefficient
+from fusionlab.search import to_config as search_config
+from fusionlab.search.coefficients import best_coefficient, next_coefficients
 from fusionlab.sweeping.execute import Sweep, is_open
 from fusionlab.sweeping.sources import single_task
+from fusionlab.sweeping.worker import plain
 
 SCHEMA = 1
 PUBLISHED_CRITERION = "own_all"
@@ -67,9 +69,16 @@ def write_sweep(sweep: Sweep) -> Path:
 
 
 def _belongs(record: Mapping[str, Any], sweep: Sweep) -> bool:
+    """Whether this recipe asks for it: the ledger also keeps what earlier ones called by the same rule name."""
     runs = {(source.method, source.seed) for source in sweep.sources}
-    in_runs = (record["method"], record["seed"]) in runs
-    return in_runs and record["rule"] in sweep.rules and tuple(record["fused_tasks"]) in set(sweep.subsets)
+    rule = sweep.rules.get(record["rule"])
+    if rule is None or (record["method"], record["seed"]) not in runs:
+        return False
+    if tuple(record["fused_tasks"]) not in set(sweep.subsets):
+        return False
+    if record["kind"] == "search":
+        return isinstance(rule, Search) and record["search"] == plain(search_config(rule))
+    return isinstance(rule, Search) or is_open(rule) or record["rule_config"] == plain(to_config(rule))
 
 
 def _full(sweep: Sweep, singles: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
@@ -102,7 +111,7 @@ def _chosen(
                 if not is_open(rule):
                     found[source.name] += _found_by_search(tested, records, source, name, subset, rule)
                 elif protocol == "strict":
-                    found[source.name].append(_validated(of, tested))
+                    found[source.name].append(_validated(of, tested, sweep.recipe.grid))
                 else:
                     known = Denominators(sweep.tasks, singles[source.name], full.get(source.name))
                     on_grid = [point for point in tested if _coefficient(point) in sweep.recipe.grid]
@@ -127,9 +136,12 @@ def _found_by_search(
     return [point for point in tested if point["rule_config"] in wanted]
 
 
-def _validated(of: list[dict[str, Any]], tested: list[dict[str, Any]]) -> dict[str, Any]:
-    """The test point of the coefficient that validation chose."""
-    scores = {_coefficient(point): _mean(point) for point in of if point["split"] == "validation"}
+def _validated(of: list[dict[str, Any]], tested: list[dict[str, Any]], grid: Sequence[float]) -> dict[str, Any]:
+    """The test point of the coefficient that validation chose, of those that this recipe tries."""
+    known = {_coefficient(point): _mean(point) for point in of if point["split"] == "validation"}
+    scores: dict[float, float] = {}
+    while tried := next_coefficients(scores, grid):
+        scores |= {value: known[value] for value in tried}
     best = best_coefficient(scores)
     return next(point for point in tested if _coefficient(point) == best)
 

@@ -185,7 +185,7 @@ class RunWorker:
             "method": self.source.method,
             "seed": self.source.seed,
             "rule": point.rule_name,
-            "rule_config": _plain(to_config(point.rule)),
+            "rule_config": plain(to_config(point.rule)),
             "scaling_coefficients": plan.scaling_coefficients,
             "fused_tasks": list(point.subset),
             "split": point.split,
@@ -205,7 +205,7 @@ class RunWorker:
             "seed": self.source.seed,
             "rule": rule_name,
             "search": search_config(search),
-            "rule_config": _plain(to_config(found.rule)),
+            "rule_config": plain(to_config(found.rule)),
             "fused_tasks": list(subset),
             "scores": found.scores,
             "num_samples": found.num_samples,
@@ -216,7 +216,7 @@ class RunWorker:
 
     def _identity(self, point: Point) -> dict[str, Any]:
         common = self._common(point.subset, point.split, point.scored)
-        return common | {"rule_name": point.rule_name, "rule": _plain(to_config(point.rule))}
+        return common | {"rule_name": point.rule_name, "rule": plain(to_config(point.rule))}
 
     def _common(self, subset: Sequence[str], split: str, scored: Sequence[str]) -> dict[str, Any]:
         return {
@@ -303,8 +303,8 @@ def chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
         yield items[start : start + size]
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """As JSON has it: mappings as dicts, tuples as lists."""
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -214,6 +214,21 @@ def test_report_of_a_sweep_and_its_run(swept: Path, tmp_path: Path) -> None:
     assert f"{line['mean']['own_sub']:.3f} ± {line['std_over_subsets']['own_sub']:.3f}" in text
 
 
+def test_results_are_of_this_recipe_not_of_an_earlier_one_in_the_same_ledger(swept: Path, tmp_path: Path) -> None:
+    shutil.copytree(swept, tmp_path / "copy")
+    rules = RECIPE["rules"] | {
+        "ties": {"class_path": "ties", "init_args": {"density": 0.9}},
+        "adamerging": {"class_path": "adamerging", "init_args": {"num_steps": 2, "scope": "layer"}},
+    }
+    assert sweep(tmp_path / "copy", rules=rules, scaling_coefficients=[0.0, 0.5]) == 0
+    rows = json.loads((tmp_path / "copy" / "results.json").read_text())["rows"]
+    for rule in ("ties", "adamerging", "task_arithmetic"):
+        own = [row for row in rows if row["rule"] == rule]
+        of = [(row["protocol"], row["method"], *row["fused_tasks"], row["task"], row["denominator"]) for row in own]
+        assert of
+        assert len(of) == len(set(of))
+
+
 def released(folder: Path) -> Path:
     """Two models' worth of files as arXiv 2310.04742 released them: two subsets of two tasks, two coefficients."""
     model = folder / "raw" / "tiny"
