@@ -19,9 +19,9 @@ from fusionlab.checkpoints.stats import STATS, adapter_files, file_records, task
 from fusionlab.linearize import LINEARIZED_METHODS, LinearizedState
 from fusionlab.loading import base_hash, point_hash
 from fusionlab.rules import LinearRule, Rule, TaskVectors
-from fusionlab.rules.base import exact_sum
-from fusionlab.rules.base import squared_norms as squared_norm_partials
 from fusionlab.rules.config import to_config
+from fusionlab.rules.sums import exact_sum
+from fusionlab.rules.sums import squared_norms as squared_norm_partials
 from fusionlab.state import State
 from fusionlab.streaming import fuse, measure
 

@@ -14,7 +14,7 @@ from fusionlab.adapters import Adapter, combine
 from fusionlab.fused import fuse_weights
 from fusionlab.linearize import LINEARIZED_METHODS, LinearizedState
 from fusionlab.rules import LinearRule, Rule, Statistics, TaskVectors
-from fusionlab.rules.base import exact_sum, squared_norms
+from fusionlab.rules.sums import exact_sum, squared_norms
 from fusionlab.state import State
 
 Weights: TypeAlias = Adapter | State | LinearizedState

@@ -15,6 +15,7 @@ from fusionlab.checkpoints.headers import Header
 STATS = "fusion_stats.json"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "fusionlab.json",
                  "fusionlab_factors.safetensors", "linearized_adapter_model.safetensors")  # fmt: skip
+_SCHEMA = 2  # since 2 the order of every addition is written out
 _KEPT_ENTRIES = 8
 
 
@@ -61,26 +62,27 @@ def task_vector_key(records: Iterable[Mapping[str, Any]], base_fingerprint: str 
 
 def read_squared_norms(path: Path, task_vector: str) -> dict[str, tuple[float, ...]]:
     """The squared norms kept at ``path`` for the task vector of this fingerprint: exact expansions by name, or none."""
-    if not path.is_file():
-        return {}
     try:
-        entries = json.loads(path.read_text())["task_vectors"]
-        return {name: tuple(parts) for name, parts in entries.get(task_vector, {}).get("squared_norm", {}).items()}
-    except (ValueError, KeyError, TypeError, AttributeError):  # unreadable: measured again and written anew
+        return {name: tuple(parts) for name, parts in _entries(path)[task_vector]["squared_norm"].items()}
+    except (KeyError, TypeError, AttributeError):  # none, or unreadable: measured again and written anew
         return {}
 
 
 def write_squared_norms(path: Path, task_vector: str, squared_norms: Mapping[str, tuple[float, ...]]) -> None:
     """Keep squared norms for the task vector of this fingerprint, beside those of a few others; whole or not at all."""
-    entries: dict[str, Any] = {}
-    if path.is_file():
-        try:
-            entries = dict(json.loads(path.read_text())["task_vectors"])
-        except (ValueError, KeyError, TypeError):  # unreadable: written anew
-            entries = {}
+    entries = _entries(path)
     entries.pop(task_vector, None)
-    kept = list(entries.items())[-(_KEPT_ENTRIES - 1) :]
-    entries = dict(kept) | {task_vector: {"squared_norm": {name: list(parts) for name, parts in squared_norms.items()}}}
+    kept = dict(list(entries.items())[-(_KEPT_ENTRIES - 1) :])
+    kept[task_vector] = {"squared_norm": {name: list(parts) for name, parts in squared_norms.items()}}
     staging = path.with_name(f".{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
-    staging.write_text(json.dumps({"schema": 1, "task_vectors": entries}) + "\n")
+    staging.write_text(json.dumps({"schema": _SCHEMA, "task_vectors": kept}) + "\n")
     os.replace(staging, path)
+
+
+def _entries(path: Path) -> dict[str, Any]:
+    """What is kept at ``path``; nothing where it is unreadable or of another schema, and so is written anew."""
+    try:
+        content = json.loads(path.read_text())
+        return dict(content["task_vectors"]) if content["schema"] == _SCHEMA else {}
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return {}

@@ -22,6 +22,7 @@ from fusionlab.streaming.weights import TensorInfo
 
 MAX_SHARD_SIZE = 5_000_000_000
 _WRITE_BYTES = 1 << 24
+_HELD_BYTES = 1 << 26
 
 
 @contextmanager
@@ -178,6 +179,7 @@ class WeightsWriter:
         max_shard_size: int = MAX_SHARD_SIZE,
     ) -> None:
         self._handles: list[int] = []
+        self._held_bytes = 0
         self._places: dict[str, tuple[int, int, torch.dtype]] = {}
         shards = _shards(tensors, max_shard_size)
         names = ["model.safetensors"]
@@ -211,6 +213,17 @@ class WeightsWriter:
         while data:
             written = os.pwrite(handle, data[:_WRITE_BYTES], position)
             data, position = data[written:], position + written
+            self._send_to_disk(handle, written)
+
+    def _send_to_disk(self, handle: int, written: int) -> None:
+        """Every so many bytes, have the system write out what it holds of the file, and forget what is on the disk.
+
+        A large output then neither waits for the disk at the end nor pushes the inputs out of the page cache.
+        """
+        self._held_bytes += written
+        if self._held_bytes >= _HELD_BYTES and hasattr(os, "posix_fadvise"):
+            self._held_bytes = 0
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def close(self) -> None:
         """Close the files."""

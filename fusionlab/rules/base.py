@@ -1,4 +1,4 @@
-"""What a fusion rule is, and the sums it may rely on: the same bits on any block size, thread count and device."""
+"""What a fusion rule is, and what it is handed."""
 
 from __future__ import annotations
 
@@ -10,10 +10,7 @@ from typing import Literal, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
-from fusionlab.rules import scratch
-
-CUT = 32_768
-"""Elements in one cut: sums are taken per cut, in flat order, and meet in ``math.fsum``."""
+from fusionlab.rules import kernels, scratch
 
 Granularity = Literal["elementwise", "tensor"]
 StatisticsScope = Literal["model", "tensor"]
@@ -60,7 +57,7 @@ class Statistics:
     Args:
         tasks: the tasks, in recipe order.
         names: every parameter that is fused, in order.
-        sums: key -> parameter -> the sum of its partials as an exact expansion (see :func:`exact_sum`).
+        sums: key -> parameter -> the sum of its partials as an exact expansion (``sums.exact_sum``).
         counts: key -> int64 tensor, added up over all blocks.
     """
 
@@ -134,90 +131,18 @@ def add_scaled(base: Tensor, task_vectors: TaskVectors, coefficients: Mapping[st
 
     Product and sum are rounded apart: a fused multiply-add would make the bits depend on where a block ends.
     """
-    fused, scaled, total = scratch.empty_like(base), scratch.empty_like(base), base
+    fused = scratch.empty_like(base)
+    if base.device.type == "cpu":
+        rows = task_vectors.stacked.view(len(task_vectors), -1)
+        scales = torch.tensor([coefficients[task] for task in task_vectors.tasks], dtype=base.dtype)
+        kernels.add_scaled(base.view(-1).numpy(), rows.numpy(), scales.numpy(), fused.view(-1).numpy())
+        return fused
+    total, scaled = base, scratch.empty_like(base)
     for task, task_vector in zip(task_vectors.tasks, task_vectors.stacked, strict=True):
         total = torch.add(total, torch.mul(task_vector, coefficients[task], out=scaled), out=fused)
     return fused
 
 
-def partial_sums(values: Tensor) -> Tensor:
-    """One float64 sum per cut of the last dimension.
-
-    A cut is short enough for torch to sum it in one order whatever the number of threads; cuts are rows of a matrix,
-    so that neither does their number matter.
-
-    Args:
-        values: float64, ``(..., elements)``.
-
-    Returns:
-        float64, ``(..., cuts)``.
-
-    Example:
-        >>> partial_sums(torch.ones(2, 40_000, dtype=torch.float64))
-        tensor([[32768.,  7232.],
-                [32768.,  7232.]], dtype=torch.float64)
-    """
-    whole = values.shape[-1] // CUT * CUT
-    if whole == values.shape[-1] > 0:
-        return values.unflatten(-1, (-1, CUT)).sum(-1)
-    parts = [values[..., :whole].unflatten(-1, (-1, CUT)).sum(-1)] if whole else []
-    if whole < values.shape[-1]:
-        parts.append(values[..., whole:].sum(-1, keepdim=True))
-    return torch.cat(parts, dim=-1)
-
-
 def unmeasured(rule: Rule, earlier: Statistics) -> bool:
     """Whether ``rule`` still has something to measure."""
     return any(not earlier.has(quantity) for quantities in rule.passes for quantity in quantities)
-
-
-def squared_norms(task_vectors: TaskVectors) -> dict[str, Tensor]:
-    """``"squared_norm/<task>"``: the partial sums of τ² in float64, ``(cuts,)`` each."""
-    found = {}
-    with scratch.frame():
-        wide = scratch.empty((task_vectors.stacked[0].numel(),), task_vectors.stacked, torch.float64)
-        for task, task_vector in zip(task_vectors.tasks, task_vectors.stacked, strict=True):
-            wide.copy_(task_vector.flatten())
-            found[f"squared_norm/{task}"] = partial_sums(wide.mul_(wide))
-    return found
-
-
-def inner_products(task_vectors: TaskVectors, *, norms: bool = False) -> dict[str, Tensor]:
-    """``"inner_product/<i>/<j>"`` for task numbers i < j: the partial sums of τ_i τ_j in float64, ``(cuts,)`` each.
-
-    With ``norms`` also what :func:`squared_norms` gives, to the same bits and at less cost.
-    """
-    found = {}
-    with scratch.frame():
-        wide = widened(task_vectors.stacked).unbind()
-        product = scratch.empty_like(wide[0])
-        for i, first in enumerate(wide):
-            if norms:
-                key = f"squared_norm/{task_vectors.tasks[i]}"
-                found[key] = partial_sums(torch.mul(first, first, out=product))
-            for j, second in enumerate(wide[i + 1 :], start=i + 1):
-                found[f"inner_product/{i}/{j}"] = partial_sums(torch.mul(first, second, out=product))
-    return found
-
-
-def widened(stacked: Tensor) -> Tensor:
-    """A float64 copy of stacked tensors, each one flat."""
-    flat = stacked.reshape(len(stacked), -1)
-    return scratch.empty_like(flat, torch.float64).copy_(flat)
-
-
-def exact_sum(partials: Iterable[float]) -> tuple[float, ...]:
-    """The sum of ``partials`` without any rounding, as the few doubles that add up to it, largest first.
-
-    Sums of such expansions by ``math.fsum`` equal the ``math.fsum`` of all partials bit for bit, so one short tuple
-    per parameter is all that is kept or stored.
-
-    Example:
-        >>> exact_sum([1e16, 1.0, 1e-3])
-        (1.0000000000000002e+16, -0.999, -8.673617379884035e-19)
-    """
-    values, parts = list(partials), []
-    while part := math.fsum(values):
-        parts.append(part)
-        values.append(-part)
-    return tuple(parts)

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from fusionlab.errors import InputError
 from fusionlab.rules import scratch
-from fusionlab.rules.base import Granularity, Statistics, StatisticsScope, TaskVectors, partial_sums, widened
+from fusionlab.rules.base import Granularity, Statistics, StatisticsScope, TaskVectors
 from fusionlab.rules.checks import by_task
+from fusionlab.rules.sums import partial_sums, widened
 
 
 @dataclass(frozen=True)

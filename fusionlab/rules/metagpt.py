@@ -9,7 +9,8 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from fusionlab.errors import InputError, name_list
-from fusionlab.rules.base import Granularity, Statistics, StatisticsScope, TaskVectors, add_scaled, squared_norms
+from fusionlab.rules.base import Granularity, Statistics, StatisticsScope, TaskVectors, add_scaled
+from fusionlab.rules.sums import squared_norms
 
 _BLOCK = re.compile(r"^(.*?\.)?\d+(?=\.)")
 

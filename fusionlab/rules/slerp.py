@@ -11,8 +11,9 @@ from torch import Tensor
 
 from fusionlab.errors import InputError, name_list
 from fusionlab.rules import scratch
-from fusionlab.rules.base import Granularity, Statistics, StatisticsScope, TaskVectors, partial_sums, widened
+from fusionlab.rules.base import Granularity, Statistics, StatisticsScope, TaskVectors
 from fusionlab.rules.checks import check_range
+from fusionlab.rules.sums import inner_products
 
 _PARALLEL = 0.9995
 
@@ -43,13 +44,9 @@ class Slerp:
 
     def measure(self, name: str, base: Tensor, task_vectors: TaskVectors, earlier: Statistics) -> dict[str, Tensor]:
         """Both squared norms and the inner product of the weights."""
-        with scratch.frame():
-            wide = widened(_weights(base, task_vectors))
-            products = scratch.empty((3, wide.shape[1]), wide)
-            for row, (one, other) in zip(products, ((0, 0), (1, 1), (0, 1)), strict=True):
-                torch.mul(wide[one], wide[other], out=row)
-            sums = partial_sums(products)
-        return {f"slerp/{key}": row for key, row in zip(("first", "second", "both"), sums, strict=True)}
+        weights = task_vectors.replace(_weights(base, task_vectors))
+        first, both, second = inner_products(weights, norms=True).values()
+        return {"slerp/first": first, "slerp/second": second, "slerp/both": both}
 
     def fuse(self, name: str, base: Tensor, task_vectors: TaskVectors, statistics: Statistics) -> Tensor:
         """The interpolated weights."""

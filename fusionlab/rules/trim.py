@@ -12,8 +12,9 @@ from torch import Tensor
 
 from fusionlab.errors import InputError
 from fusionlab.rules import magnitudes, scratch
-from fusionlab.rules.base import CUT, Granularity, Rule, Statistics, StatisticsScope, TaskVectors, unmeasured
+from fusionlab.rules.base import Granularity, Rule, Statistics, StatisticsScope, TaskVectors, unmeasured
 from fusionlab.rules.checks import check_range, check_transform, of_task
+from fusionlab.rules.kernels import CUT
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fusionlab.errors import InputError
-from fusionlab.rules import scratch
-from fusionlab.rules.base import CUT, LinearRule, Rule, Statistics, TaskVectors, inner_products, squared_norms
+from fusionlab.rules import kernels, scratch
+from fusionlab.rules.base import LinearRule, Rule, Statistics, TaskVectors
+from fusionlab.rules.kernels import CUT
+from fusionlab.rules.sums import inner_products, squared_norms
 from fusionlab.streaming.planning import Plan
 from fusionlab.streaming.weights import TaskInput, TensorInfo, Weights
 from fusionlab.streaming.workers import Found, for_each, one_torch_thread
@@ -285,13 +287,15 @@ class _Engine:
         assert fused.dtype == base.dtype
         stored = scratch.empty_like(fused, self.job.dtypes[block.name]).copy_(fused)
         sink.write(block.name, block.start, stored.flatten())
-        updated = _num_different(fused, base)
-        rounded = fused if stored.dtype == fused.dtype else scratch.empty_like(fused).copy_(stored)
-        if not math.isfinite(rounded.sum().item()) and not rounded.isfinite().all():
-            self._blame(block, base, vectors)
+        rounded, old = fused, base
+        if stored.dtype != fused.dtype:
+            rounded = scratch.empty_like(fused).copy_(stored)
         if stored.dtype not in (fused.dtype, self.job.base.tensors[block.name].dtype):
-            base = scratch.empty_like(base).copy_(scratch.empty_like(stored).copy_(base))
-        return {"changed": torch.tensor([updated, _num_different(rounded, base)])}
+            old = scratch.empty_like(base).copy_(scratch.empty_like(stored).copy_(base))
+        changed = count_changes(fused, rounded, base, old)
+        if changed[2]:
+            self._blame(block, base, vectors)
+        return {"changed": changed}
 
     def copy(self, sink: Sink) -> None:
         """The base's own tensors, in the output's dtypes."""
@@ -325,7 +329,8 @@ class _Engine:
             if self.on_tensors and not (base.isfinite().all() and vectors.stacked.isfinite().all()):
                 self._blame(block, base, vectors)  # a decomposition would fail on it
             found = visit(block, base, vectors)
-            if not all(map(math.isfinite, (value for values in found.values() for value in values.tolist()))):
+            sums = (values.tolist() for values in found.values() if values.is_floating_point())
+            if not all(map(math.isfinite, chain.from_iterable(sums))):
                 self._blame(block, base, vectors)
             self._advance(num_bytes)
             return block.name, block.start, found
@@ -392,8 +397,10 @@ def _overflow(stored: torch.dtype, output: torch.dtype) -> str:
     return "" if stored == output else f" in {output}"
 
 
-def _num_different(first: Tensor, second: Tensor) -> int:
-    """Number of unequal elements; numpy counts four times as fast as torch."""
-    if first.device.type == "cpu":
-        return int(np.count_nonzero(first.numpy() != second.numpy()))
-    return int(torch.count_nonzero(first != second))
+def count_changes(fused: Tensor, stored: Tensor, base: Tensor, stored_base: Tensor) -> Tensor:
+    """Numbers of values that fusion changed, that still differ once stored, and that are not finite, int64 ``(3,)``."""
+    if fused.device.type == "cpu":
+        flat = (values.reshape(-1).numpy() for values in (fused, stored, base, stored_base))
+        return torch.tensor(kernels.count_changes(*flat))
+    counts = (fused != base).sum(), (stored != stored_base).sum(), (~stored.isfinite()).sum()
+    return torch.stack(counts).cpu()

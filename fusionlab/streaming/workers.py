@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from fusionlab.rules.base import exact_sum
+from fusionlab.rules.sums import exact_sum
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -57,6 +58,18 @@ def one_torch_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@contextmanager
+def _garbage_later() -> Iterator[None]:
+    """No cyclic collections inside: blocks make no cycles, and a scan of all imported libraries is slow."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 def for_each(
     items: Iterable[_Item],
     work: Callable[[_Item], _Result],
@@ -78,7 +91,8 @@ def for_each(
         weigh: an item's weight; items in work never weigh more than ``capacity`` together.
         capacity: see ``weigh``.
     """
-    _Pool(iter(items), work, collect, weigh, capacity).run(threads)
+    with _garbage_later():
+        _Pool(iter(items), work, collect, weigh, capacity).run(threads)
 
 
 class _Pool:

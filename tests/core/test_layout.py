@@ -32,7 +32,7 @@ TIERS = {
 }
 # libraries a tier may import beside the standard library
 LIBRARIES = {
-    0: {"torch", "yaml"},
+    0: {"torch", "yaml", "numba", "numpy"},
     1: {"torch", "yaml", "transformers", "open_clip", "timm", "peft", "datasets", "torchmetrics", "safetensors",
         "numpy", "rich", "huggingface_hub", "psutil", "scipy"},
 }  # fmt: skip

@@ -9,9 +9,11 @@ import torch
 
 from fusionlab import rules
 from fusionlab.errors import InputError
-from fusionlab.rules.base import CUT, TaskVectors, exact_sum, inner_products, partial_sums, squared_norms
+from fusionlab.rules.base import TaskVectors, add_scaled
+from fusionlab.rules.kernels import CUT
+from fusionlab.rules.sums import exact_sum, inner_products, lane_sums, partial_sums, squared_norms
 from fusionlab.streaming import StateWeights, TaskInput, fuse, make_plan, measure
-from fusionlab.streaming.engine import block_bytes
+from fusionlab.streaming.engine import block_bytes, count_changes
 
 SIZES = {
     "layers.0.w": (5 * CUT // 64, 64),
@@ -234,3 +236,41 @@ def test_no_inputs_and_two_kinds_of_one_task_are_refused() -> None:
         fuse(rules.Average(), state, {"a": state}, finetuned={"a": state})
     with pytest.raises(InputError, match="no parameter is left to fuse"):
         fuse(rules.Average(), state, finetuned={"a": {"w": torch.zeros(3)}}, mismatched_tensors="base")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("elements", [1, 255, 2049, CUT, 2 * CUT + 12_345])
+def test_compiled_sums_have_the_bits_of_whole_tensor_operations(elements: int, dtype: torch.dtype) -> None:
+    """The order of every addition is written out, so a processor's registers do not matter."""
+    generator = torch.Generator().manual_seed(elements)
+    stacked = torch.randn(3, elements, dtype=dtype, generator=generator) * 10
+    found = inner_products(TaskVectors(("a", "b", "c"), stacked), norms=True)
+    wide = stacked.double()
+    for i, j in ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2)):
+        key = f"squared_norm/{'abc'[i]}" if i == j else f"inner_product/{i}/{j}"
+        assert torch.equal(found[key], lane_sums(wide[i] * wide[j]))
+        assert torch.equal(found[key], partial_sums(wide[i] * wide[j]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_compiled_update_has_the_bits_of_torch(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(4)
+    base, stacked = (torch.randn(shape, dtype=dtype, generator=generator) for shape in ((5_003,), (3, 5_003)))
+    coefficients = {"a": 0.3, "b": -1.7, "c": 1 / 3}
+    expected = base
+    for row, coefficient in zip(stacked, coefficients.values(), strict=True):
+        expected = expected + row * coefficient
+    kept = base.clone()
+    assert torch.equal(add_scaled(base, TaskVectors(tuple("abc"), stacked), coefficients), expected)
+    assert torch.equal(base, kept)
+
+
+def test_changes_are_counted_where_they_are() -> None:
+    base = torch.zeros(5_000)
+    fused = base.clone()
+    fused[[0, 4_000, 4_999]] = torch.tensor([1.0, 2.0, -1e-9])
+    stored = fused.clone()
+    stored[4_999] = 0.0
+    assert count_changes(fused, stored, base, base).tolist() == [3, 2, 0]
+    stored[[1, 2, 4_998]] = torch.tensor([math.inf, math.nan, -math.inf])
+    assert count_changes(fused, stored, base, base).tolist() == [3, 5, 3]

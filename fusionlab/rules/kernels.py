@@ -1,0 +1,125 @@
+"""The engine's inner loops, compiled: each reads its inputs once, and lets other threads run meanwhile.
+
+They work on numpy arrays. Nothing here depends on the width of the processor's registers: where numbers are summed, the
+order is written out, so that the same inputs give the same bits on every machine. The machine code is kept beside this
+file, or in the user's cache folder, and made again by every process where neither can be written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+
+CUT = 32_768
+"""Elements in one cut: sums are taken per cut, in flat order, and meet in ``math.fsum``."""
+
+LANES = 256
+"""Running sums in a cut: element k goes to sum k mod 256; then the upper half goes onto the lower, again and again."""
+
+_PIECE = 2048  # elements that are worked on while they are in the processor's nearest cache
+
+
+def _compiled(function: Callable[..., Any]) -> Any:
+    try:
+        return numba.njit(nogil=True, cache=True)(function)
+    except RuntimeError:  # numba found no folder that it may write
+        return numba.njit(nogil=True)(function)
+
+
+@_compiled
+def _add_products(first, second, lanes):  # type: ignore[no-untyped-def]
+    for k in range(first.size):
+        lanes[k] += np.float64(first[k]) * np.float64(second[k])
+
+
+@_compiled
+def _add(values, lanes):  # type: ignore[no-untyped-def]
+    for k in range(values.size):
+        lanes[k] += values[k]
+
+
+@_compiled
+def _halved(lanes):  # type: ignore[no-untyped-def]
+    width = lanes.size // 2
+    while width > 0:
+        for k in range(width):
+            lanes[k] += lanes[k + width]
+        width //= 2
+    return lanes[0]
+
+
+@_compiled
+def partial_sums(values, sums):  # type: ignore[no-untyped-def]
+    """Fill ``sums``, float64 ``(rows, cuts)``, with the sum of every cut of float64 ``values`` ``(rows, elements)``."""
+    lanes = np.empty(LANES)
+    for row in range(values.shape[0]):
+        for cut in range(sums.shape[1]):
+            lanes[:] = 0.0
+            inside = values[row, cut * CUT : (cut + 1) * CUT]
+            for k in range(0, inside.size, LANES):
+                _add(inside[k : k + LANES], lanes)
+            sums[row, cut] = _halved(lanes)
+
+
+@_compiled
+def pair_sums(stacked, with_norms, with_products, sums):  # type: ignore[no-untyped-def]
+    """The sums of x_i·x_j per cut, float64 ``(pairs, cuts)``, of ``stacked`` ``(rows, elements)``.
+
+    The pairs are those with i = j (``with_norms``) and with i < j (``with_products``), ordered by i and then j. They
+    have the same bits as :func:`partial_sums` of the float64 products.
+    """
+    num_rows, num_elements = stacked.shape
+    lanes = np.empty((sums.shape[0], LANES))
+    for cut in range(sums.shape[1]):
+        lanes[:] = 0.0
+        for start in range(cut * CUT, min(num_elements, (cut + 1) * CUT), _PIECE):
+            stop = min(start + _PIECE, num_elements)
+            pair = 0
+            for i in range(num_rows):
+                for j in range(i if with_norms else i + 1, num_rows if with_products else i + 1):
+                    first, second = stacked[i, start:stop], stacked[j, start:stop]
+                    for k in range(0, first.size, LANES):
+                        _add_products(first[k : k + LANES], second[k : k + LANES], lanes[pair])
+                    pair += 1
+        for pair in range(sums.shape[0]):
+            sums[pair, cut] = _halved(lanes[pair])
+
+
+@_compiled
+def _add_row(row, coefficient, total):  # type: ignore[no-untyped-def]
+    for k in range(total.size):
+        total[k] += coefficient * row[k]
+
+
+@_compiled
+def add_scaled(base, stacked, coefficients, out):  # type: ignore[no-untyped-def]
+    """``out`` = base + Σ coefficient·row, row after row, product and sum rounded apart, all of one dtype."""
+    for start in range(0, base.size, _PIECE):
+        total = out[start : start + _PIECE]
+        total[:] = base[start : start + _PIECE]
+        for row in range(stacked.shape[0]):
+            _add_row(stacked[row, start : start + _PIECE], coefficients[row], total)
+
+
+@_compiled
+def _num_different(first, second):  # type: ignore[no-untyped-def]
+    count = np.uint32(0)
+    for k in range(first.size):
+        count += np.uint32(first[k] != second[k])
+    return np.int64(count)
+
+
+@_compiled
+def count_changes(fused, stored, base, stored_base):  # type: ignore[no-untyped-def]
+    """How many values fusion changed, how many still differ once stored, and how many stored ones are not finite."""
+    updated, survived, unbounded = 0, 0, 0
+    zero = np.zeros(_PIECE, stored.dtype)
+    for start in range(0, fused.size, _PIECE):
+        kept = stored[start : start + _PIECE]
+        updated += _num_different(fused[start : start + _PIECE], base[start : start + _PIECE])
+        survived += _num_different(kept, stored_base[start : start + _PIECE])
+        unbounded += _num_different(kept - kept, zero[: kept.size])  # infinity less itself is NaN
+    return updated, survived, unbounded
