@@ -123,3 +123,21 @@ def count_changes(fused, stored, base, stored_base):  # type: ignore[no-untyped-
         survived += _num_different(kept, stored_base[start : start + _PIECE])
         unbounded += _num_different(kept - kept, zero[: kept.size])  # infinity less itself is NaN
     return updated, survived, unbounded
+
+
+@_compiled
+def add_upper_bits(values, counts):  # type: ignore[no-untyped-def]
+    """Count float32 ``values`` by the upper 15 of the 31 bits of their magnitudes, into int64 ``(32768,)``."""
+    bits = values.view(np.uint32)
+    for k in range(bits.size):
+        counts[(bits[k] & np.uint32(0x7FFFFFFF)) >> np.uint32(16)] += 1
+
+
+@_compiled
+def add_lower_bits(values, upper_bits, counts):  # type: ignore[no-untyped-def]
+    """Count those float32 ``values`` that have these upper bits by their lower 16 bits, into int64 ``(65536,)``."""
+    bits = values.view(np.uint32)
+    for k in range(bits.size):
+        magnitude = bits[k] & np.uint32(0x7FFFFFFF)
+        if magnitude >> np.uint32(16) == upper_bits:
+            counts[magnitude & np.uint32(0xFFFF)] += 1

@@ -6,10 +6,11 @@ bin that holds the k-th largest; the second counts the lower 16 bits inside that
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from fusionlab.rules import scratch
+from fusionlab.rules import kernels, scratch
 
 COARSE_BINS = 1 << 15
 FINE_BINS = 1 << 16
@@ -20,23 +21,22 @@ def sizes(task_vector: Tensor) -> Tensor:
     return torch.abs(task_vector.float(), out=scratch.empty_like(task_vector, torch.float32))
 
 
-def bits(task_vector: Tensor) -> Tensor:
-    """The bits of |τ| in float32, as int32."""
-    return sizes(task_vector).view(torch.int32)
+def coarse_histogram(task_vector: Tensor) -> Tensor:
+    """Counts of |τ| in float32 by the upper 15 of 31 bits, int64 ``(32768,)``."""
+    counts = torch.zeros(COARSE_BINS, dtype=torch.int64)
+    kernels.add_upper_bits(_values(task_vector), counts.numpy())
+    return counts
 
 
-def coarse_histogram(values: Tensor) -> Tensor:
-    """Counts of the upper 15 of 31 bits, int64 ``(32768,)``."""
-    with scratch.frame():
-        upper = torch.bitwise_right_shift(values, 16, out=scratch.empty_like(values))
-        return torch.bincount(upper, minlength=COARSE_BINS)
+def fine_histogram(task_vector: Tensor, coarse_bin: int) -> Tensor:
+    """Counts of |τ| in float32 by the lower 16 bits among the entries in ``coarse_bin``, int64 ``(65536,)``."""
+    counts = torch.zeros(FINE_BINS, dtype=torch.int64)
+    kernels.add_lower_bits(_values(task_vector), coarse_bin, counts.numpy())
+    return counts
 
 
-def fine_histogram(values: Tensor, coarse_bin: int) -> Tensor:
-    """Counts of the lower 16 bits among the entries in ``coarse_bin``, int64 ``(65536,)``."""
-    with scratch.frame():
-        inside = torch.sub(values, coarse_bin << 16, out=scratch.empty_like(values)).clamp_(-1, FINE_BINS).add_(1)
-        return torch.bincount(inside, minlength=FINE_BINS + 2)[1:-1]
+def _values(task_vector: Tensor) -> np.ndarray:
+    return task_vector.float().flatten().cpu().numpy()
 
 
 def find_bin(histogram: Tensor, rank: int) -> tuple[int, int]:

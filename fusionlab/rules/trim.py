@@ -114,16 +114,15 @@ class Trim:
         return f"{task}/{name}" if self.scope == "tensor" else task
 
     def _coarse(self, name: str, task: str, block: TaskVectors, earlier: Statistics) -> dict[str, Tensor]:
-        bits = magnitudes.bits(block[task])
-        return {f"coarse/{self._place(task, name)}": magnitudes.coarse_histogram(bits)}
+        return {f"coarse/{self._place(task, name)}": magnitudes.coarse_histogram(block[task])}
 
     def _fine(self, name: str, task: str, block: TaskVectors, earlier: Statistics) -> dict[str, Tensor]:
-        place, bits = self._place(task, name), magnitudes.bits(block[task])
+        place = self._place(task, name)
         histogram = earlier.counts[f"coarse/{place}"]
         found = {f"fine/{place}": torch.zeros(1, dtype=torch.int64)}  # says that the pass was made
         for rank in self._inner_ranks(task, name, earlier):
             coarse_bin, _ = earlier.once(("bin", place, rank), partial(magnitudes.find_bin, histogram, rank))
-            found[f"fine/{place}/{rank}"] = magnitudes.fine_histogram(bits, coarse_bin)
+            found[f"fine/{place}/{rank}"] = magnitudes.fine_histogram(block[task], coarse_bin)
         return found
 
     def _at(self, name: str, task: str, block: TaskVectors, earlier: Statistics) -> dict[str, Tensor]:
