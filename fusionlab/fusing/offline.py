@@ -23,7 +23,7 @@ from fusionlab.fusing.inputs import Opened, base_hash, open_base, open_input
 from fusionlab.fusing.recipe import Recipe, parse_size
 from fusionlab.rules import LinearRule, Rule, Statistics
 from fusionlab.streaming import CastWeights, Job, Outcome, Plan, Resources, TaskInput, TensorInfo, fuse, make_plan, run
-from fusionlab.streaming.engine import inner_linear_rule, num_reads, peak_bytes
+from fusionlab.streaming.job import inner_linear_rule, num_reads, peak_bytes
 
 UNTUNED = 0.3
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}

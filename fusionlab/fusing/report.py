@@ -15,7 +15,7 @@ from fusionlab.checkpoints.stats import content_hash
 from fusionlab.errors import name_list
 from fusionlab.fusing.inputs import Opened
 from fusionlab.streaming import Outcome
-from fusionlab.streaming.engine import num_reads, peak_bytes
+from fusionlab.streaming.job import num_reads, peak_bytes
 
 if TYPE_CHECKING:
     from fusionlab.fusing.offline import Prepared

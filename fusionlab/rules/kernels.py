@@ -65,25 +65,30 @@ def partial_sums(values, sums):  # type: ignore[no-untyped-def]
 
 
 @_compiled
+def _add_pairs(stacked, start, stop, with_norms, with_products, lanes):  # type: ignore[no-untyped-def]
+    num_rows = stacked.shape[0]
+    pair = 0
+    for i in range(num_rows):
+        for j in range(i if with_norms else i + 1, num_rows if with_products else i + 1):
+            first, second = stacked[i, start:stop], stacked[j, start:stop]
+            for k in range(0, first.size, LANES):
+                _add_products(first[k : k + LANES], second[k : k + LANES], lanes[pair])
+            pair += 1
+
+
+@_compiled
 def pair_sums(stacked, with_norms, with_products, sums):  # type: ignore[no-untyped-def]
     """The sums of x_i·x_j per cut, float64 ``(pairs, cuts)``, of ``stacked`` ``(rows, elements)``.
 
     The pairs are those with i = j (``with_norms``) and with i < j (``with_products``), ordered by i and then j. They
     have the same bits as :func:`partial_sums` of the float64 products.
     """
-    num_rows, num_elements = stacked.shape
+    num_elements = stacked.shape[1]
     lanes = np.empty((sums.shape[0], LANES))
     for cut in range(sums.shape[1]):
         lanes[:] = 0.0
         for start in range(cut * CUT, min(num_elements, (cut + 1) * CUT), _PIECE):
-            stop = min(start + _PIECE, num_elements)
-            pair = 0
-            for i in range(num_rows):
-                for j in range(i if with_norms else i + 1, num_rows if with_products else i + 1):
-                    first, second = stacked[i, start:stop], stacked[j, start:stop]
-                    for k in range(0, first.size, LANES):
-                        _add_products(first[k : k + LANES], second[k : k + LANES], lanes[pair])
-                    pair += 1
+            _add_pairs(stacked, start, min(start + _PIECE, num_elements), with_norms, with_products, lanes)
         for pair in range(sums.shape[0]):
             sums[pair, cut] = _halved(lanes[pair])
 
@@ -113,15 +118,89 @@ def _num_different(first, second):  # type: ignore[no-untyped-def]
 
 
 @_compiled
+def _num_unbounded(values):  # type: ignore[no-untyped-def]
+    count = np.uint32(0)
+    for k in range(values.size):
+        count += np.uint32(values[k] - values[k] != 0)  # infinity less itself is NaN
+    return np.int64(count)
+
+
+@_compiled
 def count_changes(fused, stored, base, stored_base):  # type: ignore[no-untyped-def]
     """How many values fusion changed, how many still differ once stored, and how many stored ones are not finite."""
     updated, survived, unbounded = 0, 0, 0
-    zero = np.zeros(_PIECE, stored.dtype)
     for start in range(0, fused.size, _PIECE):
         kept = stored[start : start + _PIECE]
         updated += _num_different(fused[start : start + _PIECE], base[start : start + _PIECE])
         survived += _num_different(kept, stored_base[start : start + _PIECE])
-        unbounded += _num_different(kept - kept, zero[: kept.size])  # infinity less itself is NaN
+        unbounded += _num_unbounded(kept)
+    return updated, survived, unbounded
+
+
+@_compiled
+def _widen(values, wide):  # type: ignore[no-untyped-def]
+    bits = wide.view(np.uint32)
+    for k in range(bits.size):
+        bits[k] = np.uint32(values[k]) << np.uint32(16)
+
+
+@_compiled
+def _subtract(base, values):  # type: ignore[no-untyped-def]
+    for k in range(values.size):
+        values[k] -= base[k]
+
+
+@_compiled
+def _narrow(values, out):  # type: ignore[no-untyped-def]
+    bits = values.view(np.uint32)
+    for k in range(out.size):
+        to_even = np.uint32(0x7FFF) + ((bits[k] >> np.uint32(16)) & np.uint32(1))
+        out[k] = np.uint16((bits[k] + to_even) >> np.uint32(16))
+
+
+@_compiled
+def fuse_bfloat16(stored, coefficients, with_norms, with_products, sums, fused):  # type: ignore[no-untyped-def]
+    """All that a linear rule does with a block of bfloat16 models, in one pass over what was read.
+
+    The same bits as widening to float32, subtracting the base, :func:`pair_sums`, :func:`add_scaled`, rounding to
+    bfloat16 and :func:`count_changes` one after the other.
+
+    Args:
+        stored: bits of the base and of every model, uint16 ``(1 + rows, elements)``.
+        coefficients: float32 ``(rows,)``.
+        with_norms: see :func:`pair_sums`.
+        with_products: see :func:`pair_sums`.
+        sums: see :func:`pair_sums`; one column per cut also where there are no pairs.
+        fused: to fill with the bits of the result, uint16 ``(elements,)``; an empty one to measure only.
+
+    Returns:
+        what :func:`count_changes` gives.
+    """
+    num_rows, num_elements = stored.shape[0] - 1, stored.shape[1]
+    lanes = np.empty((sums.shape[0], LANES))
+    wide, task_vectors = np.empty((3, _PIECE), np.float32), np.empty((num_rows, _PIECE), np.float32)
+    updated, survived, unbounded = 0, 0, 0
+    for cut in range(sums.shape[1]):
+        lanes[:] = 0.0
+        for start in range(cut * CUT, min(num_elements, (cut + 1) * CUT), _PIECE):
+            stop = min(start + _PIECE, num_elements)
+            size = stop - start
+            base, total, rounded = wide[0, :size], wide[1, :size], wide[2, :size]
+            _widen(stored[0, start:stop], base)
+            for row in range(num_rows):
+                _widen(stored[1 + row, start:stop], task_vectors[row, :size])
+                _subtract(base, task_vectors[row, :size])
+            _add_pairs(task_vectors, 0, size, with_norms, with_products, lanes)
+            if fused.size > 0:
+                total[:] = base
+                for row in range(num_rows):
+                    _add_row(task_vectors[row, :size], coefficients[row], total)
+                _narrow(total, fused[start:stop])
+                _widen(fused[start:stop], rounded)
+                changes = count_changes(total, rounded, base, base)
+                updated, survived, unbounded = updated + changes[0], survived + changes[1], unbounded + changes[2]
+        for pair in range(sums.shape[0]):
+            sums[pair, cut] = _halved(lanes[pair])
     return updated, survived, unbounded
 
 

@@ -27,18 +27,31 @@ def inner_products(task_vectors: TaskVectors, *, norms: bool = False) -> dict[st
 
 
 def _pair_sums(task_vectors: TaskVectors, *, norms: bool, products: bool) -> dict[str, Tensor]:
-    tasks = task_vectors.tasks
-    pairs = [(i, j) for i in range(len(tasks)) for j in range(i, len(tasks)) if (norms if i == j else products)]
-    keys = [f"squared_norm/{tasks[i]}" if i == j else f"inner_product/{i}/{j}" for i, j in pairs]
-    stacked = task_vectors.stacked.detach().reshape(len(tasks), -1)
+    keys = pair_keys(task_vectors.tasks, norms=norms, products=products)
+    stacked = task_vectors.stacked.detach().reshape(len(task_vectors), -1)
     if stacked.device.type == "cpu":
-        sums = torch.empty(len(pairs), num_cuts(stacked.shape[1]), dtype=torch.float64)
+        sums = torch.empty(len(keys), num_cuts(stacked.shape[1]), dtype=torch.float64)
         exact = stacked if stacked.dtype == torch.float64 else stacked.float()
         kernels.pair_sums(exact.contiguous().numpy(), norms, products, sums.numpy())
     else:
         wide = stacked.double()
-        sums = torch.stack([partial_sums(wide[i] * wide[j]) for i, j in pairs])
+        sums = torch.stack([partial_sums(wide[i] * wide[j]) for i, j in keys.values()])
     return dict(zip(keys, sums, strict=True))
+
+
+def pair_keys(tasks: tuple[str, ...], *, norms: bool, products: bool) -> dict[str, tuple[int, int]]:
+    """The pairs of task numbers that are summed, in order, by the key of their sums.
+
+    Example:
+        >>> pair_keys(("a", "b"), norms=True, products=True)
+        {'squared_norm/a': (0, 0), 'inner_product/0/1': (0, 1), 'squared_norm/b': (1, 1)}
+    """
+    return {
+        f"squared_norm/{tasks[i]}" if i == j else f"inner_product/{i}/{j}": (i, j)
+        for i in range(len(tasks))
+        for j in range(i, len(tasks))
+        if (norms if i == j else products)
+    }
 
 
 def partial_sums(values: Tensor) -> Tensor:

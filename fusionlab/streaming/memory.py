@@ -12,7 +12,8 @@ from torch import Tensor
 from fusionlab.errors import InputError, name_list
 from fusionlab.rules.base import LinearRule, Rule
 from fusionlab.state import State
-from fusionlab.streaming.engine import DEFAULT_MEMORY_BUDGET, Job, Resources, run
+from fusionlab.streaming.engine import run
+from fusionlab.streaming.job import DEFAULT_MEMORY_BUDGET, Job, Resources
 from fusionlab.streaming.planning import MismatchedTensors, make_plan
 from fusionlab.streaming.weights import StateWeights, TaskInput
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ from fusionlab.errors import InputError
 from fusionlab.rules.base import TaskVectors, add_scaled
 from fusionlab.rules.kernels import CUT
 from fusionlab.rules.sums import exact_sum, inner_products, lane_sums, partial_sums, squared_norms
-from fusionlab.streaming import StateWeights, TaskInput, fuse, make_plan, measure
-from fusionlab.streaming.engine import block_bytes, count_changes
+from fusionlab.streaming import StateWeights, TaskInput, engine, fuse, make_plan, measure
+from fusionlab.streaming.engine import count_changes
+from fusionlab.streaming.job import Job, block_bytes
 
 SIZES = {
     "layers.0.w": (5 * CUT // 64, 64),
@@ -25,6 +27,7 @@ SIZES = {
 RULES = {
     "average": rules.Average(),
     "task_arithmetic": rules.TaskArithmetic(0.3),
+    "halves": rules.TaskArithmetic(0.5),
     "metagpt": rules.Metagpt(),
     "metagpt by tensor": rules.Metagpt(scope="tensor"),
     "ties": rules.Ties(),
@@ -274,3 +277,50 @@ def test_changes_are_counted_where_they_are() -> None:
     assert count_changes(fused, stored, base, base).tolist() == [3, 2, 0]
     stored[[1, 2, 4_998]] = torch.tensor([math.inf, math.nan, -math.inf])
     assert count_changes(fused, stored, base, base).tolist() == [3, 5, 3]
+
+
+LINEAR = ["average", "halves", "task_arithmetic", "metagpt", "metagpt by tensor", "lines"]
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_the_short_way_of_bfloat16_gives_the_bits_of_the_general_one(
+    name: str, states: tuple[dict, dict], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, finetuned = states
+    visited, visit = set(), engine.visit_bfloat16
+
+    def note(job: Job, key: str, *args: int, **options: Any) -> Any:
+        visited.add(key)
+        return visit(job, key, *args, **options)
+
+    monkeypatch.setattr(engine, "visit_bfloat16", note)
+    short = fuse(RULES[name], base, finetuned=finetuned)
+    assert visited == set(SIZES)
+    monkeypatch.setattr(engine, "bfloat16_names", lambda job: frozenset())
+    general = fuse(RULES[name], base, finetuned=finetuned)
+    assert all(torch.equal(short.state[key].view(torch.int16), general.state[key].view(torch.int16)) for key in SIZES)
+    assert (short.scaling_coefficients, short.norms, short.cosines) == (
+        general.scaling_coefficients, general.norms, general.cosines,
+    )  # fmt: skip
+
+
+def test_one_float32_model_takes_the_general_way(states: tuple[dict, dict], monkeypatch: pytest.MonkeyPatch) -> None:
+    base, finetuned = states
+    mixed = finetuned | {"b": finetuned["b"] | {key: finetuned["b"][key].float() for key in SIZES}}
+    wide = {key: base[key].float() if key in SIZES else base[key] for key in base}
+    monkeypatch.setattr(engine, "visit_bfloat16", lambda *args, **options: pytest.fail("taken for a float32 input"))
+    expected = fuse(rules.Average(), wide, finetuned=mixed).state
+    found = fuse(rules.Average(), base, finetuned=mixed).state
+    assert all(torch.equal(found[key], expected[key].bfloat16()) for key in SIZES)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_the_short_way_names_what_is_not_finite(value: float, states: tuple[dict, dict]) -> None:
+    base, finetuned = states
+    broken = {key: tensor.clone() for key, tensor in finetuned["c"].items()}
+    broken["head"][CUT - 1] = value
+    with pytest.raises(InputError, match=r"head of 'c' has NaN or Inf"):
+        fuse(rules.TaskArithmetic(0.3), base, finetuned=finetuned | {"c": broken})
+    zeros, ones = ({"w": torch.full((4,), size, dtype=torch.bfloat16)} for size in (0.0, 1.0))
+    with pytest.raises(InputError, match=r"w: the fused values overflow torch.bfloat16"):
+        fuse(rules.TaskArithmetic(3.4e38), zeros, finetuned={"a": ones})
