@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fusionlab.adapters import Adapter
 from fusionlab.candidates.finetuned import Finetuned, Weights
-from fusionlab.evaluation import Row, rank_and_world_size, rows_of, to_device
+from fusionlab.evaluation import Row, evaluating, rank_and_world_size, rows_of, to_device
 from fusionlab.linearize import LINEARIZED_METHODS, LinearizedState, tangent_outputs
 from fusionlab.metrics import lowest_argmax
 
@@ -142,27 +142,21 @@ def score_linear_sums(
         on_batch: called after each batch of this rank.
     """
     rank, world_size = rank_and_world_size()
-    flags = [(part, part.training) for part in module.modules()]
-    module.eval()
     outputs = module.linear_outputs(finetuned)
     rows: list[list[Row]] = [[] for _ in sums]
-    try:
-        with module.evaluation_context():
-            for task in data.tasks:
-                metrics = [module.metrics(task) for _ in sums]
-                for batch in data.eval_batches(task, split, rank=rank, world_size=world_size):
-                    outputs.forget()
-                    batch = to_device(batch, module.device)
-                    for coefficients, counted in zip(sums, metrics, strict=True):
-                        with module.use(outputs.at(coefficients)):
-                            module.score(task, batch, counted)
-                    if on_batch is not None:
-                        on_batch()
-                for found, counted in zip(rows, metrics, strict=True):
-                    found += rows_of(task, split, counted, data.splits[task][split], {})
-    finally:
-        for part, was_training in flags:
-            part.training = was_training
+    with evaluating(module):
+        for task in data.tasks:
+            metrics = [module.metrics(task) for _ in sums]
+            for batch in data.eval_batches(task, split, rank=rank, world_size=world_size):
+                outputs.forget()
+                batch = to_device(batch, module.device)
+                for coefficients, counted in zip(sums, metrics, strict=True):
+                    with module.use(outputs.at(coefficients)):
+                        module.score(task, batch, counted)
+                if on_batch is not None:
+                    on_batch()
+            for found, counted in zip(rows, metrics, strict=True):
+                found += rows_of(task, split, counted, data.splits[task][split], {})
     return rows
 
 
