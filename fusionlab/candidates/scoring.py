@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fusionlab.adapters import Adapter
-from fusionlab.candidates.finetuned import Weights
 from fusionlab.evaluation import Row, evaluating, rows_of, to_device
-from fusionlab.linearize import LINEARIZED_METHODS, LinearizedState
+from fusionlab.linearize import LinearizedState
+from fusionlab.weights import Weights, is_linearized
 
 KEPT_AFTER_CHANGE = 2  # k and v beside a changed q still see the same input
 
@@ -77,7 +77,7 @@ def score_candidates(
 
 def acts_by_hooks(weights: Weights | None) -> bool:
     """Whether the weights are an adapter that adds to its layers' outputs."""
-    return isinstance(weights, Adapter) and weights.method not in LINEARIZED_METHODS
+    return isinstance(weights, Adapter) and not is_linearized(weights)
 
 
 class _Slots:
@@ -138,8 +138,7 @@ class _Slots:
     def using(self, module: Any, weights: Weights | None) -> Iterator[None]:
         """Let ``weights`` act on ``module``."""
         is_adapter = acts_by_hooks(weights)
-        linearized = isinstance(weights, LinearizedState) or (isinstance(weights, Adapter) and not is_adapter)
-        self.remembers = not linearized
+        self.remembers = weights is None or not is_linearized(weights)
         self._current = self._of(weights) if is_adapter else {}  # type: ignore[arg-type]
         try:
             with module.use(None if is_adapter else weights):

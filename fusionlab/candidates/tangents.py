@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusionlab.adapters import Adapter
-from fusionlab.candidates.finetuned import Finetuned, Weights
+from fusionlab.candidates.finetuned import Finetuned
 from fusionlab.evaluation import Row, evaluating, rank_and_world_size, rows_of, to_device
-from fusionlab.linearize import LINEARIZED_METHODS, LinearizedState, tangent_outputs
+from fusionlab.linearize import tangent_outputs
 from fusionlab.metrics import lowest_argmax
+from fusionlab.weights import Weights, is_linearized
 
 LOGITS_AT_ONCE = 1 << 24  # elements of candidates x samples x classes in flight
 
@@ -112,10 +112,7 @@ class TangentOutputs:
 
 def sums_are_linear(module: Any, tasks: Iterable[str], finetuned: Mapping[str, Weights]) -> bool:
     """Whether weighted sums act linearly on what is scored: linearized weights, and answers that are not generated."""
-    linearized = all(
-        isinstance(each, LinearizedState) or (isinstance(each, Adapter) and each.method in LINEARIZED_METHODS)
-        for each in finetuned.values()
-    )
+    linearized = all(is_linearized(weights) for weights in finetuned.values())
     return linearized and all(set(module.metrics(task)) == {"accuracy"} for task in tasks)
 
 

@@ -10,10 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fusionlab.diagnostics.geometry import Gram, Weights, check_several, cosines, gram_matrix, norm_shares, norms
+from fusionlab.diagnostics.geometry import Gram, check_several, cosines, gram_matrix, norm_shares, norms
 from fusionlab.diagnostics.plane import Plane, grid_of, measure_plane
 from fusionlab.errors import InputError, name_list
 from fusionlab.state import State
+from fusionlab.weights import Weights
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,13 @@ import torch
 from torch import Tensor, distributed
 from torch.nn import functional as F
 
-from fusionlab.adapters import Adapter, base_state
-from fusionlab.diagnostics.geometry import Weights
+from fusionlab.adapters import base_state
 from fusionlab.errors import InputError, did_you_mean
 from fusionlab.evaluation import evaluating, rank_and_world_size, to_device
 from fusionlab.fused import fuse_weights
-from fusionlab.linearize import LINEARIZED_METHODS, LinearizedState
 from fusionlab.metrics import lowest_argmax
 from fusionlab.rules import TaskArithmetic
+from fusionlab.weights import Weights, is_linearized
 
 Point = tuple[float, float]
 
@@ -89,9 +88,10 @@ def measure_plane(
     joint = [(first, second) for first in grid for second in grid]
     points = list(dict.fromkeys([*joint, *((value, 0.0) for value in grid), *((0.0, value) for value in grid)]))
     chosen = {task: finetuned[task] for task in pair}
+    linear = all(is_linearized(weights) for weights in chosen.values())
     with evaluating(module):
         batches = {task: list(_batches(data, task, split, num_batches)) for task in pair}
-        outcome, passes = (_linear if _is_linear(chosen) else _nonlinear)(module, chosen, batches, points)
+        outcome, passes = (_linear if linear else _nonlinear)(module, chosen, batches, points)
     totals = _over_ranks(_partial_sums(outcome, pair, joint))
     samples = {task: totals["samples", task] for task in pair}
     return Plane(
@@ -179,13 +179,6 @@ def _batches(data: Any, task: str, split: str, num_batches: int | None) -> Itera
         if num_batches is not None and rank + number * world_size >= num_batches:
             return
         yield batch
-
-
-def _is_linear(finetuned: Mapping[str, Weights]) -> bool:
-    return all(
-        isinstance(weights, LinearizedState) or (isinstance(weights, Adapter) and weights.method in LINEARIZED_METHODS)
-        for weights in finetuned.values()
-    )
 
 
 def _pair(finetuned: Mapping[str, Weights], tasks: Sequence[str]) -> tuple[str, str]:

@@ -22,8 +22,8 @@ from fusionlab.linearize import (
     tensors_replaced,
 )
 from fusionlab.state import State
+from fusionlab.weights import Weights, state_of
 
-Weights: TypeAlias = Adapter | State | LinearizedState
 Application: TypeAlias = Callable[[Callable[[], Tensor]], Tensor]
 PREFIX = "model."  # of the base model's parameters in their backbone
 
@@ -101,7 +101,7 @@ def linearized_adapter(backbone: Any, task: str) -> Linearized:
     return Linearized(backbone, parameters, point, (f"lora_dropout.{name}",))
 
 
-def as_linearized(weights: Adapter | State | LinearizedState) -> Adapter | LinearizedState:
+def as_linearized(weights: Weights) -> Adapter | LinearizedState:
     """The same task vector, acting to first order about the base: post-hoc linearization of what was trained otherwise.
 
     Args:
@@ -202,7 +202,7 @@ def task_vector_on_backbone(backbone: Any, weights: Weights) -> dict[str, Tensor
     if isinstance(weights, Adapter):
         return on_backbone(backbone, weights.task_vector())
     own = {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())}
-    values = on_backbone(backbone, weights.state if isinstance(weights, LinearizedState) else weights)
+    values = on_backbone(backbone, state_of(weights))
     return {name: value - own[name].detach() for name, value in values.items()}
 
 

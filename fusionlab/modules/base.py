@@ -24,7 +24,6 @@ from fusionlab.modules.adaptation import Method, make_adaptation
 from fusionlab.modules.applying import (
     Application,
     LinearOutputs,
-    Weights,
     applied,
     as_linearized,
     plain,
@@ -32,6 +31,7 @@ from fusionlab.modules.applying import (
 )
 from fusionlab.optimization import lr_multiplier
 from fusionlab.samplers import derive_seed
+from fusionlab.weights import Weights
 
 
 class FusionModule(LightningModule):
