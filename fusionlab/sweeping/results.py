@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from fusionlab.evaluation import ROW_FIELDS, Row
+from fusionlab.files import write_text
 from fusionlab.protocols import Denominators, Score, measure
-from fusionlab.reporting import single_task_values, write_text
+from fusionlab.reporting import single_task_values
 from fusionlab.rules import TaskArithmetic, from_config, to_config
 from fusionlab.search import Search
 from fusionlab.search import to_config as search_config
