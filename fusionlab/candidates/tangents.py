@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fusionlab.candidates.finetuned import Finetuned
 from fusionlab.evaluation import Row, evaluating, rank_and_world_size, rows_of, to_device
-from fusionlab.linearize import tangent_outputs
+from fusionlab.linearize import autocast_dtype, tangent_outputs
 from fusionlab.metrics import lowest_argmax
 from fusionlab.weights import Weights, is_linearized
 
@@ -97,9 +97,7 @@ class TangentOutputs:
         with module.evaluation_context():
             for batch in self._data.eval_batches(task, split):
                 batch = to_device(batch, module.device)
-                device = module.device.type
-                dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-                images = batch["images"]
+                images, dtype = batch["images"], autocast_dtype(point)
                 base, outputs = tangent_outputs(
                     lambda images=images: backbone.image_features(images), backbone, point, tangents, dtype=dtype
                 )

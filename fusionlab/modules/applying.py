@@ -16,6 +16,7 @@ from fusionlab.adapters.injection import adapter_name
 from fusionlab.errors import InputError, did_you_mean
 from fusionlab.linearize import (
     LinearizedState,
+    autocast_dtype,
     linearized_call,
     refuse_checkpointing,
     tangent_outputs,
@@ -157,12 +158,6 @@ class LinearOutputs:
             return base + sum(value * outputs[task] for task, value in coefficients.items())
 
         return application
-
-
-def autocast_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype | None:
-    """What autocast computes in on the tensors' device; None where it is off."""
-    device = next(iter(tensors.values())).device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
 @contextmanager
