@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -43,22 +44,29 @@ def evaluate(
         One row per task and metric, with all :data:`ROW_FIELDS`; what is unknown here is None.
     """
     rank, world_size = rank_and_world_size()
+    rows = []
+    with evaluating(module):
+        for task in data.tasks if tasks is None else tasks:
+            metrics = module.metrics(task)
+            for batch in data.eval_batches(task, split, rank=rank, world_size=world_size):
+                module.score(task, to_device(batch, module.device), metrics)
+                if on_batch is not None:
+                    on_batch()
+            rows += rows_of(task, split, metrics, data.splits[task][split], labels)
+    return rows
+
+
+@contextmanager
+def evaluating(module: Any) -> Iterator[None]:
+    """No gradient, evaluation mode and the module's precision; every part's mode is put back at the end."""
     flags = [(part, part.training) for part in module.modules()]
     module.eval()
-    rows = []
     try:
         with torch.no_grad(), module.evaluation_context():
-            for task in data.tasks if tasks is None else tasks:
-                metrics = module.metrics(task)
-                for batch in data.eval_batches(task, split, rank=rank, world_size=world_size):
-                    module.score(task, to_device(batch, module.device), metrics)
-                    if on_batch is not None:
-                        on_batch()
-                rows += rows_of(task, split, metrics, data.splits[task][split], labels)
+            yield
     finally:
         for part, was_training in flags:
             part.training = was_training
-    return rows
 
 
 def primary_rows(rows: Iterable[Row]) -> list[Row]:

@@ -16,7 +16,7 @@ from fusionlab.adapters import Adapter, base_state, combine, save_adapter
 from fusionlab.backbones.layout import to_disk
 from fusionlab.checkpoints import save_state, write_folder
 from fusionlab.checkpoints.stats import STATS, adapter_files, file_records, task_vector_key, write_squared_norms
-from fusionlab.linearize import LINEARIZED_METHODS, LinearizedState
+from fusionlab.linearize import LinearizedState
 from fusionlab.loading import base_hash, point_hash
 from fusionlab.rules import LinearRule, Rule, TaskVectors
 from fusionlab.rules.config import to_config
@@ -24,6 +24,7 @@ from fusionlab.rules.sums import exact_sum
 from fusionlab.rules.sums import squared_norms as squared_norm_partials
 from fusionlab.state import State
 from fusionlab.streaming import fuse, measure
+from fusionlab.weights import Weights, is_linearized, state_of
 
 TANGENT_CARD = """# A tangent model: read it with fusionlab
 
@@ -50,13 +51,13 @@ class FusedModel:
     """
 
     rule: Rule
-    weights: Adapter | State | LinearizedState
+    weights: Weights
     scaling_coefficients: dict[str, Any]
     norms: dict[str, float]
     cosines: dict[str, dict[str, float]]
 
 
-def fuse_weights(rule: Rule, base: State, finetuned: Mapping[str, Adapter | State | LinearizedState]) -> FusedModel:
+def fuse_weights(rule: Rule, base: State, finetuned: Mapping[str, Weights]) -> FusedModel:
     """Fuse what one method trained for each task; what acts to first order only is fused to act so.
 
     Args:
@@ -67,7 +68,7 @@ def fuse_weights(rule: Rule, base: State, finetuned: Mapping[str, Adapter | Stat
     adapters = {task: weights for task, weights in finetuned.items() if isinstance(weights, Adapter)}
     if len(adapters) == len(finetuned):
         return fuse_adapters(rule, base, adapters)
-    linearized = any(isinstance(weights, LinearizedState) for weights in finetuned.values())
+    linearized = any(is_linearized(weights) for weights in finetuned.values())
     states = {task: getattr(weights, "state", weights) for task, weights in finetuned.items()}
     names = dict.fromkeys(name for state in states.values() for name in state)
     fused = fuse(rule, {name: base[name].cpu() for name in names}, finetuned=states)
@@ -94,14 +95,12 @@ def fuse_adapters(rule: Rule, base: State, adapters: Mapping[str, Adapter]) -> F
         weights: Adapter | State = combine(adapters, measured.coefficients)
         return FusedModel(rule, weights, measured.scaling_coefficients, measured.norms, measured.cosines)
     fused = fuse(rule, adapted, task_vectors)
-    linearized = any(adapter.method in LINEARIZED_METHODS for adapter in adapters.values())
+    linearized = any(is_linearized(adapter) for adapter in adapters.values())
     state = LinearizedState(fused.state) if linearized else fused.state
     return FusedModel(rule, state, fused.scaling_coefficients, fused.norms, fused.cosines)
 
 
-def save_finetuned(
-    folder: Path, weights: Adapter | State | LinearizedState, backbone: Any, row: dict[str, Any]
-) -> None:
+def save_finetuned(folder: Path, weights: Weights, backbone: Any, row: dict[str, Any]) -> None:
     """Write what was trained for a task, whole or not at all: an adapter, or a full model in the base's own layout.
 
     Args:
@@ -153,17 +152,14 @@ def save_fused(folder: Path, fused: FusedModel, backbone: Any, row: dict[str, An
         (unfinished / "fusion.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
-def _write_weights(
-    folder: Path, weights: Adapter | State | LinearizedState, backbone: Any, record: dict[str, Any]
-) -> None:
+def _write_weights(folder: Path, weights: Weights, backbone: Any, record: dict[str, Any]) -> None:
     """Write the weights themselves, and into ``record`` what base they belong to."""
     if isinstance(weights, Adapter):
         save_adapter(folder, weights)
         record["base_hash"] = base_hash(backbone.model, weights)
     else:
         backbone.save_files(folder)
-        own = weights.state if isinstance(weights, LinearizedState) else weights
-        save_state(folder, to_disk(backbone.model, base_state(backbone.model) | dict(own)))
-    if isinstance(weights, LinearizedState) or getattr(weights, "method", None) in LINEARIZED_METHODS:
+        save_state(folder, to_disk(backbone.model, base_state(backbone.model) | dict(state_of(weights))))
+    if is_linearized(weights):
         record["linearization_point"] = point_hash(backbone.model)
         (folder / "README.md").write_text(TANGENT_CARD.format(base=backbone.name, point=record["linearization_point"]))

@@ -17,7 +17,8 @@ from fusionlab.checkpoints import open_checkpoint
 from fusionlab.errors import InputError, name_list
 from fusionlab.linearize import LINEARIZED_METHODS, LinearizedState
 from fusionlab.runs import CONFIG, RESULTS
-from fusionlab.state import State, check_same_names
+from fusionlab.state import check_same_names
+from fusionlab.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class LoadedWeights:
         labels: what the folder says of itself, as fields of a result row (``model``, ``rule``, ``method``, ...).
     """
 
-    weights: Adapter | State | LinearizedState
+    weights: Weights
     labels: dict[str, Any]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fusionlab.files import written_whole
 from fusionlab.metrics import lowest_argmax
 
 
@@ -38,10 +38,7 @@ def labelled(logits: Tensor, class_names: Sequence[str], task: str, paths: Seque
 
 def write_predictions(path: Path, predictions: Sequence[dict[str, Any]]) -> None:
     """Write one CSV line per input, whole or not at all; the columns are the keys of the first prediction."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    with beside.open("w", newline="") as file:
+    with written_whole(path) as beside, beside.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(predictions[0]) if predictions else [])
         writer.writeheader()
         writer.writerows(predictions)
-    os.replace(beside, path)

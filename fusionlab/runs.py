@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from urllib.parse import quote
 import yaml
 
 from fusionlab.errors import InputError, name_list
+from fusionlab.files import write_text
 
 CONFIG, RESULTS, CHECKPOINTS = "config.yaml", "results.json", "checkpoints"
 # tasks that were trained by other jobs: parts/<tasks>/ with config.yaml, checkpoints and, once done, trained.json
@@ -150,13 +150,13 @@ class RunFolder:
         taken = list(taken)
         if taken:
             _write_json(self.path / TAKEN, taken)
-        _replace(self.path / CONFIG, yaml.safe_dump(dict(config), sort_keys=False))
+        write_text(self.path / CONFIG, yaml.safe_dump(dict(config), sort_keys=False))
 
     def _keep_as_part(self, config: Mapping[str, Any]) -> None:
         tasks = [task for task in _definitions(config) if task not in self.taken()]
         part = self.part(tasks)
         part.path.mkdir(parents=True, exist_ok=True)
-        _replace(part.path / CONFIG, yaml.safe_dump(dict(config), sort_keys=False))
+        write_text(part.path / CONFIG, yaml.safe_dump(dict(config), sort_keys=False))
         (self.path / CHECKPOINTS).rename(part.path / CHECKPOINTS)
         part.finish_part(tasks)
 
@@ -189,15 +189,7 @@ def _adds_tasks(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    _replace(path, json.dumps(value) + "\n")
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write beside and rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    beside.write_text(text)
-    os.replace(beside, path)
+    write_text(path, json.dumps(value) + "\n")
 
 
 def _is_free(key: str) -> bool:

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from fusionlab.assets.optimizers import muon_and_adamw
+from fusionlab.assets.optimizers import descend, muon_and_adamw
 from fusionlab.assets.pretraining_scenes import Captions, draw_captioned
 from fusionlab.assets.tiny_clip_card import write_card
 
@@ -223,12 +223,7 @@ def pretrain(model: CLIPModel, tokenizer: CLIPTokenizer, batches: Batches, steps
         logit_scale = model.logit_scale.exp().clamp(max=100)
         loss = contrastive_loss(images, texts, caption, len(distinct), logit_scale)
         loss = loss + WORDING_WEIGHT * wording_loss(texts[len(distinct) :], logit_scale)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer, schedule in pairs:
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
+        descend(loss, model, pairs)
         running += (loss.item() - running) / min(step + 1, 50)
         if (step + 1) % 50 == 0:
             print(f"step {step + 1}/{steps} loss {running:.3f} {time.time() - began:.0f} s", flush=True)

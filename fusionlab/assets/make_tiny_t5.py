@@ -23,7 +23,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import T5Config, T5ForConditionalGeneration, T5Tokenizer
 
-from fusionlab.assets.optimizers import muon_and_adamw
+from fusionlab.assets.optimizers import descend, muon_and_adamw
 from fusionlab.assets.pretraining_texts import MAX_GAPS, MIXTURE, Sample, any_sample, varied_sample
 from fusionlab.assets.tiny_t5_card import write_card
 
@@ -112,12 +112,7 @@ def pretrain(
     for step, samples in enumerate(islice(stream, steps), start=1):
         input_ids, attention_mask, labels = encoded(tokenizer, samples)
         loss = model(input_ids=input_ids, attention_mask=attention_mask, labels=labels).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer, schedule in pairs:
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
+        descend(loss, model, pairs)
         running += (loss.item() - running) / min(step, 100)
         if step % 100 == 0:
             print(f"step {step}/{steps} loss {running:.3f} {time.time() - began:.0f} s", flush=True)

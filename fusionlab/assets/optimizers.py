@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -39,3 +39,13 @@ def muon_and_adamw(
         torch.optim.AdamW(others, lr=peak * adamw_ratio, betas=(0.9, 0.98), weight_decay=0.0),
     ]
     return [(optimizer, LambdaLR(optimizer, factor)) for optimizer in both]
+
+
+def descend(loss: Tensor, model: nn.Module, pairs: list[tuple[Optimizer, LambdaLR]]) -> None:
+    """One step of all optimizers and schedules down the gradient of ``loss``, which is clipped to norm 1."""
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for optimizer, schedule in pairs:
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()

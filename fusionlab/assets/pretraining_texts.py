@@ -147,41 +147,35 @@ def mended(rng: Rng) -> Sample:
     return f"mend : {spoiled(rng, sentence) if chance(rng, 0.8) else sentence} .", sentence
 
 
+def formed(rng: Rng, write: Callable[[Rng, int], tuple[str, ...]], template: str, answers: tuple[str, ...]) -> Sample:
+    """A question about texts in the forms of an embedded task; ``answers`` are in its label order."""
+    label = int(rng.integers(len(answers)))
+    return template.format(*write(rng, label)), answers[label]
+
+
 def sound(rng: Rng) -> Sample:
-    label = int(rng.integers(2))
-    (text,) = forms.acceptability(rng, label)
-    return f"well formed ? {text}", ("wrong", "right")[label]
+    return formed(rng, forms.acceptability, "well formed ? {}", ("wrong", "right"))
 
 
 def opinion_of(rng: Rng) -> Sample:
     """What the writer of a review thinks."""
-    label = int(rng.integers(2))
-    (text,) = forms.sentiment(rng, label)
-    return f"does the writer like it ? {text}", ("bad", "good")[label]
+    return formed(rng, forms.sentiment, "does the writer like it ? {}", ("bad", "good"))
 
 
 def same_deed(rng: Rng) -> Sample:
-    label = int(rng.integers(2))
-    first, second = forms.paraphrase(rng, label)
-    return f"do both tell the same ? {first} | {second}", ("other", "same")[label]
+    return formed(rng, forms.paraphrase, "do both tell the same ? {} | {}", ("other", "same"))
 
 
 def same_question(rng: Rng) -> Sample:
-    label = int(rng.integers(2))
-    first, second = forms.duplicate(rng, label)
-    return f"do both ask the same ? {first} | {second}", ("other", "same")[label]
+    return formed(rng, forms.duplicate, "do both ask the same ? {} | {}", ("other", "same"))
 
 
 def follows(rng: Rng) -> Sample:
-    label = int(rng.integers(2))
-    first, second = forms.entailment(rng, label)
-    return f"{first} so : {second}", ("true", "false")[label]
+    return formed(rng, forms.entailment, "{} so : {}", ("true", "false"))
 
 
 def certain(rng: Rng) -> Sample:
-    label = int(rng.integers(3))
-    first, second = forms.inference(rng, label)
-    return f"{first} is it so that {second}", ("yes", "maybe", "no")[label]
+    return formed(rng, forms.inference, "{} is it so that {}", ("yes", "maybe", "no"))
 
 
 def alike(rng: Rng) -> Sample:

@@ -20,6 +20,7 @@ from fusionlab.candidates import score_linear_sums, sums_are_linear
 from fusionlab.diagnostics import Diagnostics, tasks_without_classes, write_diagnostics
 from fusionlab.errors import InputError
 from fusionlab.evaluation import Row, evaluate, primary_rows, rank_and_world_size
+from fusionlab.files import write_text
 from fusionlab.fused import FusedModel, fuse_weights, save_fused
 from fusionlab.runs import RESULTS
 
@@ -149,7 +150,7 @@ class FusionCallback(Callback):
             row = {"model": "fused", "rule": name, "fused_tasks": tasks, **coefficients, **method}
             save_fused(root / "fused" / name, result, backbone, row)
         title = f"{module.backbone.name}, {module.method}: {len(data.tasks)} tasks"
-        reporting.write_text(root / "results.md", reporting.markdown(rows, title))
+        write_text(root / "results.md", reporting.markdown(rows, title))
         reporting.plot_scores(rows, root / "plots" / "scores.png")
         reporting.write_results(root / RESULTS, rows)
         reporting.print_table(rows, title)

@@ -5,19 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fusionlab.adapters import Adapter, combine
 from fusionlab.fused import fuse_weights
-from fusionlab.linearize import LINEARIZED_METHODS, LinearizedState
 from fusionlab.rules import LinearRule, Rule, Statistics, TaskVectors
 from fusionlab.rules.sums import exact_sum, squared_norms
 from fusionlab.state import State
-
-Weights: TypeAlias = Adapter | State | LinearizedState
+from fusionlab.weights import Weights, is_linearized, state_of
 
 
 @dataclass(frozen=True)
@@ -85,11 +83,7 @@ class Finetuned:
     @property
     def is_linearized(self) -> bool:
         """Whether they act to first order about the base only."""
-        return any(
-            isinstance(weights, LinearizedState)
-            or (isinstance(weights, Adapter) and weights.method in LINEARIZED_METHODS)
-            for weights in self.weights.values()
-        )
+        return any(is_linearized(weights) for weights in self.weights.values())
 
     def task_vector(self, task: str) -> dict[str, Tensor]:
         """τ by base name, float32."""
@@ -128,9 +122,7 @@ class Finetuned:
 
     def _state(self, task: str) -> State:
         weights = self.weights[task]
-        if isinstance(weights, Adapter):
-            return weights.task_vector()
-        return weights.state if isinstance(weights, LinearizedState) else weights
+        return weights.task_vector() if isinstance(weights, Adapter) else state_of(weights)
 
     def _norms(self, task: str) -> dict[str, tuple[float, ...]]:
         if task not in self._squared_norms:
@@ -144,7 +136,7 @@ class Finetuned:
 
 def _tensors(weights: Weights) -> list[tuple[str, Tensor]]:
     if not isinstance(weights, Adapter):
-        return list((weights.state if isinstance(weights, LinearizedState) else weights).items())
+        return list(state_of(weights).items())
     found = []
     for module, factors in weights.factors.items():
         parts = {"lora_a": factors.lora_a, "lora_b": factors.lora_b, "lora_b0": factors.lora_b0}

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fusionlab.adapters import Adapter
-from fusionlab.candidates.finetuned import Weights
-from fusionlab.evaluation import Row, rows_of, to_device
-from fusionlab.linearize import LINEARIZED_METHODS, LinearizedState
+from fusionlab.evaluation import Row, evaluating, rows_of, to_device
+from fusionlab.linearize import LinearizedState
+from fusionlab.weights import Weights, is_linearized
 
 KEPT_AFTER_CHANGE = 2  # k and v beside a changed q still see the same input
 
@@ -38,7 +38,6 @@ class Candidate:
     labels: Mapping[str, Any]
 
 
-@torch.no_grad()
 def score_candidates(
     module: Any,
     data: Any,
@@ -56,35 +55,29 @@ def score_candidates(
         split: ``validation`` or ``test``.
         on_batch: called after each batch with the number of candidates scored on it.
     """
-    flags = [(part, part.training) for part in module.modules()]
-    module.eval()
     rows: dict[str, list[Row]] = {name: [] for name in candidates}
     slots = _Slots(module.base_model, [candidate.weights for candidate in candidates.values()])
-    try:
-        with module.evaluation_context(), slots:
-            for task in data.tasks:
-                concerned = {name: each for name, each in candidates.items() if task in each.tasks}
-                metrics = {name: module.metrics(task) for name in concerned}
-                for batch in data.eval_batches(task, split) if concerned else ():
-                    batch = to_device(batch, module.device)
-                    slots.new_batch()
-                    for name, candidate in concerned.items():
-                        with slots.using(module, candidate.weights):
-                            module.score(task, batch, metrics[name])
-                    if on_batch is not None:
-                        on_batch(len(concerned))
+    with evaluating(module), slots:
+        for task in data.tasks:
+            concerned = {name: each for name, each in candidates.items() if task in each.tasks}
+            metrics = {name: module.metrics(task) for name in concerned}
+            for batch in data.eval_batches(task, split) if concerned else ():
+                batch = to_device(batch, module.device)
+                slots.new_batch()
                 for name, candidate in concerned.items():
-                    samples = data.splits[task][split]
-                    rows[name] += rows_of(task, split, metrics[name], samples, dict(candidate.labels))
-    finally:
-        for part, was_training in flags:
-            part.training = was_training
+                    with slots.using(module, candidate.weights):
+                        module.score(task, batch, metrics[name])
+                if on_batch is not None:
+                    on_batch(len(concerned))
+            for name, candidate in concerned.items():
+                samples = data.splits[task][split]
+                rows[name] += rows_of(task, split, metrics[name], samples, dict(candidate.labels))
     return rows
 
 
 def acts_by_hooks(weights: Weights | None) -> bool:
     """Whether the weights are an adapter that adds to its layers' outputs."""
-    return isinstance(weights, Adapter) and weights.method not in LINEARIZED_METHODS
+    return isinstance(weights, Adapter) and not is_linearized(weights)
 
 
 class _Slots:
@@ -145,8 +138,7 @@ class _Slots:
     def using(self, module: Any, weights: Weights | None) -> Iterator[None]:
         """Let ``weights`` act on ``module``."""
         is_adapter = acts_by_hooks(weights)
-        linearized = isinstance(weights, LinearizedState) or (isinstance(weights, Adapter) and not is_adapter)
-        self.remembers = not linearized
+        self.remembers = weights is None or not is_linearized(weights)
         self._current = self._of(weights) if is_adapter else {}  # type: ignore[arg-type]
         try:
             with module.use(None if is_adapter else weights):

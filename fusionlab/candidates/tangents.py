@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusionlab.adapters import Adapter
-from fusionlab.candidates.finetuned import Finetuned, Weights
-from fusionlab.evaluation import Row, rank_and_world_size, rows_of, to_device
-from fusionlab.linearize import LINEARIZED_METHODS, LinearizedState, tangent_outputs
+from fusionlab.candidates.finetuned import Finetuned
+from fusionlab.evaluation import Row, evaluating, rank_and_world_size, rows_of, to_device
+from fusionlab.linearize import autocast_dtype, tangent_outputs
 from fusionlab.metrics import lowest_argmax
+from fusionlab.weights import Weights, is_linearized
 
 LOGITS_AT_ONCE = 1 << 24  # elements of candidates x samples x classes in flight
 
@@ -97,9 +97,7 @@ class TangentOutputs:
         with module.evaluation_context():
             for batch in self._data.eval_batches(task, split):
                 batch = to_device(batch, module.device)
-                device = module.device.type
-                dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-                images = batch["images"]
+                images, dtype = batch["images"], autocast_dtype(point)
                 base, outputs = tangent_outputs(
                     lambda images=images: backbone.image_features(images), backbone, point, tangents, dtype=dtype
                 )
@@ -112,10 +110,7 @@ class TangentOutputs:
 
 def sums_are_linear(module: Any, tasks: Iterable[str], finetuned: Mapping[str, Weights]) -> bool:
     """Whether weighted sums act linearly on what is scored: linearized weights, and answers that are not generated."""
-    linearized = all(
-        isinstance(each, LinearizedState) or (isinstance(each, Adapter) and each.method in LINEARIZED_METHODS)
-        for each in finetuned.values()
-    )
+    linearized = all(is_linearized(weights) for weights in finetuned.values())
     return linearized and all(set(module.metrics(task)) == {"accuracy"} for task in tasks)
 
 
@@ -142,27 +137,21 @@ def score_linear_sums(
         on_batch: called after each batch of this rank.
     """
     rank, world_size = rank_and_world_size()
-    flags = [(part, part.training) for part in module.modules()]
-    module.eval()
     outputs = module.linear_outputs(finetuned)
     rows: list[list[Row]] = [[] for _ in sums]
-    try:
-        with module.evaluation_context():
-            for task in data.tasks:
-                metrics = [module.metrics(task) for _ in sums]
-                for batch in data.eval_batches(task, split, rank=rank, world_size=world_size):
-                    outputs.forget()
-                    batch = to_device(batch, module.device)
-                    for coefficients, counted in zip(sums, metrics, strict=True):
-                        with module.use(outputs.at(coefficients)):
-                            module.score(task, batch, counted)
-                    if on_batch is not None:
-                        on_batch()
-                for found, counted in zip(rows, metrics, strict=True):
-                    found += rows_of(task, split, counted, data.splits[task][split], {})
-    finally:
-        for part, was_training in flags:
-            part.training = was_training
+    with evaluating(module):
+        for task in data.tasks:
+            metrics = [module.metrics(task) for _ in sums]
+            for batch in data.eval_batches(task, split, rank=rank, world_size=world_size):
+                outputs.forget()
+                batch = to_device(batch, module.device)
+                for coefficients, counted in zip(sums, metrics, strict=True):
+                    with module.use(outputs.at(coefficients)):
+                        module.score(task, batch, counted)
+                if on_batch is not None:
+                    on_batch()
+            for found, counted in zip(rows, metrics, strict=True):
+                found += rows_of(task, split, counted, data.splits[task][split], {})
     return rows
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from typing import Any
@@ -24,7 +25,7 @@ _STAGE_SPLITS: dict[str, tuple[SplitName, ...]] = {
 _EMBEDDED = "embedded:"
 
 
-class TaskData(LightningDataModule):
+class TaskData(LightningDataModule, ABC):
     """Tasks and their splits; subclasses load one task at a time.
 
     Args:
@@ -48,9 +49,9 @@ class TaskData(LightningDataModule):
         """Tasks to train where it is not all of them: the others were trained by earlier jobs."""
         self.splits: dict[str, dict[str, Any]] = {name: {} for name in definitions}
 
+    @abstractmethod
     def load_task(self, task: Task, splits: list[SplitName]) -> None:
         """Add the task to ``tasks`` and the splits to ``splits``."""
-        raise NotImplementedError
 
     def prepare_data(self) -> None:
         """Fill the cache in one process of each machine, before the others read it."""

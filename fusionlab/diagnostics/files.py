@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fusionlab.diagnostics.geometry import Gram, Weights, check_several, cosines, gram_matrix, norm_shares, norms
+from fusionlab.diagnostics.geometry import Gram, check_several, cosines, gram_matrix, norm_shares, norms
 from fusionlab.diagnostics.plane import Plane, grid_of, measure_plane
 from fusionlab.errors import InputError, name_list
+from fusionlab.files import written_whole
+from fusionlab.reporting import save_figure
 from fusionlab.state import State
+from fusionlab.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -132,13 +134,10 @@ def _write_plane(root: Path, plane: Plane) -> None:
 
 
 def _write(path: Path, header: Sequence[str], lines: Iterable[Sequence[Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    with beside.open("w", newline="") as file:
+    with written_whole(path) as beside, beside.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(lines)
-    os.replace(beside, path)
 
 
 def _draw(path: Path, draw: Callable[[Any], None]) -> None:
@@ -149,11 +148,7 @@ def _draw(path: Path, draw: Callable[[Any], None]) -> None:
 
     figure = pyplot.figure(figsize=(6, 5), layout="constrained")
     draw(figure)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.stem}.tmp-{os.getpid()}.png")
-    figure.savefig(beside, dpi=120)
-    pyplot.close(figure)
-    os.replace(beside, path)
+    save_figure(figure, path)
 
 
 def _matrix(figure: Any, rows: Gram, title: str, limits: tuple[float, float | None]) -> None:

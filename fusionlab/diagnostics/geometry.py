@@ -15,8 +15,8 @@ from fusionlab.errors import InputError, name_list
 from fusionlab.linearize import LinearizedState
 from fusionlab.rules.metagpt import layer_of
 from fusionlab.state import State
+from fusionlab.weights import Weights, state_of
 
-Weights: TypeAlias = Adapter | State | LinearizedState
 Gram: TypeAlias = dict[str, dict[str, float]]
 CUT = 1 << 15  # elements per float64 partial sum, so that sums do not depend on the thread count
 
@@ -117,8 +117,8 @@ def _inner(base: State, first: Weights, second: Weights) -> float:
 
 
 def _vectors(base: State, weights: State | LinearizedState) -> list[tuple[str, Tensor]]:
-    state = weights.state if isinstance(weights, LinearizedState) else weights
-    return [(name, value.detach().cpu().double() - base[name].detach().cpu().double()) for name, value in state.items()]
+    values = state_of(weights).items()
+    return [(name, value.detach().cpu().double() - base[name].detach().cpu().double()) for name, value in values]
 
 
 def _dot(first: Tensor, second: Tensor) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +11,13 @@ import torch
 from torch import Tensor, distributed
 from torch.nn import functional as F
 
-from fusionlab.adapters import Adapter, base_state
-from fusionlab.diagnostics.geometry import Weights
+from fusionlab.adapters import base_state
 from fusionlab.errors import InputError, did_you_mean
-from fusionlab.evaluation import rank_and_world_size, to_device
+from fusionlab.evaluation import evaluating, rank_and_world_size, to_device
 from fusionlab.fused import fuse_weights
-from fusionlab.linearize import LINEARIZED_METHODS, LinearizedState
 from fusionlab.metrics import lowest_argmax
 from fusionlab.rules import TaskArithmetic
+from fusionlab.weights import Weights, is_linearized
 
 Point = tuple[float, float]
 
@@ -90,9 +88,10 @@ def measure_plane(
     joint = [(first, second) for first in grid for second in grid]
     points = list(dict.fromkeys([*joint, *((value, 0.0) for value in grid), *((0.0, value) for value in grid)]))
     chosen = {task: finetuned[task] for task in pair}
-    with _evaluation(module):
+    linear = all(is_linearized(weights) for weights in chosen.values())
+    with evaluating(module):
         batches = {task: list(_batches(data, task, split, num_batches)) for task in pair}
-        outcome, passes = (_linear if _is_linear(chosen) else _nonlinear)(module, chosen, batches, points)
+        outcome, passes = (_linear if linear else _nonlinear)(module, chosen, batches, points)
     totals = _over_ranks(_partial_sums(outcome, pair, joint))
     samples = {task: totals["samples", task] for task in pair}
     return Plane(
@@ -180,25 +179,6 @@ def _batches(data: Any, task: str, split: str, num_batches: int | None) -> Itera
         if num_batches is not None and rank + number * world_size >= num_batches:
             return
         yield batch
-
-
-@contextmanager
-def _evaluation(module: Any) -> Iterator[None]:
-    flags = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        with torch.no_grad(), module.evaluation_context():
-            yield
-    finally:
-        for part, was_training in flags:
-            part.training = was_training
-
-
-def _is_linear(finetuned: Mapping[str, Weights]) -> bool:
-    return all(
-        isinstance(weights, LinearizedState) or (isinstance(weights, Adapter) and weights.method in LINEARIZED_METHODS)
-        for weights in finetuned.values()
-    )
 
 
 def _pair(finetuned: Mapping[str, Weights], tasks: Sequence[str]) -> tuple[str, str]:

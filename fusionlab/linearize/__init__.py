@@ -2,7 +2,7 @@
 
 from fusionlab.linearize.dual import refuse_checkpointing, tensors_replaced
 from fusionlab.linearize.module import LinearizedModule, select_parameters
-from fusionlab.linearize.network import jvp_call, linearized_call, primal_call, tangent_outputs
+from fusionlab.linearize.network import autocast_dtype, jvp_call, linearized_call, primal_call, tangent_outputs
 from fusionlab.linearize.partial import centred_term, linearized_term
 from fusionlab.linearize.states import LINEARIZED_METHODS, LinearizedState
 
@@ -10,6 +10,7 @@ __all__ = [
     "LINEARIZED_METHODS",
     "LinearizedModule",
     "LinearizedState",
+    "autocast_dtype",
     "centred_term",
     "jvp_call",
     "linearized_call",

@@ -19,6 +19,12 @@ from fusionlab.linearize.dual import BilinearRule, Function, load_jvp_rules
 from fusionlab.state import State
 
 
+def autocast_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype | None:
+    """What autocast computes in on the tensors' device; None where it is off."""
+    device = next(iter(tensors.values())).device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+
 def linearized_call(
     call: Callable[[], Tensor],
     module: nn.Module,

@@ -21,6 +21,7 @@ from fusionlab.modules.applying import (
     plain,
 )
 from fusionlab.state import State
+from fusionlab.weights import Weights
 
 Method = Literal["lora", "l_lora", "tangent_lora", "tangent", "full"]
 ON_ALL_WEIGHTS = ("tangent", "full")
@@ -38,7 +39,7 @@ class Adaptation(Protocol):
     def apply(self, task: str | None) -> Application:
         """Make ``task`` the one that acts, None the pretrained model; returns how."""
 
-    def weights(self, task: str) -> Adapter | State | LinearizedState:
+    def weights(self, task: str) -> Weights:
         """A copy on the CPU of what was trained for ``task``."""
 
 

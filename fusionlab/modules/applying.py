@@ -16,14 +16,15 @@ from fusionlab.adapters.injection import adapter_name
 from fusionlab.errors import InputError, did_you_mean
 from fusionlab.linearize import (
     LinearizedState,
+    autocast_dtype,
     linearized_call,
     refuse_checkpointing,
     tangent_outputs,
     tensors_replaced,
 )
 from fusionlab.state import State
+from fusionlab.weights import Weights, state_of
 
-Weights: TypeAlias = Adapter | State | LinearizedState
 Application: TypeAlias = Callable[[Callable[[], Tensor]], Tensor]
 PREFIX = "model."  # of the base model's parameters in their backbone
 
@@ -101,7 +102,7 @@ def linearized_adapter(backbone: Any, task: str) -> Linearized:
     return Linearized(backbone, parameters, point, (f"lora_dropout.{name}",))
 
 
-def as_linearized(weights: Adapter | State | LinearizedState) -> Adapter | LinearizedState:
+def as_linearized(weights: Weights) -> Adapter | LinearizedState:
     """The same task vector, acting to first order about the base: post-hoc linearization of what was trained otherwise.
 
     Args:
@@ -159,12 +160,6 @@ class LinearOutputs:
         return application
 
 
-def autocast_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype | None:
-    """What autocast computes in on the tensors' device; None where it is off."""
-    device = next(iter(tensors.values())).device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-
-
 @contextmanager
 def applied(backbone: Any, weights: Weights) -> Iterator[Application]:
     """How ``weights`` act on ``backbone`` within the block; afterwards everything is as before, bit for bit.
@@ -202,7 +197,7 @@ def task_vector_on_backbone(backbone: Any, weights: Weights) -> dict[str, Tensor
     if isinstance(weights, Adapter):
         return on_backbone(backbone, weights.task_vector())
     own = {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())}
-    values = on_backbone(backbone, weights.state if isinstance(weights, LinearizedState) else weights)
+    values = on_backbone(backbone, state_of(weights))
     return {name: value - own[name].detach() for name, value in values.items()}
 
 

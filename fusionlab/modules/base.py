@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -24,7 +25,6 @@ from fusionlab.modules.adaptation import Method, make_adaptation
 from fusionlab.modules.applying import (
     Application,
     LinearOutputs,
-    Weights,
     applied,
     as_linearized,
     plain,
@@ -32,9 +32,10 @@ from fusionlab.modules.applying import (
 )
 from fusionlab.optimization import lr_multiplier
 from fusionlab.samplers import derive_seed
+from fusionlab.weights import Weights
 
 
-class FusionModule(LightningModule):
+class FusionModule(LightningModule, ABC):
     """Fine-tunes one adapter, or one copy of the weights, per task; subclasses supply loss, scores and metrics.
 
     One training step is one micro-batch of every task: each task's forward and backward are finished before the next
@@ -120,13 +121,13 @@ class FusionModule(LightningModule):
 
     # what a kind of model supplies
 
+    @abstractmethod
     def prepare_tasks(self, tasks: dict[str, Any]) -> None:
         """Build what each task needs beside the adapter, such as a zero-shot head. Called on the final device."""
-        raise NotImplementedError
 
+    @abstractmethod
     def loss(self, task: str, batch: dict[str, Any]) -> Tensor:
         """Mean loss of a batch under the active weights, a scalar."""
-        raise NotImplementedError
 
     def scored_classes(self, task: str, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Logits ``(batch, num_classes)`` under the active weights and the labels ``(batch,)``; for diagnostics.
@@ -136,13 +137,13 @@ class FusionModule(LightningModule):
         """
         raise InputError(f"{type(self).__name__} scores no classes for task {task!r}")
 
+    @abstractmethod
     def metrics(self, task: str) -> MetricCollection:
         """Fresh metrics of a task, on this module's device."""
-        raise NotImplementedError
 
+    @abstractmethod
     def score(self, task: str, batch: dict[str, Any], metrics: MetricCollection) -> None:
         """Predict a batch under the active weights and count it in ``metrics``."""
-        raise NotImplementedError
 
     # weights
 

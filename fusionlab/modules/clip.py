@@ -6,14 +6,12 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics import MetricCollection
 
-from fusionlab.metrics import Accuracy, lowest_argmax
-from fusionlab.modules.base import FusionModule, Method
-from fusionlab.predicting import labelled
+from fusionlab.modules.base import Method
+from fusionlab.modules.images import ImageClassifier
 
 
-class ClipModule(FusionModule):
+class ClipModule(ImageClassifier):
     """Fine-tunes CLIP's image tower; the text tower and the zero-shot heads that it gives stay frozen.
 
     Args:
@@ -58,7 +56,7 @@ class ClipModule(FusionModule):
             num_warmup_steps, lr_schedule, weights, seed,
         )  # fmt: skip
         self.heads: dict[str, Tensor] = {}
-        self.class_names: dict[str, tuple[str, ...]] = {}
+        self.class_names = {}
 
     def prepare_tasks(self, tasks: dict[str, Any]) -> None:
         """Build each task's zero-shot head once: unit rows, shape ``(num_classes, dim)``, on this device."""
@@ -72,28 +70,3 @@ class ClipModule(FusionModule):
         """Temperature times cosine of image and class, shape ``(batch, num_classes)``."""
         features = F.normalize(self.output(lambda: self.backbone.image_features(images)), dim=-1)
         return self.backbone.logit_scale * features @ self.heads[task].to(features.dtype).T
-
-    def loss(self, task: str, batch: dict[str, Any]) -> Tensor:
-        """Mean cross-entropy over the batch."""
-        return F.cross_entropy(self.logits(task, batch["images"]), batch["labels"])
-
-    def scored_classes(self, task: str, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Logits and labels."""
-        return self.logits(task, batch["images"]), batch["labels"]
-
-    def metrics(self, task: str) -> MetricCollection:
-        """Top-1 accuracy."""
-        return MetricCollection({"accuracy": Accuracy()}).to(self.device)
-
-    def score(self, task: str, batch: dict[str, Any], metrics: MetricCollection) -> None:
-        """Count top-1 hits; ties go to the lower label."""
-        predictions = lowest_argmax(self.logits(task, batch["images"]))
-        metrics.update(predictions, batch["labels"], batch["mask"])
-
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[dict[str, Any]]:
-        """Label a batch of images with every task's classes; ties go to the lower label."""
-        rows = []
-        for task in self.heads:
-            rows += labelled(self.logits(task, batch["images"]), self.class_names[task], task, batch["paths"])
-        self.predictions += rows
-        return rows

@@ -11,20 +11,18 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MetricCollection
 
 from fusionlab.adapters.injection import adapter_name
 from fusionlab.backbones import TimmBackbone, ViTBackbone, load_backbone
 from fusionlab.checkpoints import save_state, write_folder
 from fusionlab.errors import InputError, name_list
-from fusionlab.metrics import Accuracy, lowest_argmax
-from fusionlab.modules.base import FusionModule, Method
-from fusionlab.predicting import labelled
+from fusionlab.modules.base import Method
+from fusionlab.modules.images import ImageClassifier
 
 HEADS = "heads"
 
 
-class ViTModule(FusionModule):
+class ViTModule(ImageClassifier):
     """Fine-tunes a vision transformer, and a linear head for each task.
 
     A head starts as the classifier by the nearest class mean of pretrained features, so that the pretrained model has
@@ -78,7 +76,7 @@ class ViTModule(FusionModule):
         )  # fmt: skip
         self.heads_folder = heads
         self.classifiers = nn.ModuleDict()
-        self.class_names: dict[str, tuple[str, ...]] = {}
+        self.class_names = {}
 
     def setup(self, stage: str) -> None:
         """As every module; outside ``fit`` also read the heads.
@@ -143,30 +141,6 @@ class ViTModule(FusionModule):
         """The task's head on the features, shape ``(batch, num_classes)``."""
         features = self.output(lambda: self.backbone.image_features(images))
         return self.head(task)(features.to(self.head(task).weight.dtype))
-
-    def loss(self, task: str, batch: dict[str, Any]) -> Tensor:
-        """Mean cross-entropy over the batch."""
-        return F.cross_entropy(self.logits(task, batch["images"]), batch["labels"])
-
-    def scored_classes(self, task: str, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Logits and labels."""
-        return self.logits(task, batch["images"]), batch["labels"]
-
-    def metrics(self, task: str) -> MetricCollection:
-        """Top-1 accuracy."""
-        return MetricCollection({"accuracy": Accuracy()}).to(self.device)
-
-    def score(self, task: str, batch: dict[str, Any], metrics: MetricCollection) -> None:
-        """Count top-1 hits; ties go to the lower label."""
-        metrics.update(lowest_argmax(self.logits(task, batch["images"])), batch["labels"], batch["mask"])
-
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[dict[str, Any]]:
-        """Label a batch of images with every task's classes; ties go to the lower label."""
-        rows = []
-        for task, class_names in self.class_names.items():
-            rows += labelled(self.logits(task, batch["images"]), class_names, task, batch["paths"])
-        self.predictions += rows
-        return rows
 
     def export(self, root: Path, tasks: list[str]) -> None:
         """Write what was trained for each task, and the heads to ``heads/<task>/``."""

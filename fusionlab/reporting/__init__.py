@@ -8,10 +8,10 @@ from fusionlab.reporting.results import (
     normalize,
     plot_scores,
     print_table,
+    save_figure,
     single_task_values,
     table,
     write_results,
-    write_text,
 )
 
 __all__ = [
@@ -22,8 +22,8 @@ __all__ = [
     "normalize",
     "plot_scores",
     "print_table",
+    "save_figure",
     "single_task_values",
     "table",
     "write_results",
-    "write_text",
 ]

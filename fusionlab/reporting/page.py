@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import html
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fusionlab.files import write_text, written_whole
 from fusionlab.reporting.charts import Chart
-from fusionlab.reporting.results import markdown_table, write_text
+from fusionlab.reporting.results import markdown_table
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222 }
@@ -59,7 +59,8 @@ def write_report(folder: Path, title: str, sections: Sequence[Section]) -> None:
     for section in sections:
         for part in section.parts:
             if not isinstance(part, Table):
-                _write_bytes(folder / "plots" / f"{part.name}.png", part.png)
+                with written_whole(folder / "plots" / f"{part.name}.png") as beside:
+                    beside.write_bytes(part.png)
     write_text(folder / "report.md", as_markdown(title, sections))
     write_text(folder / "report.html", as_html(title, sections))
 
@@ -101,10 +102,3 @@ def _html(part: Table | Chart | Picture) -> str:
     rows = [f"<tr>{''.join(f'<th>{html.escape(cell)}</th>' for cell in part.header)}</tr>"]
     rows += [f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in line)}</tr>" for line in part.body]
     return f"<p>{caption}:</p><table>{''.join(rows)}</table>"
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    beside.write_bytes(content)
-    os.replace(beside, path)

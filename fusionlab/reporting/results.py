@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fusionlab.errors import InputError
 from fusionlab.evaluation import COUNTS, Row, primary_rows
+from fusionlab.files import write_text, written_whole
 from fusionlab.runs import RESULTS
 
 SCHEMA = 1
@@ -18,14 +18,6 @@ SCHEMA = 1
 def write_results(path: Path, rows: Sequence[Row]) -> None:
     """Write ``{"schema": 1, "rows": [...]}`` whole or not at all."""
     write_text(path, json.dumps({"schema": SCHEMA, "rows": list(rows)}, indent=1, allow_nan=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file beside and rename it, so that no reader sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    beside.write_text(text)
-    os.replace(beside, path)
 
 
 def normalize(rows: Sequence[Row], full: dict[tuple[str, str], float] | None = None) -> list[Row]:
@@ -179,8 +171,13 @@ def plot_scores(rows: Sequence[Row], path: Path) -> None:
     axes.set_ylabel(" / ".join(dict.fromkeys(row["metric"] for row in rows)) + f" ({rows[0]['split']})")
     axes.grid(axis="y", alpha=0.3)
     axes.legend(ncols=3, fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.stem}.tmp-{os.getpid()}.png")
-    figure.savefig(beside, dpi=120)
+    save_figure(figure, path)
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure of pyplot as PNG, whole or not at all, and close it."""
+    from matplotlib import pyplot
+
+    with written_whole(path) as beside:
+        figure.savefig(beside, dpi=120, format="png")
     pyplot.close(figure)
-    os.replace(beside, path)

@@ -58,7 +58,7 @@ def validated_coefficient(
 
     Source: Ilharco et al. 2023, section 2.
     """
-    scores = _climb(lambda values: scores_of([_with(rule, value) for value in values]), grid)
+    scores = climb(lambda values: scores_of([_with(rule, value) for value in values]), grid)
     return _with(rule, best_coefficient(scores)), scores
 
 
@@ -76,7 +76,7 @@ class Validated:
 
     def search(self, problem: Problem) -> Found:
         """Score all coefficients of the grid in one pass."""
-        scores = _climb(lambda values: problem.scores([_with(self.rule, value) for value in values]), self.grid)
+        scores = climb(lambda values: problem.scores([_with(self.rule, value) for value in values]), self.grid)
         return _found(_with(self.rule, best_coefficient(scores)), scores, problem)
 
 
@@ -103,11 +103,12 @@ class MetagptMultiplier:
         def rule(value: float) -> Metagpt:
             return Metagpt(self.scope, value)  # type: ignore[arg-type]
 
-        scores = _climb(lambda values: problem.scores([rule(value) for value in values]), self.grid)
+        scores = climb(lambda values: problem.scores([rule(value) for value in values]), self.grid)
         return _found(rule(best_coefficient(scores)), scores, problem)
 
 
-def _climb(score: Callable[[Sequence[float]], Sequence[float]], grid: Sequence[float]) -> dict[float, float]:
+def climb(score: Callable[[Sequence[float]], Sequence[float]], grid: Sequence[float]) -> dict[float, float]:
+    """The scores of the grid's coefficients, and of those beyond it that are tried while the largest one wins."""
     scores: dict[float, float] = {}
     while values := next_coefficients(scores, grid):
         scores |= dict(zip(values, score(values), strict=True))

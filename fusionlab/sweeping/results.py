@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from fusionlab.evaluation import ROW_FIELDS, Row
+from fusionlab.files import write_text
 from fusionlab.protocols import Denominators, Score, measure
-from fusionlab.reporting import single_task_values, write_text
+from fusionlab.reporting import single_task_values
 from fusionlab.rules import TaskArithmetic, from_config, to_config
 from fusionlab.search import Search
 from fusionlab.search import to_config as search_config
-from fusionlab.search.coefficients import best_coefficient, next_coefficients
+from fusionlab.search.coefficients import best_coefficient, climb
 from fusionlab.sweeping.execute import Sweep, is_open
 from fusionlab.sweeping.sources import single_task
 from fusionlab.sweeping.worker import plain
@@ -139,10 +140,7 @@ def _found_by_search(
 def _validated(of: list[dict[str, Any]], tested: list[dict[str, Any]], grid: Sequence[float]) -> dict[str, Any]:
     """The test point of the coefficient that validation chose, of those that this recipe tries."""
     known = {_coefficient(point): _mean(point) for point in of if point["split"] == "validation"}
-    scores: dict[float, float] = {}
-    while tried := next_coefficients(scores, grid):
-        scores |= {value: known[value] for value in tried}
-    best = best_coefficient(scores)
+    best = best_coefficient(climb(lambda values: [known[value] for value in values], grid))
     return next(point for point in tested if _coefficient(point) == best)
 
 

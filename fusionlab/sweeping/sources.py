@@ -16,8 +16,9 @@ from lightning.pytorch import Trainer
 from fusionlab.adapters import Adapter, base_state
 from fusionlab.candidates import Finetuned
 from fusionlab.errors import InputError, name_list
+from fusionlab.files import write_text
 from fusionlab.loading import load_weights, point_hash
-from fusionlab.reporting import single_task_values, write_text
+from fusionlab.reporting import single_task_values
 from fusionlab.runs import CONFIG, RESULTS, RunFolder
 from fusionlab.sweeping.recipe import SweepRecipe
 

@@ -9,8 +9,20 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "fusionlab"
 TIERS = {
-    0: {"errors", "state", "linearize", "rules", "samplers", "tasks", "optimization", "runs", "known_tasks", "leases"},
-    1: {"backbones", "adapters", "checkpoints", "streaming", "metrics", "fused", "loading", "planning"},
+    0: {
+        "errors",
+        "files",
+        "state",
+        "linearize",
+        "rules",
+        "samplers",
+        "tasks",
+        "optimization",
+        "runs",
+        "known_tasks",
+        "leases",
+    },
+    1: {"backbones", "adapters", "checkpoints", "streaming", "metrics", "fused", "loading", "planning", "weights"},
     2: {
         "callbacks",
         "diagnostics",
