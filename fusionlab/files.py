@@ -13,8 +13,11 @@ def written_whole(path: Path) -> Iterator[Path]:
     """A name beside ``path`` to write to, renamed to it at the end, so that no reader sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    yield beside
-    os.replace(beside, path)
+    try:
+        yield beside
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
