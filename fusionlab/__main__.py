@@ -1,10 +1,13 @@
 """``python -m fusionlab``: help and dispatch without heavy imports, and the exit codes.
 
-0 done; 2 bad input (one message on stderr); 1 a fault (traceback).
+0 done; 2 bad input (one message on stderr); 1 a fault (traceback); 141 nobody reads the output any more, as after
+``| head``.
 """
 
 from __future__ import annotations
 
+import os
+import select
 import sys
 
 from fusionlab.errors import InputError, did_you_mean
@@ -18,6 +21,7 @@ COMMANDS = {
     "sweep": "fuse every subset of tasks by every rule, for several methods and seeds; resumable",
     "report": "draw runs and sweeps as Markdown and one HTML page",
 }
+UNREAD = 141  # what a shell reports after the signal SIGPIPE
 LIGHTNING = ("fit", "validate", "test", "predict")
 
 HELP = """usage: python -m fusionlab COMMAND [options]
@@ -34,7 +38,19 @@ commands:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns its exit code."""
-    argv = sys.argv[1:] if argv is None else argv
+    try:
+        try:
+            return run(sys.argv[1:] if argv is None else argv)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _is_unread():
+            raise
+        return UNREAD
+
+
+def run(argv: list[str]) -> int:
+    """Run one command; bad input is told in one line."""
     if not argv or argv[0] in ("-h", "--help"):
         print(HELP, end="")
         return 0
@@ -50,12 +66,22 @@ def main(argv: list[str] | None = None) -> int:
         return 2
 
 
+def _is_unread() -> bool:
+    """Whether it is the standard output that nobody reads; what is left to be written to it is then dropped."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
+
+
 def dispatch(command: str, rest: list[str]) -> int:
     """Run one command with its arguments; bad input is raised."""
     if command in LIGHTNING:
-        from fusionlab.cli import main as run
+        from fusionlab.cli import main as run_lightning
 
-        return run([command, *rest])
+        return run_lightning([command, *rest])
     if command == "fuse":
         from fusionlab.fusing import main as run_fuse
 

@@ -1,6 +1,9 @@
 """Bad input to the Lightning commands: one message on stderr, exit code 2, nothing written."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,3 +51,14 @@ def test_bad_input(
     assert stderr.count("\n") == 1, stderr
     assert re.search(message, stderr), stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["fuse", "--help"], ["report", "--help"]])
+def test_a_reader_that_leaves_is_no_fault(argv: list[str]) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    command = [sys.executable, "-m", "fusionlab", *argv]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, env=environment, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
