@@ -33,7 +33,10 @@ from fusionlab.modules import ClipModule, FusionModule
 from fusionlab.predicting import write_predictions
 from fusionlab.ranks import (
     RUN_FOLDER_VARIABLE,
+    SHARDED,
     RollCallDDP,
+    ShardedDDP,
+    check_sharded,
     check_strategy,
     exit_code_of_others,
     started_world_size,
@@ -93,6 +96,12 @@ class FusionCLI(LightningCLI):
         if self.subcommand == "predict" and config.output is None:
             raise InputError("predict needs --output, the file for the predictions, such as predictions.csv")
         check_strategy(config.trainer.strategy)
+        if config.trainer.strategy == SHARDED:
+            check_sharded(
+                config.model.init_args.method,
+                train_only=self.subcommand == "fit" and config.train_only,
+                limit_val_batches=config.trainer.limit_val_batches,
+            )
         if config.trainer.default_root_dir is None:
             config.trainer.default_root_dir = str(self._next_run_folder(config).path)
         if self.subcommand != "fit":
@@ -127,10 +136,12 @@ class FusionCLI(LightningCLI):
         config = self.config[self.subcommand].trainer
         given = {key: list(self.config_init[self.subcommand].trainer[key] or []) for key in ("callbacks", "plugins")}
         plugins = [*given["plugins"], WholeCheckpointIO()]
+        timeout = self.config[self.subcommand].start_timeout
+        if config.strategy == SHARDED:
+            kwargs["strategy"] = ShardedDDP(timeout)
         try:
             trainer = super().instantiate_trainer(plugins=plugins, callbacks=list(given["callbacks"]), **kwargs)
             if type(trainer.strategy) is DDPStrategy and trainer.world_size > 1:
-                timeout = self.config[self.subcommand].start_timeout
                 strategy = RollCallDDP(timeout, **trainer.strategy._ddp_kwargs)
                 kwargs |= {"plugins": plugins, "callbacks": list(given["callbacks"]), "strategy": strategy}
                 trainer = super().instantiate_trainer(**kwargs)

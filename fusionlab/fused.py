@@ -100,7 +100,9 @@ def fuse_adapters(rule: Rule, base: State, adapters: Mapping[str, Adapter]) -> F
     return FusedModel(rule, state, fused.scaling_coefficients, fused.norms, fused.cosines)
 
 
-def save_finetuned(folder: Path, weights: Weights, backbone: Any, row: dict[str, Any]) -> None:
+def save_finetuned(
+    folder: Path, weights: Weights, backbone: Any, row: dict[str, Any], known_hash: str | None = None
+) -> None:
     """Write what was trained for a task, whole or not at all: an adapter, or a full model in the base's own layout.
 
     Args:
@@ -108,8 +110,11 @@ def save_finetuned(folder: Path, weights: Weights, backbone: Any, row: dict[str,
         weights: an adapter, or base weights by name.
         backbone: the base.
         row: its fields of a result row.
+        known_hash: the hash of the base weights that the adapter changes, where it was made before.
     """
     own: dict[str, Any] = {"schema": 1, "base": backbone.name, "row": row}
+    if known_hash is not None:
+        own["base_hash"] = known_hash
     with write_folder(folder, overwrite=True) as unfinished:
         _write_weights(unfinished, weights, backbone, own)
         path = unfinished / "fusionlab.json"
@@ -156,7 +161,8 @@ def _write_weights(folder: Path, weights: Weights, backbone: Any, record: dict[s
     """Write the weights themselves, and into ``record`` what base they belong to."""
     if isinstance(weights, Adapter):
         save_adapter(folder, weights)
-        record["base_hash"] = base_hash(backbone.model, weights)
+        if "base_hash" not in record:
+            record["base_hash"] = base_hash(backbone.model, weights.factors)
     else:
         backbone.save_files(folder)
         save_state(folder, to_disk(backbone.model, base_state(backbone.model) | dict(state_of(weights))))

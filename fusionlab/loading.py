@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,7 @@ def _own_record(folder: Path) -> dict[str, Any]:
 
 
 def _check_base_hash(folder: Path, expected: str | None, base_model: nn.Module, adapter: Adapter) -> None:
-    if expected is not None and expected != base_hash(base_model, adapter):
+    if expected is not None and expected != base_hash(base_model, adapter.factors):
         raise InputError(
             f"{str(folder)!r} was made for another base ({adapter.base_model or 'unknown'}): the weights that it "
             f"adapts differ from this model's. Give the base it was made for with --model.backbone."
@@ -134,10 +135,10 @@ def point_hash(base_model: nn.Module) -> str:
     ]
 
 
-def base_hash(base_model: nn.Module, adapter: Adapter) -> str:
-    """Short SHA-256 over the base weights that the adapter changes."""
+def base_hash(base_model: nn.Module, module_names: Iterable[str]) -> str:
+    """Short SHA-256 over the weights of the base's modules that an adapter changes."""
     base = adapters.base_state(base_model)
-    return adapters.hash_initial({module: (base[f"{module}.weight"], None) for module in adapter.factors})[:16]
+    return adapters.hash_initial({module: (base[f"{module}.weight"], None) for module in module_names})[:16]
 
 
 def _load_run(folder: Path) -> Run:

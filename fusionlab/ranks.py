@@ -11,21 +11,22 @@ from typing import Any
 
 from lightning.pytorch.strategies import DDPStrategy
 from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
 
 from fusionlab.errors import InputError
+from fusionlab.sharding import shard_frozen
 
 RUN_FOLDER_VARIABLE = "FUSIONLAB_RUN_FOLDER"
 _LAST_TO_LEAVE = 1.0  # seconds that rank 0 waits for the others when it leaves after one of them
 _meeting_place: list[distributed.Store] = []
+SHARDED = "fsdp"
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false", "SingleDeviceStrategy", "DDPStrategy", "RollCallDDP")
-_SHARDED = (
-    "the tasks' gradients are formed one task after another on whole parameters, and sharded ones are not whole; use "
-    "ddp: the frozen backbone is neither synchronised nor given optimizer states, so a GPU holds little beside it"
-)
+_SHARDED_METHODS = ("lora", "l_lora")
+_OTHER_SHARDS = "it splits what is trained, which is small and formed task by task on whole parameters; use fsdp or ddp"
 _REASONS = {
-    "fsdp": _SHARDED,
-    "model_parallel": _SHARDED,
-    "deepspeed": _SHARDED,
+    "fsdp": "its options are those of another wrapper; use the plain name fsdp",
+    "model_parallel": _OTHER_SHARDS,
+    "deepspeed": _OTHER_SHARDS,
     "ddp_spawn": "its processes cannot hand the results back; use ddp",
     "ddp_fork": "its processes cannot hand the results back; use ddp",
     "ddp_notebook": "its processes cannot hand the results back; use ddp",
@@ -43,11 +44,29 @@ def check_strategy(strategy: Any) -> None:
         InputError: it cannot work; the message says why and what to use.
     """
     name = strategy if isinstance(strategy, str) else strategy.class_path.rpartition(".")[2]
-    if name in STRATEGIES:
+    if name in (*STRATEGIES, SHARDED):
         return
     key = name.lower().removesuffix("strategy")
     reason = next((reason for start, reason in _REASONS.items() if key.startswith(start)), "use auto or ddp")
     raise InputError(f"trainer.strategy {name!r} cannot work here: {reason}")
+
+
+def check_sharded(method: str, *, train_only: bool, limit_val_batches: float | None) -> None:
+    """Raise unless ``fsdp`` can train this: adapters on frozen weights, and nothing but training.
+
+    Raises:
+        InputError: another method, or a job that also scores; the message says what to do.
+    """
+    if method not in _SHARDED_METHODS:
+        raise InputError(
+            f"trainer.strategy 'fsdp' cannot work with method {method!r}: it splits frozen weights over the processes, "
+            f"and {method} trains or expands the whole network; use ddp, or method {' or '.join(_SHARDED_METHODS)}"
+        )
+    if not train_only or limit_val_batches:
+        raise InputError(
+            "trainer.strategy 'fsdp' only trains, as fusing and scoring need whole weights: give --train_only and "
+            "leave trainer.limit_val_batches at 0, then fuse and score by a fit over all tasks without fsdp"
+        )
 
 
 def started_world_size() -> int:
@@ -100,6 +119,17 @@ class RollCallDDP(DDPStrategy):
             atexit.register(_disconnect)
         super().setup_distributed()
         _meeting_place[:] = [distributed.distributed_c10d._get_default_store()]
+
+
+class ShardedDDP(RollCallDDP):
+    """DDP of the adapters over frozen weights that are split over the processes while they train."""
+
+    def on_train_start(self) -> None:
+        """Split the weights once nothing but training is left to do."""
+        super().on_train_start()
+        model = self.lightning_module
+        assert model is not None
+        shard_frozen(model.base_model, init_device_mesh(self.root_device.type, (self.world_size,)))
 
 
 def call_roll(host: str, port: int, rank: int, world_size: int, timeout: float) -> distributed.Store:

@@ -20,7 +20,7 @@ from fusionlab.errors import InputError, name_list
 from fusionlab.evaluation import Row, evaluate, mean_over_ranks
 from fusionlab.fused import save_finetuned
 from fusionlab.linearize import LINEARIZED_METHODS
-from fusionlab.loading import LoadedWeights, load_weights
+from fusionlab.loading import LoadedWeights, base_hash, load_weights
 from fusionlab.modules.adaptation import Method, make_adaptation
 from fusionlab.modules.applying import (
     Application,
@@ -105,6 +105,7 @@ class FusionModule(LightningModule, ABC):
         self.active: str | None = None
         self.application: Application = plain
         self.task_parameters: dict[str, list[nn.Parameter]] = {}
+        self.adapted_base_hash: str | None = None
         self.loaded: LoadedWeights | None = None
         self.rows: list[Row] = []
         self.predictions: list[dict[str, Any]] = []
@@ -184,6 +185,8 @@ class FusionModule(LightningModule, ABC):
             InputError: a target name matches no layer.
         """
         self.task_parameters = self.adaptation.add(tasks)
+        if self.injection is not None:
+            self.adapted_base_hash = base_hash(self.base_model, self.injection.module_names)
 
     @property
     def injection(self) -> InjectionReport | None:
@@ -213,7 +216,7 @@ class FusionModule(LightningModule, ABC):
             weights = self.finetuned(task)
             kind = "adapters" if isinstance(weights, Adapter) else "finetuned"
             row = {"model": "finetuned", "finetuned_on": task, "method": self.method}
-            save_finetuned(root / kind / task, weights, self.backbone, row)
+            save_finetuned(root / kind / task, weights, self.backbone, row, self.adapted_base_hash)
 
     @contextmanager
     def use(self, weights: str | Weights | Application | None) -> Iterator[None]:

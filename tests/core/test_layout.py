@@ -21,6 +21,7 @@ TIERS = {
         "runs",
         "known_tasks",
         "leases",
+        "sharding",
     },
     1: {"backbones", "adapters", "checkpoints", "streaming", "metrics", "fused", "loading", "planning", "weights"},
     2: {

@@ -419,10 +419,34 @@ CASES: dict[str, tuple[Build | None, list[str], str]] = {
         ["fit", "--data.tasks", "[digits, signs]", "--fusion.diagnostics.tasks", "[digits, sings]"],
         r"diagnostics\.tasks: 'sings' is no task of this run \(digits, signs\)",
     ),
-    "shards of parameters": (
+    "fusing split weights": (
         None,
         ["fit", "--trainer.strategy", "fsdp"],
-        r"trainer\.strategy 'fsdp' cannot work here: .* use ddp",
+        r"trainer\.strategy 'fsdp' only trains, .*: give --train_only and leave trainer\.limit_val_batches at 0",
+    ),
+    "splitting what is trained": (
+        None,
+        ["fit", "--trainer.strategy", "fsdp", "--train_only", "--trainer.max_steps", "1", "--model.method", "full"],
+        r"trainer\.strategy 'fsdp' cannot work with method 'full': .*; use ddp, or method lora or l_lora",
+    ),
+    "scoring split weights": (
+        None,
+        [
+            "fit",
+            "--trainer.strategy",
+            "fsdp",
+            "--train_only",
+            "--trainer.max_steps",
+            "1",
+            "--trainer.limit_val_batches",
+            "1",
+        ],
+        r"trainer\.strategy 'fsdp' only trains",
+    ),
+    "testing under a strategy for training": (
+        None,
+        ["test", "--trainer.strategy", "fsdp"],
+        r"trainer\.strategy 'fsdp' only trains",
     ),
 }
 

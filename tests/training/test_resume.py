@@ -243,7 +243,7 @@ def test_a_missing_rank_is_named(
 
 
 def test_strategies_that_cannot_work_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for strategy in ("fsdp", "deepspeed_stage_2", "ddp_spawn"):
+    for strategy in ("model_parallel", "deepspeed_stage_2", "ddp_spawn"):
         assert main([*FIT, "--trainer.default_root_dir", str(tmp_path / "run"), "--trainer.strategy", strategy]) == 2
         message = capsys.readouterr().err
         assert f"'{strategy}' cannot work here" in message
