@@ -30,6 +30,13 @@ def _compiled(function: Callable[..., Any]) -> Any:
 
 
 @_compiled
+def _clear(lanes):  # type: ignore[no-untyped-def]
+    for row in range(lanes.shape[0]):
+        for k in range(lanes.shape[1]):
+            lanes[row, k] = 0.0
+
+
+@_compiled
 def _add_products(first, second, lanes):  # type: ignore[no-untyped-def]
     for k in range(first.size):
         lanes[k] += np.float64(first[k]) * np.float64(second[k])
@@ -54,14 +61,14 @@ def _halved(lanes):  # type: ignore[no-untyped-def]
 @_compiled
 def partial_sums(values, sums):  # type: ignore[no-untyped-def]
     """Fill ``sums``, float64 ``(rows, cuts)``, with the sum of every cut of float64 ``values`` ``(rows, elements)``."""
-    lanes = np.empty(LANES)
+    lanes = np.empty((1, LANES))
     for row in range(values.shape[0]):
         for cut in range(sums.shape[1]):
-            lanes[:] = 0.0
+            _clear(lanes)
             inside = values[row, cut * CUT : (cut + 1) * CUT]
             for k in range(0, inside.size, LANES):
-                _add(inside[k : k + LANES], lanes)
-            sums[row, cut] = _halved(lanes)
+                _add(inside[k : k + LANES], lanes[0])
+            sums[row, cut] = _halved(lanes[0])
 
 
 @_compiled
@@ -86,11 +93,17 @@ def pair_sums(stacked, with_norms, with_products, sums):  # type: ignore[no-unty
     num_elements = stacked.shape[1]
     lanes = np.empty((sums.shape[0], LANES))
     for cut in range(sums.shape[1]):
-        lanes[:] = 0.0
+        _clear(lanes)
         for start in range(cut * CUT, min(num_elements, (cut + 1) * CUT), _PIECE):
             _add_pairs(stacked, start, min(start + _PIECE, num_elements), with_norms, with_products, lanes)
         for pair in range(sums.shape[0]):
             sums[pair, cut] = _halved(lanes[pair])
+
+
+@_compiled
+def _copy(values, out):  # type: ignore[no-untyped-def]
+    for k in range(out.size):
+        out[k] = values[k]
 
 
 @_compiled
@@ -104,7 +117,7 @@ def add_scaled(base, stacked, coefficients, out):  # type: ignore[no-untyped-def
     """``out`` = base + Σ coefficient·row, row after row, product and sum rounded apart, all of one dtype."""
     for start in range(0, base.size, _PIECE):
         total = out[start : start + _PIECE]
-        total[:] = base[start : start + _PIECE]
+        _copy(base[start : start + _PIECE], total)
         for row in range(stacked.shape[0]):
             _add_row(stacked[row, start : start + _PIECE], coefficients[row], total)
 
@@ -181,7 +194,7 @@ def fuse_bfloat16(stored, coefficients, with_norms, with_products, sums, fused):
     wide, task_vectors = np.empty((3, _PIECE), np.float32), np.empty((num_rows, _PIECE), np.float32)
     updated, survived, unbounded = 0, 0, 0
     for cut in range(sums.shape[1]):
-        lanes[:] = 0.0
+        _clear(lanes)
         for start in range(cut * CUT, min(num_elements, (cut + 1) * CUT), _PIECE):
             stop = min(start + _PIECE, num_elements)
             size = stop - start
@@ -192,7 +205,7 @@ def fuse_bfloat16(stored, coefficients, with_norms, with_products, sums, fused):
                 _subtract(base, task_vectors[row, :size])
             _add_pairs(task_vectors, 0, size, with_norms, with_products, lanes)
             if fused.size > 0:
-                total[:] = base
+                _copy(base, total)
                 for row in range(num_rows):
                     _add_row(task_vectors[row, :size], coefficients[row], total)
                 _narrow(total, fused[start:stop])
@@ -220,3 +233,16 @@ def add_lower_bits(values, upper_bits, counts):  # type: ignore[no-untyped-def]
         magnitude = bits[k] & np.uint32(0x7FFFFFFF)
         if magnitude >> np.uint32(16) == upper_bits:
             counts[magnitude & np.uint32(0xFFFF)] += 1
+
+
+def compile_all() -> None:
+    """Compile for float32 and bfloat16 now, so that the first large model need not wait for it."""
+    rows, one = np.zeros((2, 1), np.float32), np.zeros(1, np.float32)
+    bits, sums = np.zeros((3, 1), np.uint16), np.zeros((3, 1))
+    fuse_bfloat16(bits, rows[:, 0].copy(), True, True, sums, bits[0].copy())
+    pair_sums(rows, True, True, sums)
+    partial_sums(rows.astype(np.float64), sums[:2])
+    add_scaled(one, rows, rows[:, 0].copy(), one.copy())
+    count_changes(one, one, one, one)
+    add_upper_bits(one, np.zeros(1 << 15, np.int64))
+    add_lower_bits(one, 0, np.zeros(1 << 16, np.int64))

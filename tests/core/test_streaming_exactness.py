@@ -10,6 +10,7 @@ import torch
 
 from fusionlab import rules
 from fusionlab.errors import InputError
+from fusionlab.rules import kernels
 from fusionlab.rules.base import TaskVectors, add_scaled
 from fusionlab.rules.kernels import CUT
 from fusionlab.rules.sums import exact_sum, inner_products, lane_sums, partial_sums, squared_norms
@@ -324,3 +325,13 @@ def test_the_short_way_names_what_is_not_finite(value: float, states: tuple[dict
     zeros, ones = ({"w": torch.full((4,), size, dtype=torch.bfloat16)} for size in (0.0, 1.0))
     with pytest.raises(InputError, match=r"w: the fused values overflow torch.bfloat16"):
         fuse(rules.TaskArithmetic(3.4e38), zeros, finetuned={"a": ones})
+
+
+def test_what_large_models_need_is_compiled_at_installation(states: tuple[dict, dict]) -> None:
+    kernels.compile_all()
+    compiled = {name: value for name, value in vars(kernels).items() if hasattr(value, "signatures")}
+    before = {name: set(value.signatures) for name, value in compiled.items()}
+    base, finetuned = states
+    for rule in (rules.Metagpt(), rules.Ties()):
+        fuse(rule, base, finetuned=finetuned)
+    assert {name: set(value.signatures) for name, value in compiled.items()} == before
