@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numba
 import pytest
 import torch
 
@@ -335,3 +336,16 @@ def test_what_large_models_need_is_compiled_at_installation(states: tuple[dict, 
     for rule in (rules.Metagpt(), rules.Ties()):
         fuse(rule, base, finetuned=finetuned)
     assert {name: set(value.signatures) for name, value in compiled.items()} == before
+
+
+def test_kernels_do_without_a_folder_for_machine_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    njit = numba.njit
+
+    def without_folder(**options: Any) -> Any:
+        def refuse(function: Any) -> Any:
+            raise RuntimeError("cannot cache function: no locator available")
+
+        return refuse if options.get("cache") else njit(**options)
+
+    monkeypatch.setattr(numba, "njit", without_folder)
+    assert kernels._compiled(lambda values: values[0] + 1)(torch.ones(2).numpy()) == 2
