@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import numba
@@ -339,13 +340,11 @@ def test_what_large_models_need_is_compiled_at_installation(states: tuple[dict, 
 
 
 def test_kernels_do_without_a_folder_for_machine_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    njit = numba.njit
-
     def without_folder(**options: Any) -> Any:
         def refuse(function: Any) -> Any:
             raise RuntimeError("cannot cache function: no locator available")
 
-        return refuse if options.get("cache") else njit(**options)
+        return refuse if options.get("cache") else numba.njit(**options)
 
-    monkeypatch.setattr(numba, "njit", without_folder)
+    monkeypatch.setattr(kernels, "numba", SimpleNamespace(njit=without_folder))
     assert kernels._compiled(lambda values: values[0] + 1)(torch.ones(2).numpy()) == 2
