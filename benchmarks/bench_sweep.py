@@ -100,8 +100,9 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=256, help="test samples of each task")
     parser.add_argument("--subsets", type=int, default=120, help="subsets of the 120, evenly spread")
     parser.add_argument("--points", type=int, default=5, help="points that are evaluated by themselves")
+    parser.add_argument("--methods", nargs="+", default=["tangent_lora", "l_lora"])
     args = parser.parse_args()
-    results = {method: measure(method, args) for method in ("tangent_lora", "l_lora")}
+    results = {method: measure(method, args) for method in args.methods}
     versions = {"torch": torch.__version__, "threads": torch.get_num_threads(), "machine": platform.machine()}
     print(json.dumps({"bench": "sweep", "config": vars(args), "versions": versions, "results": results}))
 
