@@ -92,7 +92,7 @@ class Sweep:
     def finetuned(self, source: RunSource) -> Finetuned:
         """The run's weights, read once."""
         if source.name not in self._loaded:
-            self._loaded[source.name] = load_finetuned(source, self.bench)
+            self._loaded[source.name] = load_finetuned(source, self.bench, self.recipe.space)
         return self._loaded[source.name]
 
     def num_points(self) -> dict[str, int]:

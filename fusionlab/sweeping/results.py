@@ -75,6 +75,8 @@ def _belongs(record: Mapping[str, Any], sweep: Sweep) -> bool:
     rule = sweep.rules.get(record["rule"])
     if rule is None or (record["method"], record["seed"]) not in runs:
         return False
+    if record.get("space", "delta_weight") != sweep.recipe.space:
+        return False
     if tuple(record["fused_tasks"]) not in set(sweep.subsets):
         return False
     if record["kind"] == "search":
