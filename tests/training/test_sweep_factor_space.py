@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,10 @@ from fusionlab.__main__ import main
 from fusionlab.adapters import Adapter, combine, combine_factors, load_adapter
 from fusionlab.candidates import Finetuned
 from fusionlab.errors import InputError
+from fusionlab.sweeping.ledger import Ledger
 from fusionlab.sweeping.recipe import SweepRecipe
+from fusionlab.sweeping.sources import RunSource, Workbench
+from fusionlab.sweeping.worker import Point, RunWorker
 
 TASKS = ["digits", "signs", "textures"]
 DATA = {"tasks": TASKS, "max_samples": 40, "eval_batch_size": 40}
@@ -130,6 +134,28 @@ def test_trained_a_gives_other_weights_with_the_same_coefficients(both: dict[str
             assert difference.norm() > 0.01 * sums.task_vector()[name].norm()
 
 
+def test_the_start_is_part_of_the_identity_where_it_acts(both: dict[str, Any]) -> None:
+    adapters = adapters_of(both["output"], "lora")
+    moved = {task: replace(adapter, seed=7) for task, adapter in adapters.items()}
+    for space, same in (("delta_weight", True), ("factor", False)):
+        one, other = (Finetuned({}, of, space).hash("signs") for of in (adapters, moved))
+        assert (one == other) is same
+
+
+def test_the_space_is_part_of_the_identity_but_for_delta_weight(
+    both: dict[str, Any], prepared: tuple[Any, Any], tmp_path: Path
+) -> None:
+    module, data = prepared
+    adapters = adapters_of(both["output"], "l_lora")
+    for space, expected in (("delta_weight", set()), ("factor", {"space"})):
+        finetuned = Finetuned({}, adapters, space)  # type: ignore[arg-type]
+        worker = RunWorker(RunSource("l_lora", 42, ()), finetuned, Workbench(module, data, ""), Ledger(tmp_path))
+        common = {"schema", "run", "base", "finetuned", "split", "data", "eval_batch_size"}
+        assert set(worker._common(TASKS, "validation", TASKS)) == common | expected
+        point = Point("average", rules.Average(), tuple(TASKS), "validation", tuple(TASKS))
+        assert set(worker._identity(point)) == common | {"rule_name", "rule"} | expected
+
+
 def test_frozen_a_gives_the_values_of_delta_weight(both: dict[str, Any]) -> None:
     def known(space: str) -> dict[tuple[Any, ...], dict[str, float]]:
         points = [each for each in records_of(both["output"], space) if each["kind"] == "point"]
@@ -215,7 +241,7 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_what_has_no_factors_is_refused_by_name(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     changes, expected = BAD[case]
-    assert sweep(tmp_path / "out", "factor", **changes) == 2
+    assert sweep(tmp_path / "out", "factor", dry_run=True, **changes) == 2
     message = refused(capsys)
     assert re.search(expected, message), message
     assert not (tmp_path / "out").exists()
