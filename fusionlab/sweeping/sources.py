@@ -241,6 +241,21 @@ def check_validation(bench: Workbench, names: Iterable[str]) -> None:
         )
 
 
+def check_classes(bench: Workbench, names: Iterable[str]) -> None:
+    """Refuse searches that look at the probabilities of classes where a task's answer is a score.
+
+    Raises:
+        InputError: a task has neither classes nor label words.
+    """
+    scores = [name for name, task in bench.data.tasks.items() if getattr(task, "label_words", ()) is None]
+    names = list(names)
+    if names and scores:
+        raise InputError(
+            f"rules {name_list(names)} need tasks with classes or label words, and {name_list(scores)} has a score as "
+            f"its answer; leave out one or the other"
+        )
+
+
 def _class(path: str, package: str) -> Any:
     module, _, name = path.rpartition(".")
     return getattr(importlib.import_module(module or package), name)
