@@ -15,6 +15,7 @@ from fusionlab.adapters.starts import initial_lora_a
 from fusionlab.errors import InputError, did_you_mean, name_list
 
 Coefficients = Mapping[str, Mapping[str, float]]
+INSTEAD = "Use delta_weight space, which is exact for any adapters."
 
 
 def combine(adapters: Mapping[str, Adapter], coefficients: Coefficients) -> Adapter:
@@ -68,17 +69,23 @@ def combine_factors(adapters: Mapping[str, Adapter], coefficients: Coefficients)
     starts = {task: _starts(task, adapter) for task, adapter in adapters.items()}
     for task, adapter in adapters.items():
         if adapter.method != first.method or set(adapter.factors) != set(first.factors):
-            raise InputError(f"factor space needs one method and the same modules; {first_task!r} and {task!r} differ")
+            raise InputError(
+                f"factor space needs one method and the same modules; {first_task!r} ({first.method}, "
+                f"{len(first.factors)} modules) and {task!r} ({adapter.method}, {len(adapter.factors)} modules) "
+                f"differ. {INSTEAD}"
+            )
         for module, own in adapter.factors.items():
             if (own.rank, own.scaling) != (first.factors[module].rank, first.factors[module].scaling):
                 raise InputError(
-                    f"factor space needs one rank and scaling; {first_task!r}, {task!r} differ at {module}"
+                    f"factor space needs one rank and scaling; {first_task!r}, {task!r} differ at {module} (rank "
+                    f"{first.factors[module].rank} and {own.rank}, scaling {first.factors[module].scaling:g} and "
+                    f"{own.scaling:g}). {INSTEAD}"
                 )
             if not torch.equal(starts[task][module], starts[first_task][module]):
                 raise InputError(
                     f"factor space needs one A₀ for all tasks; {first_task!r} and {task!r} started from different A₀ "
                     f"at {module} (hashes {first.a0_hash[:12] or 'none'} and {adapter.a0_hash[:12] or 'none'}). "
-                    "Use delta_weight space, which is exact for any adapters."
+                    + INSTEAD
                 )
     factors = {
         module: _about_start(
@@ -206,8 +213,7 @@ def _starts(task: str, adapter: Adapter) -> dict[str, Tensor]:
             starts[module] = initial_lora_a(module, factors.rank, factors.shape[1], adapter.seed)
         else:
             raise InputError(
-                f"factor space needs the A₀ that {task!r} started from, and the adapter does not say it. "
-                "Use delta_weight space, which is exact for any adapters."
+                f"factor space needs the A₀ that {task!r} started from, and the adapter does not say it. " + INSTEAD
             )
     return starts
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from fusionlab.adapters import Adapter, combine
+from fusionlab.adapters import Adapter, combine, combine_factors
+from fusionlab.errors import InputError, name_list
 from fusionlab.fused import fuse_weights
-from fusionlab.rules import LinearRule, Rule, Statistics, TaskVectors
+from fusionlab.rules import Rule, Statistics, TaskVectors, coefficients_by_norms
 from fusionlab.rules.sums import exact_sum, squared_norms
 from fusionlab.state import State
 from fusionlab.weights import Weights, is_linearized, state_of
@@ -67,11 +68,21 @@ class Finetuned:
     Args:
         base: the base's state.
         weights: by task: adapters, or base weights by name, as they are or to act to first order only.
+        space: ``factor`` fuses adapters as :func:`fusionlab.adapters.combine_factors` does, with the coefficients of
+            ``delta_weight`` space.
+
+    Raises:
+        InputError: ``factor`` space, and not all are adapters that it can fuse.
     """
 
-    def __init__(self, base: State, weights: Mapping[str, Weights]) -> None:
+    def __init__(
+        self, base: State, weights: Mapping[str, Weights], space: Literal["delta_weight", "factor"] = "delta_weight"
+    ) -> None:
         self.base = {name: tensor.detach().cpu() for name, tensor in base.items()}
         self.weights = dict(weights)
+        self.space = space
+        if space == "factor":
+            combine_factors(self._adapters(self.weights), {"*": {}})  # refuses what it cannot fuse
         self.names = tuple(dict.fromkeys(name for task in self.weights for name in self._state(task)))
         self._squared_norms: dict[str, dict[str, tuple[float, ...]]] = {}
 
@@ -95,7 +106,7 @@ class Finetuned:
     def plan(self, rule: Rule, tasks: Sequence[str]) -> Fused:
         """What ``rule`` gives for some of the tasks, with the coefficients where it is linear; nothing is fused yet."""
         tasks = tuple(tasks)
-        if not isinstance(rule, LinearRule) or (rule.passes and rule.passes != (("squared_norm",),)):
+        if not coefficients_by_norms(rule):
             return Fused(rule, tasks, None)
         sums = {f"squared_norm/{task}": self._norms(task) for task in tasks} if rule.passes else {}
         names = tuple(name for name in self.names if any(name in self._state(task) for task in tasks))
@@ -103,8 +114,16 @@ class Finetuned:
         return Fused(rule, tasks, {name: rule.coefficients(name, tasks, statistics) for name in names})
 
     def make(self, fused: Fused) -> Weights:
-        """The fused weights, to the bits of :func:`fusionlab.fused.fuse_weights`."""
+        """The fused weights; in delta_weight space to the bits of :func:`fusionlab.fused.fuse_weights`.
+
+        Raises:
+            InputError: ``factor`` space, and a rule that is no weighted sum.
+        """
         chosen = {task: self.weights[task] for task in fused.tasks}
+        if self.space == "factor":
+            if fused.coefficients is None:
+                raise InputError(f"factor space needs a weighted sum, got {fused.rule!r}; use delta_weight space")
+            return combine_factors(self._adapters(chosen), fused.coefficients)
         adapters = {task: weights for task, weights in chosen.items() if isinstance(weights, Adapter)}
         if fused.coefficients is not None and len(adapters) == len(chosen):
             return combine(adapters, fused.coefficients)
@@ -115,10 +134,21 @@ class Finetuned:
         digest = hashlib.sha256()
         weights = self.weights[task]
         digest.update((weights.method if isinstance(weights, Adapter) else type(weights).__name__).encode())
+        if self.space == "factor" and isinstance(weights, Adapter):  # A₀ counts too
+            digest.update(f"{weights.a0_hash} {weights.seed}".encode())
         for name, tensor in sorted(_tensors(weights)):
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
+
+    @staticmethod
+    def _adapters(weights: Mapping[str, Weights]) -> dict[str, Adapter]:
+        adapters = {task: each for task, each in weights.items() if isinstance(each, Adapter)}
+        if others := [task for task in weights if task not in adapters]:
+            raise InputError(
+                f"factor space fuses A and B of adapters, and {name_list(others)} is none; use delta_weight space"
+            )
+        return adapters
 
     def _state(self, task: str) -> State:
         weights = self.weights[task]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeVar, runtime_checkable
+from typing import Literal, Protocol, TypeGuard, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -124,6 +124,11 @@ class LinearRule(Rule, Protocol):
     def coefficients(self, name: str, tasks: tuple[str, ...], statistics: Statistics) -> dict[str, float]:
         """λ_t of every task for the parameter ``name``."""
         ...
+
+
+def coefficients_by_norms(rule: object) -> TypeGuard[LinearRule]:
+    """Whether the rule is linear and its coefficients need no more than the squared norms of the task vectors."""
+    return isinstance(rule, LinearRule) and (not rule.passes or rule.passes == (("squared_norm",),))
 
 
 def add_scaled(base: Tensor, task_vectors: TaskVectors, coefficients: Mapping[str, float]) -> Tensor:

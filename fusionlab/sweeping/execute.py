@@ -11,13 +11,14 @@ from pathlib import Path
 from fusionlab.candidates import Finetuned
 from fusionlab.reporting import single_task_values
 from fusionlab.rules import Rule, TaskArithmetic
-from fusionlab.search import Search
+from fusionlab.search import Adamerging, Search
 from fusionlab.search.coefficients import best_coefficient, next_coefficients
 from fusionlab.sweeping.ledger import Ledger, key_of
 from fusionlab.sweeping.recipe import SweepRecipe
 from fusionlab.sweeping.sources import (
     RunSource,
     Workbench,
+    check_classes,
     check_validation,
     load_finetuned,
     run_config,
@@ -71,6 +72,7 @@ class Sweep:
         self.subsets = recipe.subsets(self.tasks)
         looking = [name for name, rule in self.rules.items() if isinstance(rule, Search) or is_open(rule)]
         check_validation(self.bench, looking if "strict" in recipe.protocols else [])
+        check_classes(self.bench, [name for name, rule in self.rules.items() if isinstance(rule, Adamerging)])
         self.ledger = Ledger(self.output / "ledger", recipe.lease_seconds)
         self.ledger.check_inputs(self._inputs(), write=False)
         self._loaded: dict[str, Finetuned] = {}
@@ -92,7 +94,7 @@ class Sweep:
     def finetuned(self, source: RunSource) -> Finetuned:
         """The run's weights, read once."""
         if source.name not in self._loaded:
-            self._loaded[source.name] = load_finetuned(source, self.bench)
+            self._loaded[source.name] = load_finetuned(source, self.bench, self.recipe.space)
         return self._loaded[source.name]
 
     def num_points(self) -> dict[str, int]:

@@ -8,16 +8,17 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 
 from fusionlab import rules as fusion_rules
-from fusionlab.errors import InputError, did_you_mean
+from fusionlab.errors import InputError, did_you_mean, name_list
 from fusionlab.samplers import derive_seed
-from fusionlab.search import GRID, Search, is_search, search_from_config
+from fusionlab.search import GRID, Adamerging, Search, is_search, search_from_config
 
 Protocol = Literal["strict", "published"]
+Space = Literal["delta_weight", "factor"]
 METHODS = ("lora", "l_lora", "tangent_lora", "tangent", "full")
 
 
@@ -35,6 +36,8 @@ class SweepRecipe:
         seeds: seeds of the runs.
         rules: rules or searches by name, the name being what tables call it; or a list of names. Searches:
             lorahub, adamerging, metagpt_multiplier.
+        space: delta_weight, or factor: A and B fused apart, as published LoRA results did; exact for l_lora, wrong by
+            cross terms where A trains; for comparison only, and every rule's name says so.
         scaling_coefficients: coefficients to try for task_arithmetic without one; 0..1 by 0.05 by default, and
             beyond 1 where 1 wins.
         sizes: numbers of fused tasks; from 2 to all by default.
@@ -53,6 +56,7 @@ class SweepRecipe:
     methods: list[str] = field(default_factory=lambda: ["lora", "l_lora"])
     seeds: list[int] = field(default_factory=lambda: [42])
     rules: dict[str, Any] | list[str] = field(default_factory=lambda: ["average", "task_arithmetic", "metagpt", "ties"])
+    space: Space = "delta_weight"
     scaling_coefficients: list[float] | None = None
     sizes: list[int] | None = None
     subsets_per_size: int | None = None
@@ -75,6 +79,14 @@ class SweepRecipe:
             raise InputError(f"lease_seconds must be positive, got {self.lease_seconds}")
         if not self.named_rules:
             raise InputError("rules: expected at least one, got none")
+        if self.space not in get_args(Space):
+            raise InputError(f"space: no such space {self.space!r}; {did_you_mean(self.space, get_args(Space))}")
+        other = [name.removesuffix(" (factor)") for name, rule in self.named_rules.items() if not _is_sum(rule)]
+        if self.space == "factor" and other:
+            raise InputError(
+                f"space factor: expected rules that are weighted sums (average, task_arithmetic, metagpt, lines, "
+                f"lorahub, metagpt_multiplier), got {name_list(other)}; leave those out, or take space delta_weight"
+            )
 
     @property
     def grid(self) -> tuple[float, ...]:
@@ -83,10 +95,11 @@ class SweepRecipe:
 
     @property
     def named_rules(self) -> dict[str, fusion_rules.Rule | Search]:
-        """Rules and searches by the name that tables call them."""
+        """Rules and searches by the name that tables call them; it tells a space other than delta_weight."""
+        suffix = "" if self.space == "delta_weight" else f" ({self.space})"
         named = self.rules if isinstance(self.rules, Mapping) else {name: name for name in self.rules}
         return {
-            name: search_from_config(value) if is_search(value) else fusion_rules.from_config(value)
+            name + suffix: search_from_config(value) if is_search(value) else fusion_rules.from_config(value)
             for name, value in named.items()
         }
 
@@ -138,6 +151,13 @@ class SweepRecipe:
         if not isinstance(content, dict):
             raise InputError(f"fit: {self.fit!r} holds a {type(content).__name__}, expected keys of fit")
         return content
+
+
+def _is_sum(rule: fusion_rules.Rule | Search) -> bool:
+    """Whether its model is decided by coefficients that are found without dense task vectors."""
+    if isinstance(rule, Search):
+        return not isinstance(rule, Adamerging)  # its gradients go through θ₀ + Σ λτ
+    return fusion_rules.coefficients_by_norms(rule)
 
 
 def _overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,6 @@ from fusionlab.sweeping.sources import single_task
 from fusionlab.sweeping.worker import plain
 
 SCHEMA = 1
-PUBLISHED_CRITERION = "own_all"
 
 
 def write_sweep(sweep: Sweep) -> Path:
@@ -31,7 +30,7 @@ def write_sweep(sweep: Sweep) -> Path:
     records = [record for record in every if record["kind"] != "fit" and _belongs(record, sweep)]
     singles = {source.name: single_task(source) for source in sweep.sources}
     full = _full(sweep, singles)
-    chosen = {protocol: _chosen(sweep, records, protocol, singles, full) for protocol in sweep.recipe.protocols}
+    chosen = {protocol: _chosen(sweep, records, protocol, singles) for protocol in sweep.recipe.protocols}
     summary = [
         line | {"protocol": protocol}
         for protocol, of_runs in chosen.items()
@@ -75,6 +74,8 @@ def _belongs(record: Mapping[str, Any], sweep: Sweep) -> bool:
     rule = sweep.rules.get(record["rule"])
     if rule is None or (record["method"], record["seed"]) not in runs:
         return False
+    if record.get("space", "delta_weight") != sweep.recipe.space:
+        return False
     if tuple(record["fused_tasks"]) not in set(sweep.subsets):
         return False
     if record["kind"] == "search":
@@ -98,7 +99,6 @@ def _chosen(
     records: Iterable[dict[str, Any]],
     protocol: str,
     singles: Mapping[str, Mapping[str, float]],
-    full: Mapping[str, Mapping[str, float]],
 ) -> dict[str, list[dict[str, Any]]]:
     """By run, the test record that counts for every rule and subset."""
     found: dict[str, list[dict[str, Any]]] = {source.name: [] for source in sweep.sources}
@@ -114,12 +114,25 @@ def _chosen(
                 elif protocol == "strict":
                     found[source.name].append(_validated(of, tested, sweep.recipe.grid))
                 else:
-                    known = Denominators(sweep.tasks, singles[source.name], full.get(source.name))
                     on_grid = [point for point in tested if _coefficient(point) in sweep.recipe.grid]
                     on_grid.sort(key=_coefficient)
-                    best = max(on_grid, key=lambda point: measure(_score(point), known)[PUBLISHED_CRITERION])
-                    found[source.name].append(best)
+                    shares = [share_of_all(point["values"], singles[source.name]) for point in on_grid]
+                    found[source.name].append(on_grid[shares.index(max(shares))])
     return found
+
+
+def share_of_all(rows: Iterable[Mapping[str, Any]], single: Mapping[str, float]) -> float:
+    """The published criterion, ``own_all``: the mean over the tasks of the share of their single-task score.
+
+    Tasks whose single-task score is zero have no share and do not count; where none has one, the mean score.
+
+    Example:
+        >>> share_of_all([{"task": "a", "value": 0.4}, {"task": "b", "value": 0.3}], {"a": 0.8, "b": 0.0})
+        0.5
+    """
+    values = {row["task"]: row["value"] for row in rows}
+    known = {task: single[task] for task in values if single.get(task)} or dict.fromkeys(values, 1.0)
+    return math.fsum(values[task] / known[task] for task in known) / len(known)
 
 
 def _found_by_search(

@@ -7,20 +7,22 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import yaml
 from lightning.pytorch import Trainer
 
-from fusionlab.adapters import Adapter, base_state
+from fusionlab.adapters import Adapter, Method, base_state
 from fusionlab.candidates import Finetuned
 from fusionlab.errors import InputError, name_list
 from fusionlab.files import write_text
 from fusionlab.loading import load_weights, point_hash
 from fusionlab.reporting import single_task_values
 from fusionlab.runs import CONFIG, RESULTS, RunFolder
-from fusionlab.sweeping.recipe import SweepRecipe
+from fusionlab.sweeping.recipe import Space, SweepRecipe
+
+ADAPTER_METHODS: tuple[str, ...] = get_args(Method)
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,19 @@ def sources(recipe: SweepRecipe) -> list[RunSource]:
     """The runs of a sweep, in order.
 
     Raises:
-        InputError: a given folder is no finished run.
+        InputError: a given folder is no finished run, or factor space and runs without adapters.
     """
+    found = _sources(recipe)
+    whole = [source.name for source in found if source.method not in ADAPTER_METHODS]
+    if recipe.space == "factor" and whole:
+        raise InputError(
+            f"space factor: expected runs that train adapters ({', '.join(ADAPTER_METHODS)}), got {name_list(whole)}; "
+            f"leave those out, or take space delta_weight"
+        )
+    return found
+
+
+def _sources(recipe: SweepRecipe) -> list[RunSource]:
     if not recipe.runs:
         root = Path(recipe.output) / "runs"
         return [
@@ -154,11 +167,12 @@ def workbench(config: Mapping[str, Any]) -> Workbench:
     return Workbench(module.eval(), source, point_hash(module.base_model))
 
 
-def load_finetuned(source: RunSource, bench: Workbench) -> Finetuned:
+def load_finetuned(source: RunSource, bench: Workbench, space: Space = "delta_weight") -> Finetuned:
     """The fine-tuned weights of a run, in the order of the data's tasks.
 
     Raises:
-        InputError: another base, another A₀ for some tasks, a task twice, missing or unknown, or other data.
+        InputError: another base, another A₀ for some tasks, a task twice, missing or unknown, other data, or adapters
+            that cannot be fused in the space.
     """
     found: dict[str, tuple[Path, Any]] = {}
     for folder in source.folders:
@@ -186,7 +200,10 @@ def load_finetuned(source: RunSource, bench: Workbench) -> Finetuned:
             f"seed, rank and target_modules, in one run or by adding tasks to it"
         )
     _check_scored_data(source, bench)
-    return Finetuned(bench.base, weights)
+    try:
+        return Finetuned(bench.base, weights, space)
+    except InputError as error:
+        raise InputError(f"runs: {source.name}: {error}") from error
 
 
 def single_task(source: RunSource) -> dict[str, float]:
@@ -221,6 +238,21 @@ def check_validation(bench: Workbench, names: Iterable[str]) -> None:
         raise InputError(
             f"rules {name_list(names)} look at validation data, and {name_list(empty)} has no validation samples; "
             f"give a validation split, or rules with all their coefficients"
+        )
+
+
+def check_classes(bench: Workbench, names: Iterable[str]) -> None:
+    """Refuse searches that look at the probabilities of classes where a task's answer is a score.
+
+    Raises:
+        InputError: a task has neither classes nor label words.
+    """
+    scores = [name for name, task in bench.data.tasks.items() if getattr(task, "label_words", ()) is None]
+    names = list(names)
+    if names and scores:
+        raise InputError(
+            f"rules {name_list(names)} need tasks with classes or label words, and {name_list(scores)} has a score as "
+            f"its answer; leave out one or the other"
         )
 
 

@@ -66,6 +66,7 @@ class RunWorker:
     ) -> None:
         self.source, self.finetuned, self.bench, self.ledger, self.advance = source, finetuned, bench, ledger, advance
         self.hashes = {task: finetuned.hash(task) for task in finetuned.tasks}
+        self._space = {} if finetuned.space == "delta_weight" else {"space": finetuned.space}
         self._scores: dict[tuple[Any, ...], dict[str, Any]] = {}
         shortcut = TangentOutputs.applies(bench.module, finetuned)
         self._tangents = TangentOutputs(bench.module, bench.data, finetuned) if shortcut else None
@@ -88,12 +89,15 @@ class RunWorker:
         identity = self._common(subset, "validation", subset) | {"search": search_config(search)}
         key = key_of(identity)
         record = self.ledger.get(key)
-        if record is None:
+        if record is not None and record["rule"] != rule_name:  # found under another name: tables go by names
+            key = key_of(identity | {"rule_name": rule_name})
+            self.ledger.put(key, {**record, "key": key, "rule": rule_name})
+        elif record is None:
             started = time.monotonic()
             found = search.search(problem)
             self.ledger.put(key, self._search_record(rule_name, subset, search, found, time.monotonic() - started))
             record = self.ledger.get(key)
-            assert record is not None
+        assert record is not None
         self.advance(1)
         return from_config(record["rule_config"])
 
@@ -191,7 +195,7 @@ class RunWorker:
             "split": point.split,
             "values": [{field: known[task][field] for field in kept} for task in point.scored],
             "cost": cost,
-        }
+        } | self._space
         self.ledger.put(key, record)
         return record
 
@@ -212,7 +216,7 @@ class RunWorker:
             "num_labels": found.num_labels,
             "passes": found.passes,
             "cost": {"seconds": seconds, "peak_bytes": peak_bytes()},
-        }
+        } | self._space
 
     def _identity(self, point: Point) -> dict[str, Any]:
         common = self._common(point.subset, point.split, point.scored)
@@ -227,7 +231,7 @@ class RunWorker:
             "split": split,
             "data": {task: self.bench.data.splits[task][split].data_version for task in scored},
             "eval_batch_size": self.bench.data.eval_batch_size,
-        }
+        } | self._space
 
 
 class SubsetProblem:
