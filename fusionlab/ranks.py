@@ -22,7 +22,9 @@ _meeting_place: list[distributed.Store] = []
 SHARDED = "fsdp"
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false", "SingleDeviceStrategy", "DDPStrategy", "RollCallDDP")
 _SHARDED_METHODS = ("lora", "l_lora")
-_OTHER_SHARDS = "it splits what is trained, which is small and formed task by task on whole parameters; use ddp, or fsdp to train"
+_OTHER_SHARDS = (
+    "it splits what is trained, which is small and formed task by task on whole parameters; use ddp, or fsdp to train"
+)
 _REASONS = {
     "fsdp": "its options are those of another wrapper; use the plain name fsdp",
     "model_parallel": _OTHER_SHARDS,
