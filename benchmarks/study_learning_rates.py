@@ -15,41 +15,18 @@ import json
 import platform
 import shlex
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from study_real_images import fit, tasks_of
 
 import fusionlab
 from fusionlab.loading import load_weights
 
 RATES = {"full": [3e-4, 1e-3, 3e-3], "lora": [1e-3, 3e-3, 1e-2], "l_lora": [1e-3, 3e-3, 1e-2]}
 RULES = ("average", "task_arithmetic", "metagpt")
-
-
-def fit(root: Path, method: str, rate: float, steps: int, options: argparse.Namespace) -> None:
-    """One `fit` in a process of its own, unless its folder is finished."""
-    if (root / "results.json").exists():
-        return
-    arguments = {
-        "model.method": method,
-        "model.backbone": options.backbone,
-        "model.learning_rate": rate,
-        "data.tasks": json.dumps(tasks_of(options)),
-        "data.max_samples": options.max_samples,
-        "fusion.rules": json.dumps(RULES),
-        "trainer.max_steps": steps,
-        "trainer.default_root_dir": root,
-        "seed_everything": options.seed,
-    }
-    flags = [text for key, value in arguments.items() for text in (f"--{key}", str(value))]
-    subprocess.run([sys.executable, "-m", "fusionlab", "fit", *flags], check=True)
-
-
-def tasks_of(options: argparse.Namespace) -> list[dict[str, str]]:
-    return [{"name": name, "path": str(Path(options.data) / name)} for name in options.tasks]
 
 
 def validated(root: Path, module: Any, data: Any) -> float:
@@ -102,7 +79,8 @@ def main() -> None:
         for rate, steps in [(rate, middle) for rate in rates] + [(None, few), (None, many)]:
             rate = max(found, key=lambda key: found[key]) if rate is None else rate
             root = options.runs / f"{method}-{rate:g}-{steps}"
-            fit(root, method, rate, steps, options)
+            own = {"model.method": method, "model.learning_rate": rate, "trainer.max_steps": steps}
+            fit(root, options, own | {"fusion.rules": json.dumps(RULES), "seed_everything": options.seed})
             validation = validated(root, module, data)
             if steps == middle:
                 found[rate] = validation

@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,21 +34,21 @@ TASKS = ("mnist", "fashion_mnist", "cifar10", "gtsrb", "dtd")
 Scored = dict[str, dict[str, float]]
 
 
-def fit(root: Path, method: str, seed: int, options: argparse.Namespace) -> None:
-    """One `fit` in a process of its own, unless its folder is finished."""
+def tasks_of(options: argparse.Namespace) -> list[dict[str, str]]:
+    """The chosen sets, as ``data.tasks`` has them."""
+    return [{"name": name, "path": str(Path(options.data) / name)} for name in options.tasks]
+
+
+def fit(root: Path, options: argparse.Namespace, own: Mapping[str, Any]) -> None:
+    """One `fit` with its own arguments in a process of its own, unless its folder is finished."""
     if (root / "results.json").exists():
         return
-    tasks = [{"name": name, "path": str(Path(options.data) / name)} for name in options.tasks]
     arguments = {
-        "model.method": method,
         "model.backbone": options.backbone,
-        "data.tasks": json.dumps(tasks),
-        "trainer.max_steps": options.max_steps,
+        "data.tasks": json.dumps(tasks_of(options)),
         "trainer.default_root_dir": root,
-        "seed_everything": seed,
+        **own,
     }
-    if method in options.learning_rates:
-        arguments["model.learning_rate"] = options.learning_rates[method]
     if options.max_samples:
         arguments["data.max_samples"] = options.max_samples
     flags = [text for key, value in arguments.items() for text in (f"--{key}", str(value))]
@@ -56,10 +57,9 @@ def fit(root: Path, method: str, seed: int, options: argparse.Namespace) -> None
 
 def factor_space(root: Path, method: str, seed: int, options: argparse.Namespace) -> Scored:
     """Test scores by task of average and of task arithmetic (chosen on validation) in factor space."""
-    tasks = [{"name": name, "path": str(Path(options.data) / name)} for name in options.tasks]
     module = fusionlab.ClipModule(options.backbone, method=method, seed=seed)
     data = fusionlab.ImageTasks(
-        tasks, image_size=module.backbone.image_size, max_samples=options.max_samples or None, seed=seed
+        tasks_of(options), image_size=module.backbone.image_size, max_samples=options.max_samples or None, seed=seed
     )
     data.setup()
     module.prepare_tasks(data.tasks)
@@ -124,7 +124,10 @@ def main() -> None:
     for method in options.methods:
         for seed in options.seeds:
             root = options.runs / f"{method}-{seed}"
-            fit(root, method, seed, options)
+            own = {"model.method": method, "trainer.max_steps": options.max_steps, "seed_everything": seed}
+            if method in options.learning_rates:
+                own["model.learning_rate"] = options.learning_rates[method]
+            fit(root, options, own)
             cache = root / "factor_space.json"
             if not cache.exists() and method in ("lora", "l_lora"):
                 cache.write_text(json.dumps(factor_space(root, method, seed, options)))
