@@ -18,10 +18,9 @@ from fusionlab.checkpoints import save_state, write_folder
 from fusionlab.checkpoints.stats import STATS, adapter_files, file_records, task_vector_key, write_squared_norms
 from fusionlab.linearize import LinearizedState
 from fusionlab.loading import base_hash, point_hash
-from fusionlab.rules import LinearRule, Rule, TaskVectors
+from fusionlab.rules import LinearRule, Rule
 from fusionlab.rules.config import to_config
-from fusionlab.rules.sums import exact_sum
-from fusionlab.rules.sums import squared_norms as squared_norm_partials
+from fusionlab.rules.sums import squared_norm
 from fusionlab.state import State
 from fusionlab.streaming import fuse, measure
 from fusionlab.weights import Weights, is_linearized, state_of
@@ -126,10 +125,7 @@ def save_finetuned(
 
 def _write_stats(folder: Path, adapter: Adapter) -> None:
     """Keep the task vector's squared norms beside it, so that MetaGPT need not measure it again."""
-    squared_norms = {
-        name: exact_sum(squared_norm_partials(TaskVectors(("of",), tensor[None]))["squared_norm/of"].tolist())
-        for name, tensor in adapter.task_vector().items()
-    }
+    squared_norms = {name: squared_norm(tensor) for name, tensor in adapter.task_vector().items()}
     write_squared_norms(folder / STATS, task_vector_key(file_records(adapter_files(folder)), None), squared_norms)
 
 

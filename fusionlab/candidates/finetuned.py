@@ -13,8 +13,8 @@ from torch import Tensor
 from fusionlab.adapters import Adapter, combine, combine_factors
 from fusionlab.errors import InputError, name_list
 from fusionlab.fused import fuse_weights
-from fusionlab.rules import Rule, Statistics, TaskVectors, coefficients_by_norms
-from fusionlab.rules.sums import exact_sum, squared_norms
+from fusionlab.rules import Rule, Statistics, coefficients_by_norms
+from fusionlab.rules.sums import squared_norm
 from fusionlab.state import State
 from fusionlab.weights import Weights, is_linearized, state_of
 
@@ -156,11 +156,8 @@ class Finetuned:
 
     def _norms(self, task: str) -> dict[str, tuple[float, ...]]:
         if task not in self._squared_norms:
-            found = {}
-            for name, tensor in self.task_vector(task).items():
-                partials = squared_norms(TaskVectors((task,), tensor.reshape(1, -1)))[f"squared_norm/{task}"]
-                found[name] = exact_sum(partials.tolist())
-            self._squared_norms[task] = found
+            vectors = self.task_vector(task)
+            self._squared_norms[task] = {name: squared_norm(tensor) for name, tensor in vectors.items()}
         return self._squared_norms[task]
 
 

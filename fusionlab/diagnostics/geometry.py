@@ -14,11 +14,11 @@ from fusionlab.adapters import Adapter, inner_product
 from fusionlab.errors import InputError, name_list
 from fusionlab.linearize import LinearizedState
 from fusionlab.rules.metagpt import layer_of
+from fusionlab.rules.sums import partial_sums
 from fusionlab.state import State
 from fusionlab.weights import Weights, state_of
 
 Gram: TypeAlias = dict[str, dict[str, float]]
-CUT = 1 << 15  # elements per float64 partial sum, so that sums do not depend on the thread count
 
 
 def check_several(tasks: Collection[str]) -> None:
@@ -122,5 +122,4 @@ def _vectors(base: State, weights: State | LinearizedState) -> list[tuple[str, T
 
 
 def _dot(first: Tensor, second: Tensor) -> float:
-    products = (first * second).flatten()
-    return math.fsum(part.sum().item() for part in products.split(CUT))
+    return math.fsum(partial_sums((first * second).flatten()).tolist())

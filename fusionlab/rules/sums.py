@@ -18,6 +18,12 @@ def squared_norms(task_vectors: TaskVectors) -> dict[str, Tensor]:
     return _pair_sums(task_vectors, norms=True, products=False)
 
 
+def squared_norm(task_vector: Tensor) -> tuple[float, ...]:
+    """‖τ‖² of one whole tensor as an exact expansion (see :func:`exact_sum`)."""
+    (partials,) = squared_norms(TaskVectors(("of",), task_vector[None])).values()
+    return exact_sum(partials.tolist())
+
+
 def inner_products(task_vectors: TaskVectors, *, norms: bool = False) -> dict[str, Tensor]:
     """``"inner_product/<i>/<j>"`` for task numbers i < j: the partial sums of τ_i τ_j in float64, ``(cuts,)`` each.
 

@@ -15,6 +15,7 @@ from fusionlab.rules import magnitudes, scratch
 from fusionlab.rules.base import Granularity, Rule, Statistics, StatisticsScope, TaskVectors, unmeasured
 from fusionlab.rules.checks import check_range, check_transform, of_task
 from fusionlab.rules.kernels import CUT
+from fusionlab.rules.sums import num_cuts
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ class Trim:
         found = {f"at/{self._place(task, name)}": torch.zeros(1, dtype=torch.int64)}
         for rank in self._inner_ranks(task, name, earlier):
             value, _ = self._threshold(task, name, rank, earlier)
-            per_cut = torch.zeros(-(-block.size // CUT), dtype=torch.int64)
+            per_cut = torch.zeros(num_cuts(block.size), dtype=torch.int64)
             for cut, piece in enumerate((sizes == value).split(CUT), start=block.start // CUT):
                 per_cut[cut] = torch.count_nonzero(piece)
             found[f"at/{task}/{rank}/{name}"] = per_cut
