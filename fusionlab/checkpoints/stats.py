@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from fusionlab.checkpoints.headers import Header
+from fusionlab.files import write_text
 
 STATS = "fusion_stats.json"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "fusionlab.json",
@@ -74,9 +73,7 @@ def write_squared_norms(path: Path, task_vector: str, squared_norms: Mapping[str
     entries.pop(task_vector, None)
     kept = dict(list(entries.items())[-(_KEPT_ENTRIES - 1) :])
     kept[task_vector] = {"squared_norm": {name: list(parts) for name, parts in squared_norms.items()}}
-    staging = path.with_name(f".{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
-    staging.write_text(json.dumps({"schema": _SCHEMA, "task_vectors": kept}) + "\n")
-    os.replace(staging, path)
+    write_text(path, json.dumps({"schema": _SCHEMA, "task_vectors": kept}) + "\n")
 
 
 def _entries(path: Path) -> dict[str, Any]:
