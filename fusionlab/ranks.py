@@ -6,22 +6,25 @@ import atexit
 import os
 import sys
 import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any
 
 from lightning.pytorch.strategies import DDPStrategy
 from torch import distributed
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.optim import Optimizer
 
 from fusionlab.errors import InputError
-from fusionlab.sharding import shard_frozen
+from fusionlab.sharding import shard_frozen, split_like, whole_on_cpu
 
 RUN_FOLDER_VARIABLE = "FUSIONLAB_RUN_FOLDER"
 _LAST_TO_LEAVE = 1.0  # seconds that rank 0 waits for the others when it leaves after one of them
 _meeting_place: list[distributed.Store] = []
 SHARDED = "fsdp"
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false", "SingleDeviceStrategy", "DDPStrategy", "RollCallDDP")
-_SHARDED_METHODS = ("lora", "l_lora")
+_SHARDED_METHODS = ("lora", "l_lora", "full")
 _OTHER_SHARDS = (
     "it splits what is trained, which is small and formed task by task on whole parameters; use ddp, or fsdp to train"
 )
@@ -54,15 +57,15 @@ def check_strategy(strategy: Any) -> None:
 
 
 def check_sharded(method: str, *, train_only: bool, limit_val_batches: float | None) -> None:
-    """Raise unless ``fsdp`` can train this: adapters on frozen weights, and nothing but training.
+    """Raise unless ``fsdp`` can train this: no linearized network, and nothing but training.
 
     Raises:
         InputError: another method, or a job that also scores; the message says what to do.
     """
     if method not in _SHARDED_METHODS:
         raise InputError(
-            f"trainer.strategy 'fsdp' cannot work with method {method!r}: it splits frozen weights over the processes, "
-            f"and {method} trains or expands the whole network; use ddp, or method {' or '.join(_SHARDED_METHODS)}"
+            f"trainer.strategy 'fsdp' cannot work with method {method!r}, which expands the whole network about its "
+            f"whole weights; use ddp, or method {', '.join(_SHARDED_METHODS[:-1])} or {_SHARDED_METHODS[-1]}"
         )
     if not train_only or limit_val_batches:
         raise InputError(
@@ -124,14 +127,69 @@ class RollCallDDP(DDPStrategy):
 
 
 class ShardedDDP(RollCallDDP):
-    """DDP of the adapters over frozen weights that are split over the processes while they train."""
+    """DDP with weights split over the processes while they train.
+
+    Adapters stay whole, over frozen weights that are split. In full fine-tuning what is trained is split itself, and
+    its gradients come averaged out of their split: no wrapper is needed. Checkpoints hold whole tensors, as those of
+    any other strategy, so that a run can go on under another one or on another number of processes.
+    """
+
+    mesh: DeviceMesh
+
+    def setup_environment(self) -> None:
+        """Connect, and tell the module, before it makes what it trains, what to split that over."""
+        super().setup_environment()
+        self.mesh = init_device_mesh(self.root_device.type, (self.world_size,))
+        if self._trains_split:
+            self._module.adaptation.mesh = self.mesh
+
+    def configure_ddp(self) -> None:
+        """Wrap the module where what it trains is whole."""
+        if not self._trains_split:
+            super().configure_ddp()
+
+    def block_backward_sync(self) -> AbstractContextManager[None]:
+        """While gradients are accumulated: split ones are averaged with every batch."""
+        return nullcontext() if self._trains_split else super().block_backward_sync()
 
     def on_train_start(self) -> None:
-        """Split the weights once nothing but training is left to do."""
+        """Split frozen weights once nothing but training is left to do."""
         super().on_train_start()
-        model = self.lightning_module
-        assert model is not None
-        shard_frozen(model.base_model, init_device_mesh(self.root_device.type, (self.world_size,)))
+        if not self._trains_split:
+            shard_frozen(self._module.base_model, self.mesh)
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """The module's state, whole."""
+        return whole_on_cpu(super().lightning_module_state_dict())
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """The optimizer's state, whole."""
+        return whole_on_cpu(super().optimizer_state(optimizer))
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Take this process's shares of a whole state."""
+        own = self._module.state_dict()
+        state = {key: split_like(value, own[key]) for key, value in checkpoint["state_dict"].items()}
+        super().load_model_state_dict({**checkpoint, "state_dict": state}, strict)
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Take this process's shares of a whole state."""
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            shares = {
+                number: {name: split_like(value, parameters[number]) for name, value in of.items()}
+                for number, of in state["state"].items()
+            }
+            optimizer.load_state_dict({**state, "state": shares})
+
+    @property
+    def _module(self) -> Any:
+        assert self.lightning_module is not None
+        return self.lightning_module
+
+    @property
+    def _trains_split(self) -> bool:
+        return self._module.method == "full"
 
 
 def call_roll(host: str, port: int, rank: int, world_size: int, timeout: float) -> distributed.Store:

@@ -1,12 +1,19 @@
-"""Frozen weights split over the processes while adapters are trained: a device holds its share, and one layer whole."""
+"""Weights split over the processes while they train.
+
+Beside adapters the frozen weights are split, and a device holds one layer whole at a time. In full fine-tuning each
+task's own copy is split, with its gradients and the optimizer's state, and a device holds one task's copy whole.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
+from torch.utils._pytree import tree_map_only
 
 
 def shard_frozen(model: nn.Module, mesh: DeviceMesh) -> list[str]:
@@ -46,3 +53,37 @@ def repeated_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         if len({type(layer) for layer in layers.values()}) == 1 and any(True for _ in module.parameters()):
             chosen += [f"{name}.{key}" for key in layers]
             yield from ((f"{name}.{key}", layer) for key, layer in layers.items())
+
+
+def split(value: Tensor, mesh: DeviceMesh) -> DTensor:
+    """This process's share of a tensor that every process has: some of its rows. A scalar stays whole."""
+    placement: Placement = Shard(0) if value.ndim else Replicate()
+    return distribute_tensor(value, mesh, [placement], src_data_rank=None)
+
+
+def gathered(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, those whole that are split. All processes must ask, and walk back, in one order.
+
+    The gradient that a share gets is the mean over the processes, as a distributed wrapper gives it.
+    """
+    return {name: _gathered(value) if isinstance(value, DTensor) else value for name, value in values.items()}
+
+
+def _gathered(value: DTensor) -> Tensor:
+    whole = value.redistribute(placements=[Replicate()]).to_local(grad_placements=[Partial()])
+    if whole.requires_grad:
+        size = value.device_mesh.size()
+        whole.register_hook(lambda gradient: gradient / size)
+    return whole
+
+
+def whole_on_cpu(tree: Any) -> Any:
+    """A state with every split tensor whole, and on the CPU; all processes must call it."""
+    return tree_map_only(DTensor, lambda value: value.detach().full_tensor().cpu(), tree)
+
+
+def split_like(value: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor split as ``like`` is; as it is where that is whole, or of another shape."""
+    if not isinstance(like, DTensor) or isinstance(value, DTensor) or value.shape != like.shape:
+        return value
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)

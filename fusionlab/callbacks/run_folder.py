@@ -112,8 +112,8 @@ class TrainOnly(Callback):
         """Write the adapters, or weights, then the mark."""
         module: Any = pl_module
         tasks = list(trainer.datamodule.tasks)  # type: ignore[attr-defined]
+        module.export(self.root, tasks)
         if trainer.is_global_zero:
-            module.export(self.root, tasks)
             self.part.finish_part(tasks)
             print(f"trained {name_list(tasks)}: {self.root}")
         trainer.strategy.barrier("part written")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from fusionlab import adapters
 from fusionlab.adapters import Adapter, InjectionReport
@@ -20,6 +21,7 @@ from fusionlab.modules.applying import (
     names_in_backbone,
     plain,
 )
+from fusionlab.sharding import gathered, split
 from fusionlab.state import State
 from fusionlab.weights import Weights
 
@@ -28,10 +30,15 @@ ON_ALL_WEIGHTS = ("tangent", "full")
 
 
 class Adaptation(Protocol):
-    """What one method trains; ``report`` and ``target_modules`` say where adapters are, None where there are none."""
+    """What one method trains.
+
+    ``report`` and ``target_modules`` say where adapters are, None where there are none; ``mesh`` over which processes
+    to split what is trained, None to keep it whole.
+    """
 
     report: InjectionReport | None
     target_modules: list[str] | None
+    mesh: DeviceMesh | None
 
     def add(self, tasks: Sequence[str]) -> dict[str, list[nn.Parameter]]:
         """Make what is trained for each task; everything else is frozen."""
@@ -68,6 +75,7 @@ class LowRank:
     ) -> None:
         self.backbone, self.method = backbone, method
         self.report: InjectionReport | None = None
+        self.mesh: DeviceMesh | None = None
         self.target_modules: list[str] | None = list(target_modules)
         self.settings = {
             "rank": rank,
@@ -115,6 +123,7 @@ class FullRank(nn.Module):
         self.__dict__["backbone"] = backbone  # not a submodule of its own: the module that trains has it already
         self.method = method
         self.report: InjectionReport | None = None
+        self.mesh: DeviceMesh | None = None
         self.target_modules: list[str] | None = None
         self.finetuned = nn.ModuleDict()
         self.names: dict[str, str] = {}
@@ -137,7 +146,7 @@ class FullRank(nn.Module):
         trained = {}
         for task in tasks:
             holder = nn.Module()
-            trained[task] = [_register(holder, name, own[actual]) for name, actual in self.names.items()]
+            trained[task] = [_register(holder, name, self._copy(own[actual])) for name, actual in self.names.items()]
             self.finetuned[adapter_name(task)] = holder
         return trained
 
@@ -152,9 +161,12 @@ class FullRank(nn.Module):
         return Linearized(self.backbone, parameters, {name: own[name] for name in parameters})
 
     def weights(self, task: str) -> State | LinearizedState:
-        """The task's weights by the base's names."""
-        state = {name: value.detach().cpu().clone() for name, value in self._trained(task).items()}
+        """The task's weights by the base's names; where they are split, all processes must ask."""
+        state = {name: value.detach().cpu().clone() for name, value in gathered(self._trained(task)).items()}
         return LinearizedState(state) if self.method == "tangent" else state
+
+    def _copy(self, value: Tensor) -> Tensor:
+        return value.detach().clone() if self.mesh is None else split(value.detach(), self.mesh)
 
     def _trained(self, task: str) -> dict[str, Tensor]:
         return dict(self.finetuned[adapter_name(task)].named_parameters())
@@ -192,6 +204,6 @@ def _register(holder: nn.Module, name: str, value: Tensor) -> nn.Parameter:
         if part not in holder._modules:
             holder.add_module(part, nn.Module())
         holder = holder._modules[part]  # type: ignore[assignment]
-    parameter = nn.Parameter(value.detach().clone())
+    parameter = nn.Parameter(value)
     holder.register_parameter(leaf, parameter)
     return parameter

@@ -22,6 +22,7 @@ from fusionlab.linearize import (
     tangent_outputs,
     tensors_replaced,
 )
+from fusionlab.sharding import gathered
 from fusionlab.state import State
 from fusionlab.weights import Weights, state_of
 
@@ -50,7 +51,7 @@ class Replaced:
         """Run ``call`` with the tensors."""
         if torch.is_grad_enabled():
             refuse_checkpointing(self.backbone)
-        with tensors_replaced(self.backbone, self.tensors):
+        with tensors_replaced(self.backbone, gathered(self.tensors)):
             return call()
 
 

@@ -202,7 +202,10 @@ class FusionModule(LightningModule, ABC):
         return self.application(call)
 
     def finetuned(self, task: str) -> Weights:
-        """A copy on the CPU of what is trained for ``task``: an adapter, or weights by the base's names."""
+        """A copy on the CPU of what is trained for ``task``: an adapter, or weights by the base's names.
+
+        Where weights are split over processes, all of them must ask.
+        """
         return self.adaptation.weights(task)
 
     def linear_outputs(self, finetuned: Mapping[str, Weights]) -> LinearOutputs:
@@ -211,9 +214,14 @@ class FusionModule(LightningModule, ABC):
         return LinearOutputs(self.backbone, vectors)
 
     def export(self, root: Path, tasks: list[str]) -> None:
-        """Write what is trained for each task to ``adapters/<task>/`` or ``finetuned/<task>/`` of a run folder."""
+        """Write what is trained for each task to ``adapters/<task>/`` or ``finetuned/<task>/`` of a run folder.
+
+        All processes call it, as split weights are gathered; the first one writes.
+        """
         for task in tasks:
             weights = self.finetuned(task)
+            if self.global_rank:
+                continue
             kind = "adapters" if isinstance(weights, Adapter) else "finetuned"
             row = {"model": "finetuned", "finetuned_on": task, "method": self.method}
             save_finetuned(root / kind / task, weights, self.backbone, row, self.adapted_base_hash)

@@ -18,6 +18,7 @@ from fusionlab.checkpoints import save_state, write_folder
 from fusionlab.errors import InputError, name_list
 from fusionlab.modules.base import Method
 from fusionlab.modules.images import ImageClassifier
+from fusionlab.sharding import gathered, split, split_like
 
 HEADS = "heads"
 
@@ -106,18 +107,24 @@ class ViTModule(ImageClassifier):
         nn.init.zeros_(head.weight)
         nn.init.zeros_(head.bias)
         self.classifiers[adapter_name(task)] = head.to(self.device)
+        if self.adaptation.mesh is not None:
+            for name, value in list(head.named_parameters()):
+                head.register_parameter(name, nn.Parameter(split(value.detach(), self.adaptation.mesh)))
         return list(head.parameters())
 
     def prepare_tasks(self, tasks: Mapping[str, Any]) -> None:
         """Fill the heads that are still zero by the class means of pretrained features, on this device."""
         for name, task in tasks.items():
             self.class_names[name] = task.class_names
-            if not self.head(name).weight.any():
+            if not self._whole_head(name)["weight"].any():
                 self._fill_head(name, self.trainer.datamodule.splits[name]["train"])
 
     def head(self, task: str) -> nn.Linear:
         """The task's head."""
         return self.classifiers[adapter_name(task)]  # type: ignore[return-value]
+
+    def _whole_head(self, task: str) -> dict[str, Tensor]:
+        return gathered(dict(self.head(task).named_parameters()))
 
     @torch.no_grad()
     def _fill_head(self, task: str, samples: Any, num_samples: int = 1024, batch_size: int = 64) -> None:
@@ -133,20 +140,23 @@ class ViTModule(ImageClassifier):
                 features.append(self.output(lambda images=images: self.backbone.image_features(images)).float())
                 labels.append(batch["labels"].to(self.device))
         self.train(training)
-        weight, bias = nearest_mean_head(torch.cat(features), torch.cat(labels), self.head(task).out_features)
-        self.head(task).weight.copy_(weight)
-        self.head(task).bias.copy_(bias)
+        found = nearest_mean_head(torch.cat(features), torch.cat(labels), self.head(task).out_features)
+        for parameter, value in zip(self.head(task).parameters(), found, strict=True):
+            parameter.copy_(split_like(value.to(parameter.dtype), parameter))
 
     def logits(self, task: str, images: Tensor) -> Tensor:
         """The task's head on the features, shape ``(batch, num_classes)``."""
         features = self.output(lambda: self.backbone.image_features(images))
-        return self.head(task)(features.to(self.head(task).weight.dtype))
+        head = self._whole_head(task)
+        return F.linear(features.to(head["weight"].dtype), head["weight"], head["bias"])
 
     def export(self, root: Path, tasks: list[str]) -> None:
         """Write what was trained for each task, and the heads to ``heads/<task>/``."""
         super().export(root, tasks)
         for task in tasks:
-            state = {name: value.detach() for name, value in self.head(task).named_parameters()}
+            state = {name: value.detach() for name, value in self._whole_head(task).items()}
+            if self.global_rank:
+                continue
             with write_folder(root / HEADS / task, overwrite=True) as folder:
                 save_state(folder, state, {"class_names": json.dumps(self.class_names[task])})
 

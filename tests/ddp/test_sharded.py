@@ -1,4 +1,4 @@
-"""Adapters trained over frozen weights that are split over two processes: those of ``ddp``, on half of the weights."""
+"""Training with weights that are split over two processes: what ``ddp`` gives, on half of the weights."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import multiprocessing
 from torch.distributed.tensor import DTensor
+from transformers import ViTConfig, ViTModel
 
 WORLD_SIZE, STEPS = 2, 4
 FIT = [
@@ -22,19 +23,27 @@ FIT = [
 ]  # fmt: skip
 CLIP = ["--data.tasks", "[digits, signs]"]
 T5 = ["--model", "T5Module", "--data", "TextTasks", "--data.tasks", "[sentiment]"]
+VIT = ["--model", "ViTModule", "--model.backbone"]
 KINDS = {
     "lora": [*CLIP, "--model.method", "lora", "--model.dropout", "0.1", "--trainer.gradient_clip_val", "0.1"],
     "l_lora": [*CLIP, "--model.method", "l_lora"],
     "t5": [*T5, "--model.method", "lora"],
+    "full": [*CLIP, "--model.method", "full", "--trainer.gradient_clip_val", "0.1"],
+    "vit full": [*CLIP, "--model.method", "full", "--trainer.precision", "bf16-mixed", *VIT],
+    "t5 full": [*T5, "--model.method", "full", "--trainer.accumulate_grad_batches", "2"],
 }
 
 
 def note_shares(module: Any, folder: Path) -> None:
-    """Write how much of the layers' frozen weights this process holds between two steps."""
-    split = {name: value for name, value in module.base_model.named_parameters() if isinstance(value, DTensor)}
+    """Write how much of what is split this process holds between two steps, and what is trained and whole."""
+    split = {name: value for name, value in module.named_parameters() if isinstance(value, DTensor)}
+    for optimizer in module.trainer.optimizers:
+        for number, state in enumerate(optimizer.state.values()):
+            split |= {f"{key} {number}": value for key, value in state.items() if isinstance(value, DTensor)}
     held = sum(value.to_local().numel() for value in split.values())
     of = sum(value.numel() for value in split.values())
-    shares = {"held": held, "of": of, "adapters split": [name for name in split if "lora_" in name]}
+    whole = [name for name, value in module.named_parameters() if value.requires_grad and name not in split]
+    shares = {"held": held, "of": of, "split": sorted(split), "trained whole": whole}
     (folder / f"shares-{module.global_rank}.json").write_text(json.dumps(shares))
 
 
@@ -58,6 +67,15 @@ def worker(rank: int, port: int, folder: Path, options: list[str], fails_at: int
     assert code == 0
 
 
+@pytest.fixture
+def vit(tmp_path: Path) -> str:
+    """A folder with a small ViT, whose heads are trained too."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 34, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ViTModel(ViTConfig(**sizes, image_size=32, patch_size=8)).save_pretrained(tmp_path / "vit")
+    return str(tmp_path / "vit")
+
+
 def run(folder: Path, options: list[str], fails_at: int | None = None) -> list[int]:
     folder.mkdir(exist_ok=True)
     with socket.socket() as probe:
@@ -74,33 +92,48 @@ def run(folder: Path, options: list[str], fails_at: int | None = None) -> list[i
 
 
 def trained(folder: Path) -> dict[str, torch.Tensor]:
-    """What the run's adapters hold, by file and name.
+    """What the run's adapters, fine-tuned weights and heads hold, by file and name.
 
     But for T5's queries over answers of one token: attention has no choice there, and AdamW makes steps of rounding.
     """
-    files = sorted(folder.rglob("adapters/*/adapter_model.safetensors"))
+    files = sorted((folder / "run").rglob("*.safetensors"))
     assert files
     found = {f"{path.relative_to(folder)} {key}": value for path in files for key, value in load_file(path).items()}
     return {key: value for key, value in found.items() if not ("decoder" in key and "SelfAttention.q" in key)}
 
 
+def moments(folder: Path) -> list[dict[str, torch.Tensor]]:
+    """AdamW's states in the run's checkpoint: they tell the gradients' size, which the updates do not."""
+    (file,) = (folder / "run").rglob("last.ckpt")
+    (state,) = torch.load(file, weights_only=True)["optimizer_states"]
+    return list(state["state"].values())
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_split_weights_train_the_same_adapters(tmp_path: Path, kind: str) -> None:
+def test_split_weights_train_the_same(tmp_path: Path, kind: str, vit: str) -> None:
+    options = KINDS[kind] + ([vit] if kind.startswith("vit") else [])
     for strategy in ("ddp", "fsdp"):
-        assert run(tmp_path / strategy, [*KINDS[kind], "--trainer.strategy", strategy]) == [0, 0]
+        assert run(tmp_path / strategy, [*options, "--trainer.strategy", strategy]) == [0, 0]
     torch.testing.assert_close(trained(tmp_path / "fsdp"), trained(tmp_path / "ddp"), rtol=1e-4, atol=1e-6)
-    own = [json.loads(path.read_text()) for path in sorted(tmp_path.rglob("adapters/*/fusionlab.json"))]
-    assert len({record["base_hash"] for record in own}) == 1
+    torch.testing.assert_close(moments(tmp_path / "fsdp"), moments(tmp_path / "ddp"), rtol=1e-3, atol=1e-7)
+    own = [json.loads(path.read_text()) for path in sorted(tmp_path.rglob("fusionlab.json"))]
+    assert len({record.get("base_hash") for record in own}) == 1
+    held = 0
     for rank in range(WORLD_SIZE):
         shares = json.loads((tmp_path / "fsdp" / f"shares-{rank}.json").read_text())
-        assert shares["held"] * WORLD_SIZE == shares["of"] > 0
-        assert shares["adapters split"] == []
+        assert 0.45 * shares["of"] < shares["held"] < 0.55 * shares["of"]
+        assert not [name for name in shares["split"] if "lora_" in name]
+        assert (not shares["trained whole"]) == ("full" in kind)
+        assert ("exp_avg 0" in shares["split"]) == ("full" in kind)
         assert json.loads((tmp_path / "ddp" / f"shares-{rank}.json").read_text())["of"] == 0
+        held += shares["held"]
+    assert held == shares["of"]
 
 
-def test_a_fault_and_a_restart_change_nothing(tmp_path: Path) -> None:
-    options = [*KINDS["lora"], "--trainer.strategy", "fsdp"]
-    assert 0 not in run(tmp_path / "broken", options, fails_at=3)
-    assert run(tmp_path / "broken", options) == [0, 0]
-    assert run(tmp_path / "whole", options) == [0, 0]
+@pytest.mark.parametrize(("kind", "then"), [("lora", "fsdp"), ("full", "fsdp"), ("full", "ddp")])
+def test_a_fault_and_a_restart_change_nothing(tmp_path: Path, kind: str, then: str) -> None:
+    options = [*KINDS[kind], "--trainer.strategy"]
+    assert 0 not in run(tmp_path / "broken", [*options, "fsdp"], fails_at=3)
+    assert run(tmp_path / "broken", [*options, then]) == [0, 0]
+    assert run(tmp_path / "whole", [*options, "fsdp"]) == [0, 0]
     torch.testing.assert_close(trained(tmp_path / "broken"), trained(tmp_path / "whole"), rtol=1e-4, atol=1e-6)

@@ -424,10 +424,10 @@ CASES: dict[str, tuple[Build | None, list[str], str]] = {
         ["fit", "--trainer.strategy", "fsdp"],
         r"trainer\.strategy 'fsdp' only trains, .*: give --train_only and leave trainer\.limit_val_batches at 0",
     ),
-    "splitting what is trained": (
+    "splitting a linearized network": (
         None,
-        ["fit", "--trainer.strategy", "fsdp", "--train_only", "--trainer.max_steps", "1", "--model.method", "full"],
-        r"trainer\.strategy 'fsdp' cannot work with method 'full': .*; use ddp, or method lora or l_lora",
+        ["fit", "--trainer.strategy", "fsdp", "--train_only", "--trainer.max_steps", "1", "--model.method", "tangent"],
+        r"trainer\.strategy 'fsdp' cannot work with method 'tangent', .*; use ddp, or method lora, l_lora or full",
     ),
     "scoring split weights": (
         None,
