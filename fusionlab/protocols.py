@@ -61,6 +61,8 @@ class Summary:
 def measure(score: Score, denominators: Denominators) -> dict[str, float]:
     """The criteria of one fused model: ``abs``, or the mean of per-task ratios; over fused tasks or over all.
 
+    Ratios over tasks of which one has a single-task score that is zero or negative do not exist, and are left out.
+
     Example:
         >>> known = Denominators(("a", "b"), own={"a": 0.5, "b": 1.0})
         >>> measure(Score(("a",), (), {"a": 0.4, "b": 0.2}), known)
@@ -71,6 +73,8 @@ def measure(score: Score, denominators: Denominators) -> dict[str, float]:
         if name == "full" and single is None:
             continue
         for part, tasks in (("sub", score.fused_tasks), ("all", denominators.tasks)):
+            if single is not None and min(single[task] for task in tasks) <= 0:
+                continue
             shares = [score.values.get(task, 0.0) / (1.0 if single is None else single[task]) for task in tasks]
             found[f"{name}_{part}"] = math.fsum(shares) / len(shares)
     return found

@@ -28,8 +28,8 @@ def normalize(rows: Sequence[Row], full: dict[tuple[str, str], float] | None = N
         full: values of full fine-tuning by (task, metric); each row is then given a second time under ``full``.
 
     Returns:
-        The rows with ``denominator`` and ``normalized``; None where there is no denominator, it is zero, or the row
-        is a count.
+        The rows with ``denominator`` and ``normalized``; None where there is no denominator, it is not positive, or
+        the row is a count.
     """
     own = {
         (row["task"], row["metric"]): row["value"]
@@ -45,8 +45,12 @@ def normalize(rows: Sequence[Row], full: dict[tuple[str, str], float] | None = N
 
 
 def _share(row: Row, values: dict[tuple[str, str], float]) -> float | None:
-    denominator = None if row["metric"] in COUNTS else values.get((row["task"], row["metric"]))
-    return row["value"] / denominator if denominator else None
+    return share(row["value"], None if row["metric"] in COUNTS else values.get((row["task"], row["metric"])))
+
+
+def share(value: float, single: float | None) -> float | None:
+    """A score over the single-task score; None where that is unknown or not positive, which has no shares."""
+    return value / single if single is not None and single > 0 else None
 
 
 def single_task_values(run: Path) -> dict[tuple[str, str], float]:

@@ -12,7 +12,7 @@ from typing import Any
 from fusionlab.evaluation import ROW_FIELDS, Row
 from fusionlab.files import write_text
 from fusionlab.protocols import Denominators, Score, measure
-from fusionlab.reporting import single_task_values
+from fusionlab.reporting import share, single_task_values
 from fusionlab.rules import TaskArithmetic, from_config, to_config
 from fusionlab.search import Search
 from fusionlab.search import to_config as search_config
@@ -46,7 +46,7 @@ def write_sweep(sweep: Sweep) -> Path:
         },
         "summary": summary,
         "coefficient_curves": _curves(sweep, records),
-        "costs": _costs(records),
+        "costs": _costs(sweep, records),
         "fits": [
             {"method": record["method"], "seed": record["seed"], **record["cost"]}
             for record in every
@@ -124,14 +124,14 @@ def _chosen(
 def share_of_all(rows: Iterable[Mapping[str, Any]], single: Mapping[str, float]) -> float:
     """The published criterion, ``own_all``: the mean over the tasks of the share of their single-task score.
 
-    Tasks whose single-task score is zero have no share and do not count; where none has one, the mean score.
+    Tasks whose single-task score is not positive have no share and do not count; where none has one, the mean score.
 
     Example:
         >>> share_of_all([{"task": "a", "value": 0.4}, {"task": "b", "value": 0.3}], {"a": 0.8, "b": 0.0})
         0.5
     """
     values = {row["task"]: row["value"] for row in rows}
-    known = {task: single[task] for task in values if single.get(task)} or dict.fromkeys(values, 1.0)
+    known = {task: single[task] for task in values if single.get(task, 0.0) > 0} or dict.fromkeys(values, 1.0)
     return math.fsum(values[task] / known[task] for task in known) / len(known)
 
 
@@ -181,10 +181,7 @@ def _summaries(
     """One line per method, rule and number of tasks: means, and spreads over subsets and over seeds."""
     measured: dict[tuple[str, str, int], dict[int, list[dict[str, float]]]] = {}
     for source in sweep.sources:
-        own = {task: value for task, value in singles[source.name].items() if value}
-        if set(own) != set(sweep.tasks):
-            continue  # a single-task score of zero has no shares
-        known = Denominators(sweep.tasks, own, full.get(source.name))
+        known = Denominators(sweep.tasks, singles[source.name], full.get(source.name))
         for point in chosen[source.name]:
             key = (source.method, point["rule"], len(point["fused_tasks"]))
             measured.setdefault(key, {}).setdefault(source.seed, []).append(measure(_score(point), known))
@@ -234,10 +231,16 @@ def _curves(sweep: Sweep, records: Iterable[dict[str, Any]]) -> list[dict[str, A
     return curves
 
 
-def _costs(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Per method, rule and number of tasks: seconds, seconds of fusing and passes in all, and peak memory."""
+def _costs(sweep: Sweep, records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Per method, rule and number of tasks: seconds, seconds of fusing and passes in all, and peak memory.
+
+    What a search cost is told by its record, the points that it scored on validation included.
+    """
     found: dict[tuple[str, str, int], list[dict[str, float]]] = {}
     for record in records:
+        searched = isinstance(sweep.rules[record["rule"]], Search) and record["kind"] == "point"
+        if searched and record["split"] == "validation":
+            continue
         key = (record["method"], record["rule"], len(record["fused_tasks"]))
         found.setdefault(key, []).append(record["cost"])
     return [
@@ -297,7 +300,7 @@ def _rows(
                 "fused_tasks": record["fused_tasks"],
                 "scaling_coefficients": record["scaling_coefficients"],
                 "denominator": name,
-                "normalized": row["value"] / single if single else None,
+                "normalized": share(row["value"], single),
             }
             rows.append({**{field: fields.get(field) for field in ROW_FIELDS}, "protocol": protocol})
     return rows

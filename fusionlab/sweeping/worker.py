@@ -202,6 +202,8 @@ class RunWorker:
     def _search_record(
         self, rule_name: str, subset: tuple[str, ...], search: Search, found: Found, seconds: float
     ) -> dict[str, Any]:
+        of_all = found.num_samples / sum(len(splits["validation"]) for splits in self.bench.data.splits.values())
+        passes = found.passes * of_all  # over all tasks' data, as points count them
         return {
             "schema": SCHEMA,
             "kind": "search",
@@ -215,7 +217,7 @@ class RunWorker:
             "num_samples": found.num_samples,
             "num_labels": found.num_labels,
             "passes": found.passes,
-            "cost": {"seconds": seconds, "peak_bytes": peak_bytes()},
+            "cost": {"seconds": seconds, "passes": passes, "peak_bytes": peak_bytes()},
         } | self._space
 
     def _identity(self, point: Point) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from fusionlab import protocols
 from fusionlab.errors import InputError
 from fusionlab.protocols import Denominators, Score
 from fusionlab.published import published_summaries
+from fusionlab.reporting import share
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
 COLUMNS = {"abs_sub": "abs_sub", "abs_all": "abs_all7", "own_sub": "norm_own_sub", "own_all": "norm_own_all7",
@@ -63,6 +64,15 @@ def test_best_of_each_subset_and_best_of_all() -> None:
     assert set(one.candidates.values()) == {(1.0,)}  # 1.5 is not common
     assert one.mean["own_sub"] == pytest.approx(((0.7 + 0.6) / 2 + (0.1 + 0.5) / 2) / 2)
     assert one.num_common == 2
+
+
+@pytest.mark.parametrize("single", [0.0, -0.5])
+def test_a_single_task_score_that_is_not_positive_has_no_shares(single: float) -> None:
+    known = Denominators(("a", "b", "c"), {"a": 1.0, "b": 0.5, "c": single}, {"a": 1.0, "b": single, "c": 1.0})
+    found = protocols.measure(SCORES[0], known)
+    assert found == {"abs_sub": 0.5, "abs_all": pytest.approx(1 / 3), "own_sub": pytest.approx((0.4 + 1.2) / 2)}
+    assert share(0.3, single) is None
+    assert share(-0.3, 0.5) == pytest.approx(-0.6)
 
 
 def test_a_candidate_that_a_subset_lacks_has_no_summary() -> None:

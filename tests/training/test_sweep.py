@@ -229,6 +229,20 @@ def test_results_are_of_this_recipe_not_of_an_earlier_one_in_the_same_ledger(swe
         assert len(of) == len(set(of))
 
 
+def test_a_search_costs_what_it_tells_and_what_it_found_costs(swept: Path) -> None:
+    records = [json.loads(path.read_text()) for path in (swept / "ledger" / "points").rglob("*.json")]
+    costs = json.loads((swept / "sweep.json").read_text())["costs"]
+    for rule in ("multiplier", "lorahub"):
+        (line,) = (each for each in costs if (each["method"], each["rule"], each["num_tasks"]) == ("lora", rule, 3))
+        own = [r for r in records if (r.get("rule"), r["method"]) == (rule, "lora") and r["fused_tasks"] == TASKS]
+        (searched,) = (record for record in own if record["kind"] == "search")
+        (tested,) = (record for record in own if record["kind"] == "point" and record["split"] == "test")
+        assert line["points"] == 2
+        assert line["seconds"] == pytest.approx(searched["cost"]["seconds"] + tested["cost"]["seconds"])
+        assert line["passes"] == pytest.approx(searched["cost"]["passes"] + tested["cost"]["passes"])
+    assert searched["cost"]["passes"] == pytest.approx(3 * 8 * 3 / 120)  # 3 evaluations on 8 of each task's 40 samples
+
+
 def released(folder: Path) -> Path:
     """Two models' worth of files as arXiv 2310.04742 released them: two subsets of two tasks, two coefficients."""
     model = folder / "raw" / "tiny"
