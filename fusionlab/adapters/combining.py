@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fusionlab.adapters.factors import Adapter, Factors
+from fusionlab.adapters.factors import Adapter, Factors, hash_initial
 from fusionlab.adapters.fused_attention import stored_name
 from fusionlab.adapters.starts import initial_lora_a
 from fusionlab.errors import InputError, did_you_mean, name_list
@@ -202,19 +202,25 @@ def _all_equal(tensors: list[Tensor]) -> bool:
 
 
 def _starts(task: str, adapter: Adapter) -> dict[str, Tensor]:
-    """A₀ of every module: as kept, the frozen A itself, or drawn again from the seed."""
-    starts = {}
+    """A₀ of every module: as kept, the frozen A itself, or drawn again from the seed and held against the hash."""
+    starts, drawn = {}, False
     for module, factors in adapter.factors.items():
         if factors.lora_a0 is not None:
             starts[module] = factors.lora_a0
         elif adapter.method != "lora":
             starts[module] = factors.lora_a
         elif adapter.seed is not None:
-            starts[module] = initial_lora_a(module, factors.rank, factors.shape[1], adapter.seed)
+            starts[module], drawn = initial_lora_a(module, factors.rank, factors.shape[1], adapter.seed), True
         else:
             raise InputError(
                 f"factor space needs the A₀ that {task!r} started from, and the adapter does not say it. " + INSTEAD
             )
+    initial = {module: (start, adapter.factors[module].lora_b0) for module, start in starts.items()}
+    if drawn and adapter.a0_hash and hash_initial(initial) != adapter.a0_hash:
+        raise InputError(
+            f"factor space needs the A₀ that {task!r} started from; what its seed {adapter.seed} gives is another one "
+            f"(hashes {hash_initial(initial)[:12]} and {adapter.a0_hash[:12]}). {INSTEAD}"
+        )
     return starts
 
 

@@ -7,14 +7,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fusionlab.adapters import (
     Adapter,
     Factors,
     combine,
     combine_factors,
+    extract,
     hash_initial,
+    inject,
     inner_product,
     merge_adapter,
     truncate,
@@ -173,6 +175,21 @@ def test_factor_space_refuses_unequal_or_unknown_starts() -> None:
         combine_factors({"x": make(0)}, {"*": {"x": 1}})
     with pytest.raises(InputError, match=r"one rank and scaling; 'x', 'y' differ at encoder\.q_proj"):
         combine_factors({"x": make(0, start="a0"), "y": make(1, start="a0", alpha=9)}, {"*": {"x": 1, "y": 1}})
+
+
+@pytest.mark.parametrize(("init", "known"), [("default", True), ("gaussian", False)])
+def test_a_start_is_drawn_again_only_where_it_gives_the_same(init: str, known: bool) -> None:
+    """PEFT's gaussian A₀ leaves B₀ at zero, so that the adapter keeps only its hash."""
+    model = nn.ModuleDict({"q_proj": nn.Linear(6, 4)})
+    inject(model, ["x"], method="lora", rank=2, lora_alpha=4, target_modules=["q_proj"], seed=3, init=init)
+    adapter = extract(model, "x")
+    factors = {name: replace(each, lora_a0=None) for name, each in adapter.factors.items()}
+    stored = {"x": replace(adapter, factors=factors)}
+    if known:
+        assert combine_factors(stored, {"*": {"x": 1.0}}).space == "factor"
+    else:
+        with pytest.raises(InputError, match="what its seed 3 gives is another one"):
+            combine_factors(stored, {"*": {"x": 1.0}})
 
 
 def test_tangent_lora_is_combined_with_its_own_kind_only() -> None:
