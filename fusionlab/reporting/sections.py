@@ -108,7 +108,7 @@ def _what(sweep: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> str:
     seeds = max(line["num_seeds"] for line in lines)
     return (
         f"Backbone {sweep['backbone']}; tasks {', '.join(sweep['tasks'])}; {seeds} seed{'s' * (seeds > 1)}. Means over "
-        f"task subsets and seeds; the spread is the standard deviation over subsets."
+        f"task subsets and seeds; ± is the standard deviation over subsets, where there are several."
     )
 
 
@@ -116,7 +116,9 @@ def _summary_table(lines: Sequence[Mapping[str, Any]], criterion: str, caption: 
     sizes = sorted({line["num_tasks"] for line in lines})
     cells: dict[tuple[str, str], dict[int, str]] = {}
     for line in lines:
-        shown = f"{line['mean'][criterion]:.3f} ± {line['std_over_subsets'][criterion]:.3f}"
+        shown = f"{line['mean'][criterion]:.3f}"
+        if line["num_subsets"] > 1:
+            shown += f" ± {line['std_over_subsets'][criterion]:.3f}"
         if line["num_seeds"] > 1:
             shown += f" (seeds ± {line['std_over_seeds'][criterion]:.3f})"
         cells.setdefault((line["method"], line["rule"]), {})[line["num_tasks"]] = shown

@@ -211,7 +211,9 @@ def test_report_of_a_sweep_and_its_run(swept: Path, tmp_path: Path) -> None:
     assert "<script" not in page
     assert page.count("<svg") == text.count("![") == len(list((tmp_path / "report" / "plots").glob("*.png")))
     line = next(x for x in json.loads((swept / "sweep.json").read_text())["summary"] if x["rule"] == "ties")
-    assert f"{line['mean']['own_sub']:.3f} ± {line['std_over_subsets']['own_sub']:.3f}" in text
+    assert f"| {line['mean']['own_sub']:.3f} ± {line['std_over_subsets']['own_sub']:.3f} | " in text
+    rest = [re.search(r"\| lora, ties \|.*\| (\S+) \|$", part, re.MULTILINE) for part in text.split("(strict):")[1:]]
+    assert all(found and float(found[1]) >= 0 for found in rest)  # all three tasks are one subset: it has no spread
 
 
 def test_results_are_of_this_recipe_not_of_an_earlier_one_in_the_same_ledger(swept: Path, tmp_path: Path) -> None:
