@@ -16,7 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from fusionlab import adapters as adapter_io
 from fusionlab import reporting, rules, search
 from fusionlab.callbacks.progress import FusionProgressBar
-from fusionlab.candidates import score_linear_sums, sums_are_linear
+from fusionlab.candidates import linear_tasks, score_linear_sums
 from fusionlab.diagnostics import Diagnostics, tasks_without_classes, write_diagnostics
 from fusionlab.errors import InputError
 from fusionlab.evaluation import Row, evaluate, primary_rows, rank_and_world_size
@@ -131,12 +131,17 @@ class FusionCallback(Callback):
 
         what = f"choosing the coefficient of {name}"
 
+        summed = () if rule.by_name else linear_tasks(score.module, tasks, finetuned)
+        rest = [task for task in tasks if task not in summed]
+
         def mean_scores(candidates: Sequence[rules.TaskArithmetic]) -> list[float]:
-            if not rule.by_name and sums_are_linear(score.module, tasks, finetuned):
-                found = score.linear_sums(what, finetuned, [candidate.scaling_coefficient for candidate in candidates])
-            else:
-                models = (fuse_weights(candidate, base, finetuned).weights for candidate in candidates)
-                found = [score(what, weights, tasks, "validation") for weights in models]
+            found: list[list[Row]] = [[] for _ in candidates]
+            if summed:
+                values = [candidate.scaling_coefficient for candidate in candidates]
+                found = score.linear_sums(what, finetuned, values, summed)
+            if rest:
+                for rows, candidate in zip(found, candidates, strict=True):
+                    rows += score(what, fuse_weights(candidate, base, finetuned).weights, rest, "validation")
             chosen = [primary_rows(rows) for rows in found]
             return [sum(row["value"] for row in rows) / len(rows) for rows in chosen]
 
@@ -169,11 +174,15 @@ class _Scorer:
         with self.module.use(weights), self._line(what, tasks, split) as advance:
             return evaluate(self.module, self.data, tasks, split, on_batch=advance, **labels)
 
-    def linear_sums(self, what: str, finetuned: Mapping[str, Any], coefficients: Sequence[Any]) -> list[list[Row]]:
+    def linear_sums(
+        self, what: str, finetuned: Mapping[str, Any], coefficients: Sequence[Any], tasks: Sequence[str]
+    ) -> list[list[Row]]:
         """Rows on validation of the sum of all task vectors with each of the coefficients, from one pass over them."""
-        sums = [dict.fromkeys(finetuned, value) for value in coefficients]
-        with self._line(what, list(finetuned), "validation") as advance:
-            return score_linear_sums(self.module, self.data, finetuned, sums, "validation", on_batch=advance)
+        sums = {str(number): (dict.fromkeys(finetuned, value), tasks, {}) for number, value in enumerate(coefficients)}
+        with self._line(what, list(tasks), "validation") as advance:
+            return [
+                *score_linear_sums(self.module, self.data, finetuned, sums, "validation", on_batch=advance).values()
+            ]
 
     def _line(self, what: str, tasks: list[str], split: str) -> Any:
         if not isinstance(self.progress, FusionProgressBar):

@@ -2,14 +2,22 @@
 
 from fusionlab.candidates.finetuned import Finetuned, Fused
 from fusionlab.candidates.scoring import Candidate, score_candidates
-from fusionlab.candidates.tangents import TangentOutputs, score_linear_sums, sums_are_linear
+from fusionlab.candidates.tangents import (
+    LinearSums,
+    TangentOutputs,
+    linear_tasks,
+    score_linear_sums,
+    tangent_shortcut,
+)
 
 __all__ = [
     "Candidate",
     "Finetuned",
     "Fused",
+    "LinearSums",
     "TangentOutputs",
+    "linear_tasks",
     "score_candidates",
     "score_linear_sums",
-    "sums_are_linear",
+    "tangent_shortcut",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ from fusionlab.linearize import autocast_dtype, tangent_outputs
 from fusionlab.metrics import lowest_argmax
 from fusionlab.weights import Weights, is_linearized
 
+Sum: TypeAlias = tuple[Mapping[str, float], Sequence[str], Mapping[str, Any]]
+"""A weighted sum of task vectors to score: λ by task, the tasks to score it on, and fields of its rows."""
 LOGITS_AT_ONCE = 1 << 24  # elements of candidates x samples x classes in flight
 
 
@@ -32,22 +34,18 @@ class TangentOutputs:
     def __init__(self, module: Any, data: Any, finetuned: Finetuned) -> None:
         self._module, self._data, self._finetuned = module, data, finetuned
         self._known: dict[tuple[str, str], tuple[Tensor, Tensor, Tensor]] = {}
+        self.tasks = tuple(data.tasks)
         self.passes = 0.0
-
-    @staticmethod
-    def applies(module: Any, finetuned: Finetuned) -> bool:
-        """Whether the shortcut is exact here: linearized weights and heads on features."""
-        return finetuned.is_linearized and bool(getattr(module, "heads", None))
 
     @torch.no_grad()
     def score(
         self,
-        candidates: Mapping[str, tuple[Mapping[str, float], Sequence[str], Mapping[str, Any]]],
+        candidates: Mapping[str, Sum],
         split: str,
         *,
         on_batch: Callable[[int], None] | None = None,
     ) -> dict[str, list[Row]]:
-        """Rows of fused models by name; each is given as (λ by task, tasks to score, labels).
+        """Rows of fused models by name.
 
         Args:
             candidates: by name.
@@ -108,10 +106,11 @@ class TangentOutputs:
         return torch.cat(parts, dim=1), torch.cat(labels), torch.cat(masks)
 
 
-def sums_are_linear(module: Any, tasks: Iterable[str], finetuned: Mapping[str, Weights]) -> bool:
-    """Whether weighted sums act linearly on what is scored: linearized weights, and answers that are not generated."""
-    linearized = all(is_linearized(weights) for weights in finetuned.values())
-    return linearized and all(set(module.metrics(task)) == {"accuracy"} for task in tasks)
+def linear_tasks(module: Any, tasks: Iterable[str], finetuned: Mapping[str, Weights]) -> tuple[str, ...]:
+    """The tasks on which weighted sums act linearly: of linearized weights, those whose answers are not generated."""
+    if not all(is_linearized(weights) for weights in finetuned.values()):
+        return ()
+    return tuple(task for task in tasks if set(module.metrics(task)) == {"accuracy"})
 
 
 @torch.no_grad()
@@ -119,40 +118,71 @@ def score_linear_sums(
     module: Any,
     data: Any,
     finetuned: Mapping[str, Weights],
-    sums: Sequence[Mapping[str, float]],
+    candidates: Mapping[str, Sum],
     split: str,
     *,
     on_batch: Callable[[], None] | None = None,
-) -> list[list[Row]]:
+) -> dict[str, list[Row]]:
     """The rows that :func:`fusionlab.evaluate` would give for each Σ λ_t τ_t, all from one pass per task vector.
 
-    To float rounding; on all ranks together. Only where :func:`sums_are_linear`.
+    To float rounding; on all ranks together. Only for :func:`linear_tasks`.
 
     Args:
         module: a prepared module, with or without adapters of its own.
         data: a data module that is set up.
         finetuned: linearized, by task.
-        sums: λ by task, one mapping for each fused model.
+        candidates: by name.
         split: ``validation`` or ``test``.
         on_batch: called after each batch of this rank.
     """
     rank, world_size = rank_and_world_size()
     outputs = module.linear_outputs(finetuned)
-    rows: list[list[Row]] = [[] for _ in sums]
+    rows: dict[str, list[Row]] = {name: [] for name in candidates}
     with evaluating(module):
         for task in data.tasks:
-            metrics = [module.metrics(task) for _ in sums]
-            for batch in data.eval_batches(task, split, rank=rank, world_size=world_size):
+            metrics = {name: module.metrics(task) for name, (_, tasks, _) in candidates.items() if task in tasks}
+            for batch in data.eval_batches(task, split, rank=rank, world_size=world_size) if metrics else ():
                 outputs.forget()
                 batch = to_device(batch, module.device)
-                for coefficients, counted in zip(sums, metrics, strict=True):
-                    with module.use(outputs.at(coefficients)):
+                for name, counted in metrics.items():
+                    with module.use(outputs.at(candidates[name][0])):
                         module.score(task, batch, counted)
                 if on_batch is not None:
                     on_batch()
-            for found, counted in zip(rows, metrics, strict=True):
-                found += rows_of(task, split, counted, data.splits[task][split], {})
+            for name, counted in metrics.items():
+                rows[name] += rows_of(task, split, counted, data.splits[task][split], dict(candidates[name][2]))
     return rows
+
+
+class LinearSums:
+    """Fused tangent models scored together where there are no heads on features, batch by batch.
+
+    What :class:`TangentOutputs` keeps is too much to keep here, such as the logits of a vocabulary: each call passes
+    over the data again, once per task vector, for all candidates that it is given.
+
+    Args:
+        module: a prepared module, without adapters of its own.
+        data: a data module that is set up.
+        finetuned: linearized task vectors.
+    """
+
+    def __init__(self, module: Any, data: Any, finetuned: Finetuned) -> None:
+        self._module, self._data, self._finetuned = module, data, finetuned
+        self.tasks = linear_tasks(module, data.tasks, finetuned.weights)
+        self.passes = 0.0
+
+    def score(self, candidates: Mapping[str, Sum], split: str) -> dict[str, list[Row]]:
+        """Rows of fused models by name, as :func:`score_linear_sums` gives them."""
+        scored = {task for _, tasks, _ in candidates.values() for task in tasks}
+        self.passes += len(scored) * len(self._finetuned.tasks)  # the base comes with the first task vector
+        return score_linear_sums(self._module, self._data, self._finetuned.weights, candidates, split)
+
+
+def tangent_shortcut(module: Any, data: Any, finetuned: Finetuned) -> TangentOutputs | LinearSums | None:
+    """What scores weighted sums of these models together, on its ``tasks``; None where they are not linearized."""
+    if not finetuned.is_linearized:
+        return None
+    return (TangentOutputs if getattr(module, "heads", None) else LinearSums)(module, data, finetuned)
 
 
 def _predictions(lambdas: Tensor, parts: Tensor) -> Tensor:

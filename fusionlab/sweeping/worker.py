@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusionlab.candidates import Candidate, Finetuned, Fused, TangentOutputs, score_candidates
+from fusionlab.candidates import Candidate, Finetuned, Fused, score_candidates, tangent_shortcut
 from fusionlab.evaluation import primary_rows, to_device
 from fusionlab.linearize import LinearizedState
 from fusionlab.rules import Rule, to_config
@@ -68,8 +68,7 @@ class RunWorker:
         self.hashes = {task: finetuned.hash(task) for task in finetuned.tasks}
         self._space = {} if finetuned.space == "delta_weight" else {"space": finetuned.space}
         self._scores: dict[tuple[Any, ...], dict[str, Any]] = {}
-        shortcut = TangentOutputs.applies(bench.module, finetuned)
-        self._tangents = TangentOutputs(bench.module, bench.data, finetuned) if shortcut else None
+        self._tangents = tangent_shortcut(bench.module, bench.data, finetuned)
 
     def score(self, points: Sequence[Point]) -> list[dict[str, float]]:
         """Each point's value by scored task, from the ledger or computed."""
@@ -121,8 +120,8 @@ class RunWorker:
         size = max(1, min(CANDIDATES_AT_ONCE, BYTES_AT_ONCE // max(1, self._nbytes(first))))
         chosen: list[str] = []
         models: set[tuple[Any, ...]] = set()
-        for key, (plan, _) in waiting.items():
-            if not self._by_shortcut(plan):
+        for key, (plan, point) in waiting.items():
+            if set(point.scored) - set(self._by_shortcut(plan)):
                 models.add(plan.signature)
             if len(models) > size:
                 break
@@ -141,8 +140,9 @@ class RunWorker:
             total += sum(tensor.nbytes for tensor in tensors)
         return total
 
-    def _by_shortcut(self, plan: Fused) -> bool:
-        return self._tangents is not None and plan.by_task is not None
+    def _by_shortcut(self, plan: Fused) -> tuple[str, ...]:
+        """The tasks on which the model is scored together with others of its kind."""
+        return () if self._tangents is None or plan.by_task is None else self._tangents.tasks
 
     def _score_models(self, plans: Mapping[str, Fused], points: Mapping[str, Point], split: str) -> dict[str, float]:
         """Fill ``_scores`` for every (split, model, task) that the points need; equal models are scored once.
@@ -150,31 +150,29 @@ class RunWorker:
         Returns:
             the cost in all: seconds, seconds of them that fusing took, and passes of a model over the tasks' data.
         """
-        started, fusing, passes = time.monotonic(), 0.0, 0.0
+        started = time.monotonic()
         needed: dict[tuple[Any, ...], tuple[Fused, list[str]]] = {}
         for key, plan in plans.items():
             tasks = needed.setdefault(plan.signature, (plan, []))[1]
             known = self._scores.setdefault((split, plan.signature), {})
             tasks += [task for task in points[key].scored if task not in known and task not in tasks]
-        needed = {signature: each for signature, each in needed.items() if each[1]}
-        direct = {s: each for s, each in needed.items() if not self._by_shortcut(each[0])}
-        short = {s: each for s, each in needed.items() if s not in direct}
         names = {str(number): signature for number, signature in enumerate(needed)}
-        rows: dict[str, list[dict[str, Any]]] = {}
+        short, direct = {}, {}
+        for name, (plan, tasks) in zip(names, needed.values(), strict=True):
+            together = [task for task in tasks if task in self._by_shortcut(plan)]
+            apart = tuple(task for task in tasks if task not in together)
+            if together:
+                short[name] = (plan.by_task or {}, together, {})
+            if apart:
+                direct[name] = Candidate(self.finetuned.make(plan), apart, {})
+        fusing = time.monotonic() - started
+        rows = score_candidates(self.bench.module, self.bench.data, direct, split) if direct else {}
+        passes = sum(len(each.tasks) for each in direct.values()) / len(self.finetuned.tasks)
         if self._tangents is not None and short:
-            chosen = {name: (short[s][0].by_task or {}, short[s][1], {}) for name, s in names.items() if s in short}
             before = self._tangents.passes
-            rows |= self._tangents.score(chosen, split)
+            for name, found in self._tangents.score(short, split).items():
+                rows[name] = rows.get(name, []) + found
             passes += (self._tangents.passes - before) / len(self.finetuned.tasks)
-        if direct:
-            candidates = {
-                name: Candidate(self.finetuned.make(direct[s][0]), tuple(direct[s][1]), {})
-                for name, s in names.items()
-                if s in direct
-            }
-            fusing = time.monotonic() - started
-            rows |= score_candidates(self.bench.module, self.bench.data, candidates, split)
-            passes += sum(len(each.tasks) for each in candidates.values()) / len(self.finetuned.tasks)
         for name, found in rows.items():
             for row in primary_rows(found):
                 self._scores[split, names[name]][row["task"]] = row

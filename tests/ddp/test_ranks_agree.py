@@ -21,7 +21,7 @@ from torch import multiprocessing
 import fusionlab
 from fusionlab.adapters import Adapter, base_state
 from fusionlab.callbacks import FusionCallback
-from fusionlab.candidates import score_linear_sums, sums_are_linear
+from fusionlab.candidates import linear_tasks, score_linear_sums
 from fusionlab.data.images import ImageSplit
 from fusionlab.data.text import TextTasks
 from fusionlab.diagnostics import Diagnostics, cosines, gram_matrix, norm_shares
@@ -155,8 +155,8 @@ def diagnosed(method: str) -> dict[str, Any]:
     assert plane is not None
     shares = norm_shares(base, finetuned)
     found = {"cosines": cosines(gram_matrix(base, finetuned)), "shares": shares, **dataclasses.asdict(plane)}
-    if sums_are_linear(module, TASKS, finetuned):
-        sums = [dict.fromkeys(TASKS, value) for value in (0.0, 0.5, 1.0)]
+    if linear := linear_tasks(module, TASKS, finetuned):
+        sums = {str(value): (dict.fromkeys(TASKS, value), linear, {}) for value in (0.0, 0.5, 1.0)}
         found["sums"] = score_linear_sums(module, data, finetuned, sums, "validation")
     return found
 

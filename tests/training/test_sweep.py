@@ -12,6 +12,7 @@ import yaml
 from fusionlab import protocols
 from fusionlab.__main__ import main
 from fusionlab.backbones import ASSETS
+from fusionlab.candidates import TangentOutputs
 from fusionlab.commandline import parse
 from fusionlab.errors import InputError
 from fusionlab.protocols import Denominators, Score
@@ -144,7 +145,7 @@ def test_a_finished_point_is_never_computed_again(swept: Path, monkeypatch: pyte
         raise AssertionError("computed again")
 
     monkeypatch.setattr(worker, "score_candidates", fail)
-    monkeypatch.setattr(worker.TangentOutputs, "score", fail)
+    monkeypatch.setattr(TangentOutputs, "score", fail)
     assert sweep(swept) == 0
     assert before == {path: path.stat().st_mtime_ns for path in (swept / "ledger" / "points").rglob("*.json")}
     assert (swept / "sweep.json").read_bytes() == summary

@@ -13,9 +13,10 @@ from fusionlab.candidates import (
     Candidate,
     Finetuned,
     TangentOutputs,
+    linear_tasks,
     score_candidates,
     score_linear_sums,
-    sums_are_linear,
+    tangent_shortcut,
 )
 from fusionlab.fused import fuse_weights
 
@@ -92,8 +93,9 @@ def test_frozen_work_is_done_once_a_batch(prepared: tuple[Any, Any]) -> None:
 def test_tangent_shortcut_is_the_forward_pass(prepared: tuple[Any, Any]) -> None:
     module, data = prepared
     finetuned = finetuned_of("tangent_lora", module)
-    assert TangentOutputs.applies(module, finetuned)
-    shortcut = TangentOutputs(module, data, finetuned)
+    shortcut = tangent_shortcut(module, data, finetuned)
+    assert isinstance(shortcut, TangentOutputs)
+    assert tangent_shortcut(module, data, finetuned_of("lora", module)) is None
     points = [(value, tasks) for value in (0.3, 1.0) for tasks in (TASKS, TASKS[:2])]
     plans = {str(point): finetuned.plan(rules.TaskArithmetic(point[0]), point[1]) for point in points}
     together = shortcut.score({name: (plan.by_task, TASKS, {}) for name, plan in plans.items()}, "test")
@@ -116,17 +118,17 @@ def test_tangent_shortcut_is_the_forward_pass(prepared: tuple[Any, Any]) -> None
 def test_sums_of_tangents_score_as_each_by_itself(method: str, prepared: tuple[Any, Any]) -> None:
     module, data = prepared
     finetuned = finetuned_of(method, module)
-    assert sums_are_linear(module, TASKS, finetuned.weights)
-    assert not sums_are_linear(module, TASKS, finetuned_of("lora", module).weights)
+    assert linear_tasks(module, TASKS, finetuned.weights) == tuple(TASKS)
+    assert linear_tasks(module, TASKS, finetuned_of("lora", module).weights) == ()
     values, calls = (0.0, 0.1, 0.4, 1.0), []
     original = module.backbone.image_features
     module.backbone.image_features = lambda images: calls.append(1) or original(images)
-    sums = [dict.fromkeys(TASKS, value) for value in values]
+    sums = {str(value): (dict.fromkeys(TASKS, value), TASKS, {}) for value in values}
     together = score_linear_sums(module, data, finetuned.weights, sums, "validation")
     batches = sum(data.num_eval_batches(task, "validation") for task in TASKS)
     assert len(calls) == batches * len(TASKS)  # the base comes with the first task vector
     scores = set()
-    for value, rows in zip(values, together, strict=True):
+    for value, rows in zip(values, together.values(), strict=True):
         weights = fuse_weights(rules.TaskArithmetic(value), finetuned.base, finetuned.weights).weights
         with module.use(weights):
             expected = fusionlab.evaluate(module, data, TASKS, "validation")

@@ -11,10 +11,13 @@ import fusionlab
 from fusionlab.__main__ import main
 from fusionlab.adapters import combine, load_adapter
 from fusionlab.backbones import ASSETS
-from fusionlab.candidates import TangentOutputs
+from fusionlab.candidates import score_candidates
 from fusionlab.commandline import parse
+from fusionlab.rules import TaskArithmetic
+from fusionlab.sweeping import worker
 from fusionlab.sweeping.command import SWITCHES
 from fusionlab.sweeping.execute import Sweep
+from fusionlab.sweeping.ledger import Ledger
 from fusionlab.sweeping.recipe import SweepRecipe
 from fusionlab.sweeping.results import share_of_all
 
@@ -117,7 +120,6 @@ def test_every_coefficient_is_the_fused_adapter_by_itself(swept: Path, method: s
     [source] = [each for each in sweep.sources if each.method == method]
     finetuned, module = sweep.finetuned(source), sweep.bench.module
     assert finetuned.is_linearized is (method == "tangent_lora")
-    assert not TangentOutputs.applies(module, finetuned)  # T5 has no heads: its tangent models are run
     adapters = {task: load_adapter(swept / "runs" / source.name / "adapters" / task) for task in TASKS}
     scores = set()
     for rule in ("task_arithmetic", "lorahub"):
@@ -129,6 +131,29 @@ def test_every_coefficient_is_the_fused_adapter_by_itself(swept: Path, method: s
             assert values_of(rows) == values_of(point["values"]), point["rule_config"]
             scores.add(tuple(values_of(rows).values()))
     assert len(scores) > 2
+
+
+def test_tangent_models_are_scored_together_but_where_answers_are_generated(
+    swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = Sweep(parse(SweepRecipe, ["--config", str(swept.with_suffix(".yaml"))], "sweep", SWITCHES))
+    [source] = [each for each in sweep.sources if each.method == "tangent_lora"]
+    apart: list[str] = []
+
+    def score_apart(module: Any, data: Any, candidates: dict[str, Any], split: str) -> Any:
+        apart.extend(task for each in candidates.values() for task in each.tasks)
+        return score_candidates(module, data, candidates, split)
+
+    monkeypatch.setattr(worker, "score_candidates", score_apart)
+    fresh = worker.RunWorker(source, sweep.finetuned(source), sweep.bench, Ledger(tmp_path / "ledger", 60))
+    values = (0.1, 0.4, 0.7)
+    points = [worker.Point("by hand", TaskArithmetic(value), tuple(TASKS), "test", tuple(TASKS)) for value in values]
+    found = fresh.score(points)
+    assert apart == ["similarity"] * len(values)
+    assert len({tuple(each.values()) for each in found}) > 1
+    records = list(fresh.ledger.records())
+    # a pass of each of three task vectors over two of three tasks for all, one of each model over the third
+    assert sum(record["cost"]["passes"] for record in records) == pytest.approx((3 * 2 + len(values)) / 3)
 
 
 def test_published_choice_where_a_single_task_score_is_zero() -> None:
