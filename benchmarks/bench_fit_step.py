@@ -138,7 +138,7 @@ class BareLoop:
         while len(self.order[task]) < self.batch_size:
             self.order[task] = torch.cat([self.order[task], torch.randperm(len(self.labels[task]))])
         index, self.order[task] = self.order[task].tensor_split([self.batch_size])
-        return self.images[task][index], self.labels[task][index]
+        return self.images[task].index_select(0, index), self.labels[task][index]  # rows whole: faster than indexing
 
     def step(self, given: dict[str, dict[str, Tensor]] | None = None) -> Tensor:
         """One update of every task; returns the summed loss."""
