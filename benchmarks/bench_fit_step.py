@@ -107,7 +107,7 @@ class BareLoop:
         self.heads = {task: head.clone() for task, head in module.heads.items()}
         self.logit_scale = module.backbone.logit_scale.detach().clone()
         splits = {task: data.splits[task]["train"] for task in self.tasks}
-        self.images = {task: torch.from_numpy(split.images[split.rows.numpy()]) for task, split in splits.items()}
+        self.images = {task: split.images[split.rows.numpy()] for task, split in splits.items()}
         self.labels = {task: split.labels for task, split in splits.items()}
         self.order = {task: torch.empty(0, dtype=torch.int64) for task in self.tasks}
         tower = Tower(start).to(self.device).requires_grad_(False).train()
@@ -138,7 +138,8 @@ class BareLoop:
         while len(self.order[task]) < self.batch_size:
             self.order[task] = torch.cat([self.order[task], torch.randperm(len(self.labels[task]))])
         index, self.order[task] = self.order[task].tensor_split([self.batch_size])
-        return self.images[task].index_select(0, index), self.labels[task][index]  # rows whole: faster than indexing
+        images = torch.from_numpy(self.images[task][index.numpy()])  # numpy copies whole rows: faster than torch here
+        return images, self.labels[task][index]
 
     def step(self, given: dict[str, dict[str, Tensor]] | None = None) -> Tensor:
         """One update of every task; returns the summed loss."""
