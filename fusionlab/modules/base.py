@@ -30,6 +30,7 @@ from fusionlab.modules.applying import (
     plain,
     task_vector_on_backbone,
 )
+from fusionlab.modules.stepping import WithGradients, seed_device
 from fusionlab.optimization import lr_multiplier
 from fusionlab.samplers import derive_seed
 from fusionlab.weights import Weights
@@ -263,17 +264,18 @@ class FusionModule(LightningModule, ABC):
         """One micro-batch of every task; returns the summed loss, with the gradients already computed per task."""
         losses, parameters, gradients = {}, [], []
         for task, part in batch.items():
-            torch.manual_seed(derive_seed(self.seed, "dropout", task, self._batches_before, self.global_rank))
+            seed_device(derive_seed(self.seed, "dropout", task, self._batches_before, self.global_rank), self.device)
             self.activate(task)
             loss = self.loss(task, part)
-            gradients += torch.autograd.grad(loss, self.task_parameters[task])
+            gradients.append(torch.autograd.grad(loss, self.task_parameters[task]))
+            torch.clear_autocast_cache()  # this task's weights in half precision, which no other task uses
             parameters += self.task_parameters[task]
             losses[task] = loss.detach()
         losses = mean_over_ranks(losses)
-        self._check_finite(losses)
         self.log_dict({f"train/{task}/loss": loss for task, loss in losses.items()}, batch_size=1)
+        self._check_finite(losses)  # waits for the device, so after all else that the host can do
         total = torch.stack(list(losses.values())).sum()
-        return _WithGradients.apply(total, gradients, *parameters)
+        return WithGradients.apply(total, gradients, *parameters)
 
     @property
     def _batches_before(self) -> int:
@@ -306,6 +308,11 @@ class FusionModule(LightningModule, ABC):
             lambda step: lr_multiplier(step, self.num_warmup_steps, total_steps, self.lr_schedule),
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Update, and drop the gradients, which would lie beside those of the next step until its backward."""
+        super().optimizer_step(*args, **kwargs)
+        self.optimizers(use_pl_optimizer=False).zero_grad()
 
     def configure_gradient_clipping(
         self,
@@ -372,20 +379,3 @@ class FusionModule(LightningModule, ABC):
         labels = {"model": "pretrained"} if loaded is None else loaded.labels
         with self.use(None if loaded is None else loaded.weights):
             return evaluate(self, self.trainer.datamodule, None, split, **{"seed": self.seed} | labels)
-
-
-class _WithGradients(torch.autograd.Function):
-    """Identity on a scalar whose backward hands out gradients that are computed already.
-
-    The distributed wrapper then sees one backward over all tasks' parameters, each ready exactly once, although every
-    task's graph was freed before the next task's forward.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, gradients: list[Tensor], *parameters: Tensor) -> Tensor:
-        ctx.gradients = gradients
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
-        return None, None, *torch._foreach_mul(ctx.gradients, upstream)
