@@ -195,9 +195,10 @@ def refuse_checkpointing(module: nn.Module) -> None:
     Raises:
         InputError: gradient checkpointing is on.
     """
-    for name, part in module.named_modules():
-        if any(getattr(part, flag, False) is True for flag in _CHECKPOINTING):
-            raise InputError(_CHECKPOINTED.format(name or type(module).__name__))
+    recomputing = [part for part in module.modules() if any(vars(part).get(flag) is True for flag in _CHECKPOINTING)]
+    if recomputing:
+        name = next(name for name, part in module.named_modules() if part is recomputing[0])
+        raise InputError(_CHECKPOINTED.format(name or type(module).__name__))
 
 
 def _no_rule(module: nn.Module, error: BaseException) -> str:

@@ -282,7 +282,7 @@ def test_diagnostics_are_identical_on_any_number_of_processes(results: dict[int,
     for found in expected.values():
         assert 0 < sum(found["disentanglement"].values()) / len(found["disentanglement"]) < 2
         assert len({str(values) for values in found["loss"].values()}) == 9
-    assert [len(rows) for rows in expected["tangent_lora"]["sums"]] == [len(TASKS)] * 3
+    assert [len(rows) for rows in expected["tangent_lora"]["sums"].values()] == [len(TASKS)] * 3
     assert all(of["diagnostics"] == expected for found in results.values() for of in found)
 
 
