@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -226,6 +226,15 @@ class FusionModule(LightningModule, ABC):
             kind = "adapters" if isinstance(weights, Adapter) else "finetuned"
             row = {"model": "finetuned", "finetuned_on": task, "method": self.method}
             save_finetuned(root / kind / task, weights, self.backbone, row, self.adapted_base_hash)
+
+    def read_run(self, folders: Sequence[Path], tasks: Mapping[str, Any]) -> str:
+        """Put in what a finished run trained beside what is fused, such as heads; returns its hash, empty for nothing.
+
+        Args:
+            folders: of the run, several where each holds other tasks.
+            tasks: of the data.
+        """
+        return ""
 
     @contextmanager
     def use(self, weights: str | Weights | Application | None) -> Iterator[None]:

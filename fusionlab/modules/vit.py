@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -12,6 +12,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fusionlab.adapters import hash_initial
 from fusionlab.adapters.injection import adapter_name
 from fusionlab.backbones import TimmBackbone, ViTBackbone, load_backbone
 from fusionlab.checkpoints import save_state, write_folder
@@ -87,8 +88,9 @@ class ViTModule(ImageClassifier):
         """
         super().setup(stage)
         if stage != "fit":
+            folder = self._heads_folder()
             for name, task in self.trainer.datamodule.tasks.items():
-                self._read_head(name, task.class_names)
+                self._read_head(folder, name, task.class_names)
 
     def add_adapters(self, tasks: list[str]) -> None:
         """Make what is trained for each task, its head included.
@@ -113,9 +115,11 @@ class ViTModule(ImageClassifier):
         return list(head.parameters())
 
     def prepare_tasks(self, tasks: Mapping[str, Any]) -> None:
-        """Fill the heads that are still zero by the class means of pretrained features, on this device."""
+        """Fill the heads that are missing or zero by the class means of pretrained features, on this device."""
         for name, task in tasks.items():
             self.class_names[name] = task.class_names
+            if adapter_name(name) not in self.classifiers:
+                self.add_head(name, len(task.class_names))
             if not self._whole_head(name)["weight"].any():
                 self._fill_head(name, self.trainer.datamodule.splits[name]["train"])
 
@@ -160,13 +164,25 @@ class ViTModule(ImageClassifier):
             with write_folder(root / HEADS / task, overwrite=True) as folder:
                 save_state(folder, state, {"class_names": json.dumps(self.class_names[task])})
 
-    def _read_head(self, task: str, class_names: tuple[str, ...]) -> None:
+    def read_run(self, folders: Sequence[Path], tasks: Mapping[str, Any]) -> str:
+        """Put the heads in that a run trained; returns their hash.
+
+        Raises:
+            InputError: there is none for one of the tasks, or it is for other classes.
+        """
+        for name, task in tasks.items():
+            having = [folder / HEADS for folder in folders if (folder / HEADS / name).is_dir()]
+            self._read_head((having or [folders[0] / HEADS])[0], name, task.class_names)
+        return hash_initial({name: (self.head(name).weight, self.head(name).bias) for name in tasks})[:16]
+
+    def _heads_folder(self) -> Path:
         if self.heads_folder is not None:
-            folder = Path(self.heads_folder).expanduser()
-        elif self.weights is not None:
-            folder = Path(self.weights).expanduser().resolve().parents[1] / HEADS
-        else:
-            raise InputError("a ViT needs heads to be scored: give --model.heads, the heads folder of a run")
+            return Path(self.heads_folder).expanduser()
+        if self.weights is not None:
+            return Path(self.weights).expanduser().resolve().parents[1] / HEADS
+        raise InputError("a ViT needs heads to be scored: give --model.heads, the heads folder of a run")
+
+    def _read_head(self, folder: Path, task: str, class_names: tuple[str, ...]) -> None:
         file = folder / task / "model.safetensors"
         if not file.is_file():
             known = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []

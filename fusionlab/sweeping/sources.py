@@ -163,6 +163,7 @@ def workbench(config: Mapping[str, Any]) -> Workbench:
     source = data_class(**data.get("init_args", {}))
     source.trainer = attached
     source.setup()
+    attached.datamodule = source  # type: ignore[attr-defined]
     module.prepare_tasks(source.tasks)
     return Workbench(module.eval(), source, point_hash(module.base_model))
 

@@ -67,6 +67,8 @@ class RunWorker:
         self.source, self.finetuned, self.bench, self.ledger, self.advance = source, finetuned, bench, ledger, advance
         self.hashes = {task: finetuned.hash(task) for task in finetuned.tasks}
         self._space = {} if finetuned.space == "delta_weight" else {"space": finetuned.space}
+        beside = bench.module.read_run(source.folders, bench.data.tasks)
+        self._beside = {"beside": beside} if beside else {}
         self._scores: dict[tuple[Any, ...], dict[str, Any]] = {}
         self._tangents = tangent_shortcut(bench.module, bench.data, finetuned)
 
@@ -223,15 +225,19 @@ class RunWorker:
         return common | {"rule_name": point.rule_name, "rule": plain(to_config(point.rule))}
 
     def _common(self, subset: Sequence[str], split: str, scored: Sequence[str]) -> dict[str, Any]:
-        return {
-            "schema": SCHEMA,
-            "run": [self.source.method, self.source.seed],
-            "base": self.bench.base_hash,
-            "finetuned": [[task, self.hashes[task]] for task in subset],
-            "split": split,
-            "data": {task: self.bench.data.splits[task][split].data_version for task in scored},
-            "eval_batch_size": self.bench.data.eval_batch_size,
-        } | self._space
+        return (
+            {
+                "schema": SCHEMA,
+                "run": [self.source.method, self.source.seed],
+                "base": self.bench.base_hash,
+                "finetuned": [[task, self.hashes[task]] for task in subset],
+                "split": split,
+                "data": {task: self.bench.data.splits[task][split].data_version for task in scored},
+                "eval_batch_size": self.bench.data.eval_batch_size,
+            }
+            | self._space
+            | self._beside
+        )
 
 
 class SubsetProblem:
