@@ -11,6 +11,8 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from fusionlab.errors import InputError
+
 CRITERIA = ("abs_sub", "abs_all", "own_sub", "own_all", "full_sub", "full_all")
 Candidate = tuple[float | None, ...]
 
@@ -83,7 +85,7 @@ def measure(score: Score, denominators: Denominators) -> dict[str, float]:
 def per_subset_best(scores: Sequence[Score], denominators: Denominators, criterion: str) -> Summary:
     """Each subset takes its own best candidate; the first of equals."""
     chosen = {
-        tasks: max(found, key=lambda score: measure(score, denominators)[criterion])
+        tasks: max(found, key=lambda score: _measured(score, denominators, criterion))
         for tasks, found in by_subset(scores).items()
     }
     return summarize(chosen, denominators, len(_common(_by_candidate(scores))))
@@ -94,7 +96,7 @@ def common_best(scores: Sequence[Score], denominators: Denominators, criterion: 
     found = _by_candidate(scores)
     common = _common(found)
     means = {
-        candidate: math.fsum(measure(of_subset[candidate], denominators)[criterion] for of_subset in found.values())
+        candidate: math.fsum(_measured(of_subset[candidate], denominators, criterion) for of_subset in found.values())
         for candidate in common
     }
     if not common:
@@ -113,9 +115,11 @@ def fixed(scores: Sequence[Score], denominators: Denominators, candidate: Candid
 
 
 def summarize(chosen: Mapping[tuple[str, ...], Score], denominators: Denominators, num_common: int = 1) -> Summary:
-    """Mean and spread over subsets of the one score that counts in each."""
+    """Mean and spread over subsets of the one score that counts in each, by the criteria that all of them have."""
     measured = [measure(score, denominators) for score in chosen.values()]
-    columns = {name: [found[name] for found in measured] for name in measured[0]}
+    columns = {
+        name: [found[name] for found in measured] for name in measured[0] if all(name in found for found in measured)
+    }
     return Summary(
         len(chosen),
         {name: math.fsum(column) / len(column) for name, column in columns.items()},
@@ -136,6 +140,16 @@ def by_subset(scores: Iterable[Score]) -> dict[tuple[str, ...], list[Score]]:
 def rounded(candidate: Candidate) -> Candidate:
     """To four decimals."""
     return tuple(None if value is None else round(value, 4) for value in candidate)
+
+
+def _measured(score: Score, denominators: Denominators, criterion: str) -> float:
+    found = measure(score, denominators)
+    if criterion not in found:
+        raise InputError(
+            f"{criterion} does not exist for the tasks {', '.join(score.fused_tasks)}: a single-task score is zero or "
+            f"negative, and has no shares; choose by abs_sub or abs_all"
+        )
+    return found[criterion]
 
 
 def _by_candidate(scores: Iterable[Score]) -> dict[tuple[str, ...], dict[Candidate, Score]]:

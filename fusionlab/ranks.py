@@ -14,6 +14,7 @@ from typing import Any
 from lightning.pytorch.strategies import DDPStrategy
 from torch import distributed
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from fusionlab.errors import InputError
@@ -25,9 +26,7 @@ _meeting_place: list[distributed.Store] = []
 SHARDED = "fsdp"
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false", "SingleDeviceStrategy", "DDPStrategy", "RollCallDDP")
 _SHARDED_METHODS = ("lora", "l_lora", "full")
-_OTHER_SHARDS = (
-    "it splits what is trained, which is small and formed task by task on whole parameters; use ddp, or fsdp to train"
-)
+_OTHER_SHARDS = "it splits the network's own parameters, where tasks put in theirs; use ddp, or fsdp to train"
 _REASONS = {
     "fsdp": "its options are those of another wrapper; use the plain name fsdp",
     "model_parallel": _OTHER_SHARDS,
@@ -159,12 +158,15 @@ class ShardedDDP(RollCallDDP):
             shard_frozen(self._module.base_model, self.mesh)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """The module's state, whole."""
-        return whole_on_cpu(super().lightning_module_state_dict())
+        """What is trained, whole, and all else that is; of split frozen weights, which no checkpoint keeps, nothing."""
+        trained = {name for name, value in self._module.named_parameters() if value.requires_grad}
+        state = super().lightning_module_state_dict()
+        kept = {name: value for name, value in state.items() if name in trained or not isinstance(value, DTensor)}
+        return whole_on_cpu(kept, keep=self.is_global_zero)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """The optimizer's state, whole."""
-        return whole_on_cpu(super().optimizer_state(optimizer))
+        return whole_on_cpu(super().optimizer_state(optimizer), keep=self.is_global_zero)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Take this process's shares of a whole state."""
@@ -177,10 +179,22 @@ class ShardedDDP(RollCallDDP):
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             shares = {
-                number: {name: split_like(value, parameters[number]) for name, value in of.items()}
+                number: {
+                    name: value if name == "step" else split_like(value, parameters[number])
+                    for name, value in of.items()
+                }
                 for number, of in state["state"].items()
             }
             optimizer.load_state_dict({**state, "state": shares})
+
+    def teardown(self) -> None:
+        """Leave split weights where they are: they are gathered after this, which NCCL cannot do on a CPU."""
+        assert self.cluster_environment is not None
+        assert self.accelerator is not None
+        self.model = self.lightning_module
+        self.cluster_environment.teardown()
+        self.precision_plugin.teardown()
+        self.accelerator.teardown()
 
     @property
     def _module(self) -> Any:

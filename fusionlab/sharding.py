@@ -1,7 +1,8 @@
 """Weights split over the processes while they train.
 
-Beside adapters the frozen weights are split, and a device holds one layer whole at a time. In full fine-tuning each
-task's own copy is split, with its gradients and the optimizer's state, and a device holds one task's copy whole.
+Beside adapters the frozen weights are split, and a device holds one layer whole at a time. In full fine-tuning the
+base is whole, and what is trained is split: each task's copy, its gradient after its turn, and the optimizer's state.
+While a task has its turn, a device holds that task's copy and gradient whole.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
@@ -56,9 +58,9 @@ def repeated_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def split(value: Tensor, mesh: DeviceMesh) -> DTensor:
-    """This process's share of a tensor that every process has: some of its rows. A scalar stays whole."""
+    """This process's share of a tensor that every process has: a copy of some of its rows. A scalar stays whole."""
     placement: Placement = Shard(0) if value.ndim else Replicate()
-    return distribute_tensor(value, mesh, [placement], src_data_rank=None)
+    return distribute_tensor(value if value.ndim else value.clone(), mesh, [placement], src_data_rank=None)
 
 
 def gathered(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -77,9 +79,19 @@ def _gathered(value: DTensor) -> Tensor:
     return whole
 
 
-def whole_on_cpu(tree: Any) -> Any:
-    """A state with every split tensor whole, and on the CPU; all processes must call it."""
-    return tree_map_only(DTensor, lambda value: value.detach().full_tensor().cpu(), tree)
+def whole_on_cpu(tree: Any, *, keep: bool) -> Any:
+    """A state with every split tensor whole, and on the CPU; all processes must call it, and one need keep it.
+
+    Args:
+        tree: the state.
+        keep: whether this process is the one; the others get empty tensors.
+    """
+
+    def whole(value: DTensor) -> Tensor:
+        gathered = value.detach().full_tensor()
+        return gathered.cpu() if keep else torch.empty(0)
+
+    return tree_map_only(DTensor, whole, tree)
 
 
 def split_like(value: Tensor, like: Tensor) -> Tensor:

@@ -162,7 +162,8 @@ class FullRank(nn.Module):
 
     def weights(self, task: str) -> State | LinearizedState:
         """The task's weights by the base's names; where they are split, all processes must ask."""
-        state = {name: value.detach().cpu().clone() for name, value in gathered(self._trained(task)).items()}
+        own = self._trained(task)
+        state = {name: gathered({name: own[name].detach()})[name].cpu().clone() for name in own}  # one at a time
         return LinearizedState(state) if self.method == "tangent" else state
 
     def _copy(self, value: Tensor) -> Tensor:

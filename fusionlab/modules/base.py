@@ -220,12 +220,14 @@ class FusionModule(LightningModule, ABC):
         All processes call it, as split weights are gathered; the first one writes.
         """
         for task in tasks:
-            weights = self.finetuned(task)
-            if self.global_rank:
-                continue
-            kind = "adapters" if isinstance(weights, Adapter) else "finetuned"
-            row = {"model": "finetuned", "finetuned_on": task, "method": self.method}
-            save_finetuned(root / kind / task, weights, self.backbone, row, self.adapted_base_hash)
+            self._export(root, task, self.finetuned(task))
+
+    def _export(self, root: Path, task: str, weights: Weights) -> None:
+        if self.global_rank:
+            return
+        kind = "adapters" if isinstance(weights, Adapter) else "finetuned"
+        row = {"model": "finetuned", "finetuned_on": task, "method": self.method}
+        save_finetuned(root / kind / task, weights, self.backbone, row, self.adapted_base_hash)
 
     def read_run(self, folders: Sequence[Path], tasks: Mapping[str, Any]) -> str:
         """Put in what a finished run trained beside what is fused, such as heads; returns its hash, empty for nothing.

@@ -242,7 +242,8 @@ def _costs(sweep: Sweep, records: Iterable[dict[str, Any]]) -> list[dict[str, An
         if searched and record["split"] == "validation":
             continue
         key = (record["method"], record["rule"], len(record["fused_tasks"]))
-        found.setdefault(key, []).append(record["cost"])
+        nominal = record.get("passes", 0.0) * len(record["fused_tasks"]) / len(sweep.tasks)  # of older records
+        found.setdefault(key, []).append({"passes": nominal, **record["cost"]})
     return [
         {"method": method, "rule": rule, "num_tasks": size, "points": len(costs)}
         | {name: math.fsum(cost.get(name, 0.0) for cost in costs) for name in ("seconds", "fuse_seconds", "passes")}

@@ -70,6 +70,7 @@ class RunWorker:
         beside = bench.module.read_run(source.folders, bench.data.tasks)
         self._beside = {"beside": beside} if beside else {}
         self._scores: dict[tuple[Any, ...], dict[str, Any]] = {}
+        self._spent = {"fuse_seconds": 0.0, "passes": 0.0}
         self._tangents = tangent_shortcut(bench.module, bench.data, finetuned)
 
     def score(self, points: Sequence[Point]) -> list[dict[str, float]]:
@@ -94,9 +95,12 @@ class RunWorker:
             key = key_of(identity | {"rule_name": rule_name})
             self.ledger.put(key, {**record, "key": key, "rule": rule_name})
         elif record is None:
-            started = time.monotonic()
+            started, before = time.monotonic(), dict(self._spent)
             found = search.search(problem)
-            self.ledger.put(key, self._search_record(rule_name, subset, search, found, time.monotonic() - started))
+            cost = {name: value - before[name] for name, value in self._spent.items()}  # of the points that it scored
+            cost["passes"] += problem.samples_run / problem.num_samples_of_all
+            cost |= {"seconds": time.monotonic() - started, "peak_bytes": peak_bytes()}
+            self.ledger.put(key, self._search_record(rule_name, subset, search, found, cost))
             record = self.ledger.get(key)
         assert record is not None
         self.advance(1)
@@ -109,6 +113,7 @@ class RunWorker:
         while waiting:
             chunk = self._next_chunk({key: (plans[key], waiting[key]) for key in waiting})
             cost = self._score_models({key: plans[key] for key in chunk}, points, split)
+            self._spent = {name: value + cost[name] for name, value in self._spent.items()}
             shared = {name: value / len(chunk) for name, value in cost.items()} | {"peak_bytes": peak_bytes()}
             for key in chunk:
                 recorded[key] = self._record(key, points[key], plans[key], shared)
@@ -200,10 +205,8 @@ class RunWorker:
         return record
 
     def _search_record(
-        self, rule_name: str, subset: tuple[str, ...], search: Search, found: Found, seconds: float
+        self, rule_name: str, subset: tuple[str, ...], search: Search, found: Found, cost: dict[str, float]
     ) -> dict[str, Any]:
-        of_all = found.num_samples / sum(len(splits["validation"]) for splits in self.bench.data.splits.values())
-        passes = found.passes * of_all  # over all tasks' data, as points count them
         return {
             "schema": SCHEMA,
             "kind": "search",
@@ -217,7 +220,7 @@ class RunWorker:
             "num_samples": found.num_samples,
             "num_labels": found.num_labels,
             "passes": found.passes,
-            "cost": {"seconds": seconds, "passes": passes, "peak_bytes": peak_bytes()},
+            "cost": cost,
         } | self._space
 
     def _identity(self, point: Point) -> dict[str, Any]:
@@ -252,6 +255,7 @@ class SubsetProblem:
     def __init__(self, worker: RunWorker, rule_name: str, tasks: tuple[str, ...]) -> None:
         self._worker, self._rule_name, self.tasks = worker, rule_name, tasks
         self._module, self._data = worker.bench.module, worker.bench.data
+        self.samples_run = 0  # through a fused model, the points of the ledger apart
 
     def scores(self, rules: Sequence[Rule]) -> list[float]:
         """Mean validation score; each is a point of the ledger."""
@@ -265,7 +269,9 @@ class SubsetProblem:
         for rule in rules:
             weights = self._worker.finetuned.make(self._worker.finetuned.plan(rule, self.tasks))
             with self._module.evaluation_context(), self._module.use(weights):
-                losses = [self._module.loss(task, self._first(task, num_samples)).item() for task in self.tasks]
+                batches = {task: self._first(task, num_samples) for task in self.tasks}
+                losses = [self._module.loss(task, batch).item() for task, batch in batches.items()]
+            self.samples_run += sum(len(batch["index"]) for batch in batches.values())
             found.append(sum(losses) / len(losses))
         return found
 
@@ -285,6 +291,7 @@ class SubsetProblem:
 
     def logits(self, task: str, batch: dict[str, Any], task_vector: State) -> Tensor:
         """By the base plus the task vector, linearized where the fine-tuned models are."""
+        self.samples_run += len(batch["index"])
         base = self._worker.bench.base
         state = {name: base[name] + value for name, value in task_vector.items()}
         weights = LinearizedState(state) if self._worker.finetuned.is_linearized else state
@@ -296,6 +303,11 @@ class SubsetProblem:
     def num_samples(self, split: str = "validation") -> int:
         """Samples of the subset's tasks."""
         return sum(len(self._data.splits[task][split]) for task in self.tasks)
+
+    @property
+    def num_samples_of_all(self) -> int:
+        """Validation samples of all tasks, the subset's and the others: what a pass goes over."""
+        return sum(len(splits["validation"]) for splits in self._data.splits.values())
 
     def _first(self, task: str, num_samples: int) -> dict[str, Any]:
         split = self._data.splits[task]["validation"]

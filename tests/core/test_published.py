@@ -75,6 +75,15 @@ def test_a_single_task_score_that_is_not_positive_has_no_shares(single: float) -
     assert share(-0.3, 0.5) == pytest.approx(-0.6)
 
 
+def test_choosing_by_shares_that_do_not_exist() -> None:
+    known = Denominators(("a", "b", "c"), {"a": 1.0, "b": 0.5, "c": 0.0})
+    with pytest.raises(InputError, match=r"own_sub does not exist for the tasks a, c: .* choose by abs_sub"):
+        protocols.per_subset_best(SCORES, known, "own_sub")
+    found = protocols.fixed(SCORES, known, (0.5,))
+    assert set(found.mean) == {"abs_sub", "abs_all"}  # the one subset without c has own_sub, the other has not
+    assert set(protocols.fixed(SCORES[::-1], known, (0.5,)).mean) == set(found.mean)
+
+
 def test_a_candidate_that_a_subset_lacks_has_no_summary() -> None:
     assert protocols.fixed(SCORES, KNOWN, (1.5,)) is None
     assert protocols.fixed(SCORES, KNOWN, (0.50001,)).mean["abs_all"] == pytest.approx((1 / 3 + 0.5 / 3) / 2)

@@ -54,7 +54,14 @@ def worker(rank: int, port: int, folder: Path, options: list[str], fails_at: int
     from fusionlab.__main__ import main
     from fusionlab.modules.base import FusionModule
 
-    step = FusionModule.training_step
+    step, full_tensor, gathers = FusionModule.training_step, DTensor.full_tensor, []
+
+    def counted(value: DTensor) -> torch.Tensor:
+        gathers.append(value.numel())
+        return full_tensor(value)
+
+    def refused(self: Any) -> Any:
+        raise AssertionError("split weights must stay on their device: what is trained is gathered at the very end")
 
     def watched(self: Any, batch: Any, batch_idx: int) -> Any:
         note_shares(self, folder)
@@ -63,7 +70,11 @@ def worker(rank: int, port: int, folder: Path, options: list[str], fails_at: int
         return step(self, batch, batch_idx)
 
     FusionModule.training_step = watched  # type: ignore[method-assign]
+    DTensor.full_tensor = counted  # type: ignore[method-assign]
+    if "fsdp" in options:
+        FusionModule.cpu = refused  # type: ignore[method-assign]
     code = main([*FIT, *options, "--trainer.default_root_dir", str(folder / "run")])
+    (folder / f"gathers-{rank}.json").write_text(json.dumps(sum(gathers)))
     assert code == 0
 
 
@@ -127,6 +138,8 @@ def test_split_weights_train_the_same(tmp_path: Path, kind: str, vit: str) -> No
         assert ("exp_avg 0" in shares["split"]) == ("full" in kind)
         assert json.loads((tmp_path / "ddp" / f"shares-{rank}.json").read_text())["of"] == 0
         held += shares["held"]
+        gathered = json.loads((tmp_path / "fsdp" / f"gathers-{rank}.json").read_text())
+        assert (gathered > 0) == ("full" in kind)  # the frozen base is in no checkpoint: nor is it gathered for one
     assert held == shares["of"]
 
 
