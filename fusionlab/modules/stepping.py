@@ -30,7 +30,16 @@ class WithGradients(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
-        scaled: list[Tensor] = []
-        while ctx.gradients:  # one task's at a time lie there twice
-            scaled += torch._foreach_mul(ctx.gradients.pop(0), upstream)
-        return None, None, *scaled
+        gradients = [gradient for of_task in ctx.gradients for gradient in of_task]
+        ctx.gradients.clear()  # autograd takes over what nobody else refers to, and copies the rest
+        if all(type(gradient) is Tensor for gradient in gradients) and _own_their_storages(gradients):
+            torch._foreach_mul_(gradients, upstream)
+        else:  # a gradient that two parameters share, an expanded one, or a share of a split one
+            gradients = list(torch._foreach_mul(gradients, upstream))
+        return None, None, *gradients
+
+
+def _own_their_storages(tensors: Sequence[Tensor]) -> bool:
+    storages = [tensor.untyped_storage() for tensor in tensors]
+    filled = all(tensor.nbytes == storage.nbytes() for tensor, storage in zip(tensors, storages, strict=True))
+    return filled and len({storage.data_ptr() for storage in storages}) == len(storages)
