@@ -218,8 +218,8 @@ def _starts(task: str, adapter: Adapter) -> dict[str, Tensor]:
     initial = {module: (start, adapter.factors[module].lora_b0) for module, start in starts.items()}
     if drawn and adapter.a0_hash and hash_initial(initial) != adapter.a0_hash:
         raise InputError(
-            f"factor space needs the A₀ that {task!r} started from; what its seed {adapter.seed} gives is another one "
-            f"(hashes {hash_initial(initial)[:12]} and {adapter.a0_hash[:12]}). {INSTEAD}"
+            f"factor space needs the A₀ that {task!r} started from; what its seed {adapter.seed} gives is another one, "
+            f"or layers are missing (hashes {hash_initial(initial)[:12]} and {adapter.a0_hash[:12]}). {INSTEAD}"
         )
     return starts
 

@@ -37,6 +37,10 @@ class TangentOutputs:
         self.tasks = tuple(data.tasks)
         self.passes = 0.0
 
+    def pays(self, candidates: Mapping[str, Sum]) -> bool:
+        """Always: what is computed is kept."""
+        return True
+
     @torch.no_grad()
     def score(
         self,
@@ -136,7 +140,7 @@ def score_linear_sums(
         on_batch: called after each batch of this rank.
     """
     rank, world_size = rank_and_world_size()
-    outputs = module.linear_outputs(finetuned)
+    outputs = module.linear_outputs({task: finetuned[task] for task in _acting(candidates) or list(finetuned)[:1]})
     rows: dict[str, list[Row]] = {name: [] for name in candidates}
     with evaluating(module):
         for task in data.tasks:
@@ -154,11 +158,18 @@ def score_linear_sums(
     return rows
 
 
+def _acting(candidates: Mapping[str, Sum]) -> list[str]:
+    """The tasks whose vectors have a coefficient that is not zero, in order."""
+    return list(
+        dict.fromkeys(task for by_task, _, _ in candidates.values() for task, value in by_task.items() if value)
+    )
+
+
 class LinearSums:
     """Fused tangent models scored together where there are no heads on features, batch by batch.
 
-    What :class:`TangentOutputs` keeps is too much to keep here, such as the logits of a vocabulary: each call passes
-    over the data again, once per task vector, for all candidates that it is given.
+    Outputs may be large, such as the logits of a vocabulary, so they are not kept: each call passes over the data
+    again, once per task vector that has a coefficient, for all candidates that it is given.
 
     Args:
         module: a prepared module, without adapters of its own.
@@ -171,15 +182,22 @@ class LinearSums:
         self.tasks = linear_tasks(module, data.tasks, finetuned.weights)
         self.passes = 0.0
 
+    def pays(self, candidates: Mapping[str, Sum]) -> bool:
+        """Whether one pass per task vector costs no more than one per candidate."""
+        return len(_acting(candidates)) <= len(candidates)
+
     def score(self, candidates: Mapping[str, Sum], split: str) -> dict[str, list[Row]]:
         """Rows of fused models by name, as :func:`score_linear_sums` gives them."""
         scored = {task for _, tasks, _ in candidates.values() for task in tasks}
-        self.passes += len(scored) * len(self._finetuned.tasks)  # the base comes with the first task vector
+        self.passes += len(scored) * max(1, len(_acting(candidates)))  # the base comes with the first task vector
         return score_linear_sums(self._module, self._data, self._finetuned.weights, candidates, split)
 
 
 def tangent_shortcut(module: Any, data: Any, finetuned: Finetuned) -> TangentOutputs | LinearSums | None:
-    """What scores weighted sums of these models together, on its ``tasks``; None where they are not linearized."""
+    """What scores weighted sums of these models together, on its ``tasks``; None where they are not linearized.
+
+    It holds all task vectors on the module's device while it scores.
+    """
     if not finetuned.is_linearized:
         return None
     return (TangentOutputs if getattr(module, "heads", None) else LinearSums)(module, data, finetuned)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fusionlab import adapters
 from fusionlab.adapters import Adapter, Factors
 from fusionlab.adapters.injection import adapter_name
-from fusionlab.errors import InputError, did_you_mean
+from fusionlab.errors import InputError, did_you_mean, name_list
 from fusionlab.linearize import (
     LinearizedState,
     autocast_dtype,
@@ -133,7 +133,13 @@ class LinearOutputs:
 
     def __init__(self, backbone: nn.Module, task_vectors: Mapping[str, Mapping[str, Tensor]]) -> None:
         own = dict(backbone.named_parameters())
-        names = dict.fromkeys(name for task_vector in task_vectors.values() for name in task_vector)
+        every = dict.fromkeys(name for task_vector in task_vectors.values() for name in task_vector)
+        moved = [
+            name for name in every if any(vector[name].any() for vector in task_vectors.values() if name in vector)
+        ]
+        if buffers := [name for name in moved if name not in own]:
+            raise InputError(f"a linearized model moves parameters only, and the weights change {name_list(buffers)}")
+        names = moved or [name for name in every if name in own]
         self.backbone, self.point = backbone, {name: own[name].detach() for name in names}
         self.task_vectors = {
             task: {name: task_vector.get(name, torch.zeros_like(self.point[name])) for name in names}
@@ -156,7 +162,7 @@ class LinearOutputs:
                 self.known.append(tangent_outputs(call, self.backbone, self.point, self.task_vectors, dtype=dtype))
             base, outputs = self.known[position]
             position += 1
-            return base + sum(value * outputs[task] for task, value in coefficients.items())
+            return base + sum(value * outputs[task] for task, value in coefficients.items() if value)
 
         return application
 

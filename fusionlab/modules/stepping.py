@@ -19,6 +19,7 @@ def seed_device(seed: int, device: torch.device) -> None:
 class WithGradients(torch.autograd.Function):
     """Identity on a scalar whose backward hands out gradients that are computed already.
 
+    They are scaled where they lie, so that a custom autograd Function must not return what it saved as a gradient.
     The distributed wrapper then sees one backward over all tasks' parameters, each ready exactly once, although every
     task's graph was freed before the next task's forward.
     """
@@ -32,7 +33,9 @@ class WithGradients(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
         gradients = [gradient for of_task in ctx.gradients for gradient in of_task]
         ctx.gradients.clear()  # autograd takes over what nobody else refers to, and copies the rest
-        if all(type(gradient) is Tensor for gradient in gradients) and _own_their_storages(gradients):
+        if all(type(each) is Tensor and each.layout == torch.strided for each in gradients) and _own_their_storages(
+            gradients
+        ):
             torch._foreach_mul_(gradients, upstream)
         else:  # a gradient that two parameters share, an expanded one, or a share of a split one
             gradients = list(torch._foreach_mul(gradients, upstream))
@@ -40,6 +43,8 @@ class WithGradients(torch.autograd.Function):
 
 
 def _own_their_storages(tensors: Sequence[Tensor]) -> bool:
+    if any(type(tensor) is not Tensor or tensor.layout != torch.strided for tensor in tensors):
+        return False
     storages = [tensor.untyped_storage() for tensor in tensors]
     filled = all(tensor.nbytes == storage.nbytes() for tensor, storage in zip(tensors, storages, strict=True))
     return filled and len({storage.data_ptr() for storage in storages}) == len(storages)

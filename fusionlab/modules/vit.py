@@ -108,7 +108,7 @@ class ViTModule(ImageClassifier):
         head = nn.Linear(self.backbone.num_features, num_classes)
         nn.init.zeros_(head.weight)
         nn.init.zeros_(head.bias)
-        self.classifiers[adapter_name(task)] = head.to(self.device)
+        self.classifiers[adapter_name(task)] = head.to(self.device, self.dtype)
         if self.adaptation.mesh is not None:
             for name, value in list(head.named_parameters()):
                 head.register_parameter(name, nn.Parameter(split(value.detach(), self.adaptation.mesh)))

@@ -13,6 +13,7 @@ from fusionlab.reporting import single_task_values
 from fusionlab.rules import Rule, TaskArithmetic
 from fusionlab.search import Adamerging, Search
 from fusionlab.search.coefficients import best_coefficient, next_coefficients
+from fusionlab.sweeping.identity import Point, RunIdentity
 from fusionlab.sweeping.ledger import Ledger, key_of
 from fusionlab.sweeping.recipe import SweepRecipe
 from fusionlab.sweeping.sources import (
@@ -25,7 +26,7 @@ from fusionlab.sweeping.sources import (
     sources,
     workbench,
 )
-from fusionlab.sweeping.worker import Point, RunWorker, chunks, peak_bytes
+from fusionlab.sweeping.worker import RunWorker, chunks, peak_bytes
 
 SUBSETS_IN_A_JOB = 8
 Advance = Callable[[int], None]
@@ -67,7 +68,7 @@ class Sweep:
         if recipe.full_reference is not None:
             single_task_values(Path(recipe.full_reference))  # refuses a folder without results at once
         self.sources = sources(recipe)
-        self.bench: Workbench = workbench(self.config)
+        self.bench: Workbench = workbench(self.config, self.sources[0])
         self.tasks = tuple(self.bench.data.tasks)
         self.subsets = recipe.subsets(self.tasks)
         looking = [name for name, rule in self.rules.items() if isinstance(rule, Search) or is_open(rule)]
@@ -76,6 +77,7 @@ class Sweep:
         self.ledger = Ledger(self.output / "ledger", recipe.lease_seconds)
         self.ledger.check_inputs(self._inputs(), write=False)
         self._loaded: dict[str, Finetuned] = {}
+        self._beside: dict[str, str] = {}
         self._workers: dict[str, RunWorker] = {}
         for source in self.sources:
             if source.is_finished:
@@ -92,10 +94,15 @@ class Sweep:
         return {"base": {"name": self.bench.module.backbone.name, "hash": self.bench.base_hash}} | versions
 
     def finetuned(self, source: RunSource) -> Finetuned:
-        """The run's weights, read once."""
+        """The run's weights, read once; what it has beside them is checked too."""
         if source.name not in self._loaded:
             self._loaded[source.name] = load_finetuned(source, self.bench, self.recipe.space)
+            self._beside[source.name] = self.bench.module.read_run(source.folders, self.bench.data.tasks)
         return self._loaded[source.name]
+
+    def identity(self, source: RunSource) -> RunIdentity:
+        """The keys of the run's points."""
+        return RunIdentity(source, self.finetuned(source), self.bench, self._beside[source.name])
 
     def num_points(self) -> dict[str, int]:
         """How many runs to fit and how many points to score; more where a coefficient beyond 1 wins."""

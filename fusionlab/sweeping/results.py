@@ -15,11 +15,10 @@ from fusionlab.protocols import Denominators, Score, measure
 from fusionlab.reporting import share, single_task_values
 from fusionlab.rules import TaskArithmetic, from_config, to_config
 from fusionlab.search import Search
-from fusionlab.search import to_config as search_config
 from fusionlab.search.coefficients import best_coefficient, climb
 from fusionlab.sweeping.execute import Sweep, is_open
+from fusionlab.sweeping.identity import RunIdentity, plain
 from fusionlab.sweeping.sources import single_task
-from fusionlab.sweeping.worker import plain
 
 SCHEMA = 1
 
@@ -27,7 +26,8 @@ SCHEMA = 1
 def write_sweep(sweep: Sweep) -> Path:
     """Write sweep.json and results.json below the sweep's folder; returns the first's path."""
     every = list(sweep.ledger.records())
-    records = [record for record in every if record["kind"] != "fit" and _belongs(record, sweep)]
+    identities = {(source.method, source.seed): sweep.identity(source) for source in sweep.sources}
+    records = [record for record in every if record["kind"] != "fit" and _belongs(record, sweep, identities)]
     singles = {source.name: single_task(source) for source in sweep.sources}
     full = _full(sweep, singles)
     chosen = {protocol: _chosen(sweep, records, protocol, singles) for protocol in sweep.recipe.protocols}
@@ -46,7 +46,7 @@ def write_sweep(sweep: Sweep) -> Path:
         },
         "summary": summary,
         "coefficient_curves": _curves(sweep, records),
-        "costs": _costs(sweep, records),
+        "costs": _costs(records),
         "fits": [
             {"method": record["method"], "seed": record["seed"], **record["cost"]}
             for record in every
@@ -68,19 +68,18 @@ def write_sweep(sweep: Sweep) -> Path:
     return path
 
 
-def _belongs(record: Mapping[str, Any], sweep: Sweep) -> bool:
-    """Whether this recipe asks for it: the ledger also keeps what earlier ones called by the same rule name."""
-    runs = {(source.method, source.seed) for source in sweep.sources}
-    rule = sweep.rules.get(record["rule"])
-    if rule is None or (record["method"], record["seed"]) not in runs:
+def _belongs(record: Mapping[str, Any], sweep: Sweep, identities: Mapping[tuple[str, int], RunIdentity]) -> bool:
+    """Whether this recipe asks for it: the ledger also keeps what earlier ones called by the same rule name.
+
+    So it keeps the points of a run that was fitted anew since, which go by other hashes.
+    """
+    identity, rule = identities.get((record["method"], record["seed"])), sweep.rules.get(record["rule"])
+    if identity is None or rule is None or tuple(record["fused_tasks"]) not in set(sweep.subsets):
         return False
-    if record.get("space", "delta_weight") != sweep.recipe.space:
+    search = rule if isinstance(rule, Search) else None
+    if (record["kind"] == "search" and search is None) or not identity.holds(record, search):
         return False
-    if tuple(record["fused_tasks"]) not in set(sweep.subsets):
-        return False
-    if record["kind"] == "search":
-        return isinstance(rule, Search) and record["search"] == plain(search_config(rule))
-    return isinstance(rule, Search) or is_open(rule) or record["rule_config"] == plain(to_config(rule))
+    return search is not None or is_open(rule) or record["rule_config"] == plain(to_config(rule))
 
 
 def _full(sweep: Sweep, singles: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
@@ -231,19 +230,15 @@ def _curves(sweep: Sweep, records: Iterable[dict[str, Any]]) -> list[dict[str, A
     return curves
 
 
-def _costs(sweep: Sweep, records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def _costs(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Per method, rule and number of tasks: seconds, seconds of fusing and passes in all, and peak memory.
 
-    What a search cost is told by its record, the points that it scored on validation included.
+    A search's points tell their cost themselves, its record the rest.
     """
     found: dict[tuple[str, str, int], list[dict[str, float]]] = {}
     for record in records:
-        searched = isinstance(sweep.rules[record["rule"]], Search) and record["kind"] == "point"
-        if searched and record["split"] == "validation":
-            continue
         key = (record["method"], record["rule"], len(record["fused_tasks"]))
-        nominal = record.get("passes", 0.0) * len(record["fused_tasks"]) / len(sweep.tasks)  # of older records
-        found.setdefault(key, []).append({"passes": nominal, **record["cost"]})
+        found.setdefault(key, []).append(record["cost"])
     return [
         {"method": method, "rule": rule, "num_tasks": size, "points": len(costs)}
         | {name: math.fsum(cost.get(name, 0.0) for cost in costs) for name in ("seconds", "fuse_seconds", "passes")}

@@ -134,11 +134,12 @@ class Workbench:
         return found | {"eval_batch_size": self.data.eval_batch_size}
 
 
-def workbench(config: Mapping[str, Any]) -> Workbench:
+def workbench(config: Mapping[str, Any], first: RunSource) -> Workbench:
     """Build module and data as ``fit`` would.
 
     Args:
         config: of a run, or what one is fitted with.
+        first: the run whose heads are put in, where it is finished and has any.
 
     Raises:
         InputError: what the module or the data refuses.
@@ -164,6 +165,8 @@ def workbench(config: Mapping[str, Any]) -> Workbench:
     source.trainer = attached
     source.setup()
     attached.datamodule = source  # type: ignore[attr-defined]
+    if first.is_finished:
+        module.read_run(first.folders, source.tasks)
     module.prepare_tasks(source.tasks)
     return Workbench(module.eval(), source, point_hash(module.base_model))
 

@@ -17,7 +17,7 @@ from fusionlab.commandline import parse
 from fusionlab.errors import InputError
 from fusionlab.protocols import Denominators, Score
 from fusionlab.reporting import sections
-from fusionlab.sweeping import worker
+from fusionlab.sweeping import scores
 from fusionlab.sweeping.command import SWITCHES
 from fusionlab.sweeping.recipe import SweepRecipe
 from fusionlab.sweeping.sources import Workbench, check_validation
@@ -144,7 +144,7 @@ def test_a_finished_point_is_never_computed_again(swept: Path, monkeypatch: pyte
     def fail(*_: Any, **__: Any) -> None:
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(worker, "score_candidates", fail)
+    monkeypatch.setattr(scores, "score_candidates", fail)
     monkeypatch.setattr(TangentOutputs, "score", fail)
     assert sweep(swept) == 0
     assert before == {path: path.stat().st_mtime_ns for path in (swept / "ledger" / "points").rglob("*.json")}
@@ -157,7 +157,7 @@ def test_strict_and_published_choose_as_they_say(swept: Path) -> None:
     known = Denominators(tuple(TASKS), singles)
     of = [r for r in records if r["kind"] == "point" and (r["method"], r["rule"]) == ("lora", "task_arithmetic")]
 
-    def scores(split: str) -> list[Score]:
+    def scores_on(split: str) -> list[Score]:
         found = [
             Score(tuple(r["fused_tasks"]), (r["rule_config"]["init_args"]["scaling_coefficient"],),
                   {row["task"]: row["value"] for row in r["values"]})
@@ -171,12 +171,12 @@ def test_strict_and_published_choose_as_they_say(swept: Path) -> None:
         assert len(lines) == 1
         return lines[0]
 
-    chosen = protocols.per_subset_best(scores("validation"), known, "abs_sub").candidates
-    tested = {(score.fused_tasks, score.candidate): score for score in scores("test")}
+    chosen = protocols.per_subset_best(scores_on("validation"), known, "abs_sub").candidates
+    tested = {(score.fused_tasks, score.candidate): score for score in scores_on("test")}
     strict = protocols.summarize({subset: tested[subset, value] for subset, value in chosen.items()}, known)
     assert line("strict")["mean"] == strict.mean
     assert line("strict")["std_over_subsets"] == pytest.approx(strict.std)
-    grid = [score for score in scores("test") if score.candidate[0] in RECIPE["scaling_coefficients"]]
+    grid = [score for score in scores_on("test") if score.candidate[0] in RECIPE["scaling_coefficients"]]
     published = protocols.per_subset_best(grid, known, "own_all")
     assert line("published")["mean"] == published.mean
     assert published.mean["own_all"] >= strict.mean["own_all"]
@@ -232,18 +232,20 @@ def test_results_are_of_this_recipe_not_of_an_earlier_one_in_the_same_ledger(swe
         assert len(of) == len(set(of))
 
 
-def test_a_search_costs_what_it_tells_and_what_it_found_costs(swept: Path) -> None:
+def test_a_search_costs_what_it_runs_itself_and_its_points(swept: Path) -> None:
     records = [json.loads(path.read_text()) for path in (swept / "ledger" / "points").rglob("*.json")]
     costs = json.loads((swept / "sweep.json").read_text())["costs"]
+    passes = {}
     for rule in ("multiplier", "lorahub"):
         (line,) = (each for each in costs if (each["method"], each["rule"], each["num_tasks"]) == ("lora", rule, 3))
         own = [r for r in records if (r.get("rule"), r["method"]) == (rule, "lora") and r["fused_tasks"] == TASKS]
-        (searched,) = (record for record in own if record["kind"] == "search")
-        (tested,) = (record for record in own if record["kind"] == "point" and record["split"] == "test")
-        assert line["points"] == 2
-        assert line["seconds"] == pytest.approx(searched["cost"]["seconds"] + tested["cost"]["seconds"])
-        assert line["passes"] == pytest.approx(searched["cost"]["passes"] + tested["cost"]["passes"])
-    assert searched["cost"]["passes"] == pytest.approx(3 * 8 * 3 / 120)  # 3 evaluations on 8 of each task's 40 samples
+        assert line["points"] == len(own)
+        for name in ("seconds", "fuse_seconds", "passes"):
+            assert line[name] == pytest.approx(sum(record["cost"][name] for record in own))
+            assert line[name] > 0
+        passes[rule] = {(record["kind"], record.get("split")): record["cost"]["passes"] for record in own}
+    assert (passes["multiplier"]["search", None], passes["multiplier"]["point", "validation"]) == (0, 1)
+    assert passes["lorahub"]["search", None] == pytest.approx(3 * 8 / 40)  # three looks at 8 of each task's 40 samples
 
 
 def released(folder: Path) -> Path:

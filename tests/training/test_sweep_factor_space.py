@@ -18,10 +18,10 @@ from fusionlab.__main__ import main
 from fusionlab.adapters import Adapter, combine, combine_factors, load_adapter
 from fusionlab.candidates import Finetuned
 from fusionlab.errors import InputError
-from fusionlab.sweeping.ledger import Ledger
+from fusionlab.sweeping.identity import Point, RunIdentity
+from fusionlab.sweeping.ledger import key_of
 from fusionlab.sweeping.recipe import SweepRecipe
 from fusionlab.sweeping.sources import RunSource, Workbench
-from fusionlab.sweeping.worker import Point, RunWorker
 
 TASKS = ["digits", "signs", "textures"]
 DATA = {"tasks": TASKS, "max_samples": 40, "eval_batch_size": 40}
@@ -149,11 +149,15 @@ def test_the_space_is_part_of_the_identity_but_for_delta_weight(
     adapters = adapters_of(both["output"], "l_lora")
     for space, expected in (("delta_weight", set()), ("factor", {"space"})):
         finetuned = Finetuned({}, adapters, space)  # type: ignore[arg-type]
-        worker = RunWorker(RunSource("l_lora", 42, ()), finetuned, Workbench(module, data, ""), Ledger(tmp_path))
+        identity = RunIdentity(RunSource("l_lora", 42, ()), finetuned, Workbench(module, data, ""), "")
         common = {"schema", "run", "base", "finetuned", "split", "data", "eval_batch_size"}
-        assert set(worker._common(TASKS, "validation", TASKS)) == common | expected
+        assert set(identity._common(TASKS, "validation", TASKS)) == common | expected
         point = Point("average", rules.Average(), tuple(TASKS), "validation", tuple(TASKS))
-        assert set(worker._identity(point)) == common | {"rule_name", "rule"} | expected
+        known = identity._common(TASKS, "validation", TASKS) | {
+            "rule_name": "average",
+            "rule": rules.to_config(point.rule),
+        }
+        assert identity.of_point(point) == key_of(known)
 
 
 def test_frozen_a_gives_the_values_of_delta_weight(both: dict[str, Any]) -> None:

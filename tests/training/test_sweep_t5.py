@@ -14,12 +14,14 @@ from fusionlab.backbones import ASSETS
 from fusionlab.candidates import score_candidates
 from fusionlab.commandline import parse
 from fusionlab.rules import TaskArithmetic
-from fusionlab.sweeping import worker
+from fusionlab.sweeping import scores
 from fusionlab.sweeping.command import SWITCHES
 from fusionlab.sweeping.execute import Sweep
+from fusionlab.sweeping.identity import Point
 from fusionlab.sweeping.ledger import Ledger
 from fusionlab.sweeping.recipe import SweepRecipe
 from fusionlab.sweeping.results import share_of_all
+from fusionlab.sweeping.worker import RunWorker
 
 # PEFT asks transformers for a property under its old name
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -121,7 +123,7 @@ def test_every_coefficient_is_the_fused_adapter_by_itself(swept: Path, method: s
     finetuned, module = sweep.finetuned(source), sweep.bench.module
     assert finetuned.is_linearized is (method == "tangent_lora")
     adapters = {task: load_adapter(swept / "runs" / source.name / "adapters" / task) for task in TASKS}
-    scores = set()
+    different = set()
     for rule in ("task_arithmetic", "lorahub"):
         points = points_of(swept, method=method, rule=rule, fused_tasks=TASKS)
         assert points
@@ -129,8 +131,8 @@ def test_every_coefficient_is_the_fused_adapter_by_itself(swept: Path, method: s
             with module.use(combine(adapters, {"*": point["scaling_coefficients"]})):
                 rows = fusionlab.evaluate(module, sweep.bench.data, TASKS, point["split"])
             assert values_of(rows) == values_of(point["values"]), point["rule_config"]
-            scores.add(tuple(values_of(rows).values()))
-    assert len(scores) > 2
+            different.add(tuple(values_of(rows).values()))
+    assert len(different) > 2
 
 
 def test_tangent_models_are_scored_together_but_where_answers_are_generated(
@@ -144,16 +146,19 @@ def test_tangent_models_are_scored_together_but_where_answers_are_generated(
         apart.extend(task for each in candidates.values() for task in each.tasks)
         return score_candidates(module, data, candidates, split)
 
-    monkeypatch.setattr(worker, "score_candidates", score_apart)
-    fresh = worker.RunWorker(source, sweep.finetuned(source), sweep.bench, Ledger(tmp_path / "ledger", 60))
+    monkeypatch.setattr(scores, "score_candidates", score_apart)
+    fresh = RunWorker(source, sweep.finetuned(source), sweep.bench, Ledger(tmp_path / "ledger", 60))
     values = (0.1, 0.4, 0.7)
-    points = [worker.Point("by hand", TaskArithmetic(value), tuple(TASKS), "test", tuple(TASKS)) for value in values]
+    points = [Point("by hand", TaskArithmetic(value), tuple(TASKS), "test", tuple(TASKS)) for value in values]
     found = fresh.score(points)
     assert apart == ["similarity"] * len(values)
     assert len({tuple(each.values()) for each in found}) > 1
     records = list(fresh.ledger.records())
     # a pass of each of three task vectors over two of three tasks for all, one of each model over the third
     assert sum(record["cost"]["passes"] for record in records) == pytest.approx((3 * 2 + len(values)) / 3)
+    apart.clear()
+    fresh.score([Point("by hand", TaskArithmetic(0.2), tuple(TASKS), "test", tuple(TASKS))])
+    assert apart == TASKS  # one model takes one pass, fewer than its task vectors would
 
 
 def test_published_choice_where_a_single_task_score_is_zero() -> None:

@@ -60,8 +60,12 @@ def test_heads_are_part_of_a_points_identity(swept: Path, tmp_path: Path, capsys
     assert main([*argv, json.dumps(runs)]) == 0
     points = [json.loads(path.read_text()) for path in (tmp_path / "out" / "ledger" / "points").rglob("*.json")]
     assert sorted(point["seed"] for point in points) == [1, 1, 2]
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]  # of the heads that are there now
+    assert sorted((row["seed"], row["task"]) for row in rows) == [(s, t) for s in SEEDS for t in TASKS]
+    [line] = json.loads((tmp_path / "out" / "sweep.json").read_text())["summary"]
+    assert (line["num_subsets"], line["num_seeds"]) == (1, 2)
     (heads / "model.safetensors").unlink()
     capsys.readouterr()
-    assert main([*argv, json.dumps(runs)]) == 2
+    assert main([*argv, json.dumps(runs[::-1]), "--dry_run"]) == 2  # before anything is computed
     assert "no head for task 'signs'" in capsys.readouterr().err
     (heads / "model.safetensors").write_bytes(kept)
