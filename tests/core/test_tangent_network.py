@@ -19,6 +19,7 @@ from fusionlab.linearize import (
     select_parameters,
     tangent_outputs,
 )
+from fusionlab.modules.applying import LinearOutputs
 
 TASKS = ("mnist", "svhn", "gtsrb")
 
@@ -313,3 +314,28 @@ def test_gradient_checkpointing_is_refused_by_name() -> None:
     direct = Checkpointed()
     with pytest.raises(InputError, match=r"the module \(Checkpointed\) uses gradient checkpointing"):
         run(direct)
+
+
+def test_sums_of_tangents_move_parameters_and_not_buffers() -> None:
+    torch.manual_seed(0)
+    backbone = nn.ModuleDict({"model": nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))}).eval()
+    inputs = torch.randn(4, 3)
+    vectors = {
+        task: {
+            "model.0.weight": torch.randn(2, 3),
+            "model.0.bias": torch.zeros(2),
+            "model.1.running_mean": torch.zeros(2),
+        }
+        for task in ("a", "b")
+    }
+    outputs = LinearOutputs(backbone, vectors)
+    assert list(outputs.point) == ["model.0.weight"]  # what no task vector moves is not differentiated along
+    found = outputs.at({"a": 0.5, "b": 2.0})(lambda: backbone["model"](inputs))
+    moved = 0.5 * vectors["a"]["model.0.weight"] + 2.0 * vectors["b"]["model.0.weight"]
+    with torch.no_grad():
+        scale = backbone["model"][1].weight / (backbone["model"][1].running_var + 1e-5).sqrt()
+        expected = backbone["model"](inputs) + (inputs @ moved.T) * scale
+    torch.testing.assert_close(found, expected)
+    vectors["b"]["model.1.running_mean"][0] = 1.0
+    with pytest.raises(InputError, match=r"moves parameters only, and the weights change model\.1\.running_mean"):
+        LinearOutputs(backbone, vectors)
