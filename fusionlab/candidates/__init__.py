@@ -3,7 +3,6 @@
 from fusionlab.candidates.finetuned import Finetuned, Fused
 from fusionlab.candidates.scoring import Candidate, score_candidates
 from fusionlab.candidates.tangents import (
-    LinearSums,
     TangentOutputs,
     linear_tasks,
     score_linear_sums,
@@ -14,7 +13,6 @@ __all__ = [
     "Candidate",
     "Finetuned",
     "Fused",
-    "LinearSums",
     "TangentOutputs",
     "linear_tasks",
     "score_candidates",

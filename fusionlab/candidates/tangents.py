@@ -10,7 +10,6 @@ from torch import Tensor
 
 from fusionlab.candidates.finetuned import Finetuned
 from fusionlab.evaluation import Row, evaluating, rank_and_world_size, rows_of, to_device
-from fusionlab.linearize import autocast_dtype, tangent_outputs
 from fusionlab.metrics import lowest_argmax
 from fusionlab.weights import Weights, is_linearized
 
@@ -83,26 +82,14 @@ class TangentOutputs:
 
     def _compute(self, task: str, split: str) -> tuple[Tensor, Tensor, Tensor]:
         module, backbone = self._module, self._module.backbone
-        own = dict(backbone.named_parameters())
-        actual_names = {actual.removeprefix("model.").replace(".base_layer.", "."): actual for actual in own}
-        names = {name: actual_names[name] for name in self._finetuned.names if name in actual_names}
-        point = {actual: own[actual].detach() for actual in names.values()}
-        tangents = {}
-        for each in self._finetuned.tasks:
-            task_vector = self._finetuned.task_vector(each)
-            tangents[each] = {
-                actual: task_vector[name].to(own[actual]) if name in task_vector else torch.zeros_like(own[actual])
-                for name, actual in names.items()
-            }
+        linear = module.linear_outputs(self._finetuned.weights)
         parts, labels, masks = [], [], []
         module.eval()
         with module.evaluation_context():
             for batch in self._data.eval_batches(task, split):
                 batch = to_device(batch, module.device)
-                images, dtype = batch["images"], autocast_dtype(point)
-                base, outputs = tangent_outputs(
-                    lambda images=images: backbone.image_features(images), backbone, point, tangents, dtype=dtype
-                )
+                images = batch["images"]
+                base, outputs = linear.parts(lambda images=images: backbone.image_features(images))
                 features = torch.stack([base, *outputs.values()])
                 parts.append(features.float() @ module.heads[task].float().T)
                 labels.append(batch["labels"])

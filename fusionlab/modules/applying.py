@@ -151,6 +151,11 @@ class LinearOutputs:
         """Another batch follows."""
         self.known = []
 
+    def parts(self, call: Callable[[], Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """``(f, {task: J τ})`` of what ``call`` computes by the backbone."""
+        dtype = autocast_dtype(self.point)
+        return tangent_outputs(call, self.backbone, self.point, self.task_vectors, dtype=dtype)
+
     def at(self, coefficients: Mapping[str, float]) -> Application:
         """How the weights with these coefficients by task act while one batch is scored."""
         position = 0
@@ -158,8 +163,7 @@ class LinearOutputs:
         def application(call: Callable[[], Tensor]) -> Tensor:
             nonlocal position
             if position == len(self.known):
-                dtype = autocast_dtype(self.point)
-                self.known.append(tangent_outputs(call, self.backbone, self.point, self.task_vectors, dtype=dtype))
+                self.known.append(self.parts(call))
             base, outputs = self.known[position]
             position += 1
             return base + sum(value * outputs[task] for task, value in coefficients.items() if value)

@@ -77,7 +77,7 @@ class Sweep:
         self.ledger = Ledger(self.output / "ledger", recipe.lease_seconds)
         self.ledger.check_inputs(self._inputs(), write=False)
         self._loaded: dict[str, Finetuned] = {}
-        self._beside: dict[str, str] = {}
+        self._identities: dict[str, RunIdentity] = {}
         self._workers: dict[str, RunWorker] = {}
         for source in self.sources:
             if source.is_finished:
@@ -96,13 +96,16 @@ class Sweep:
     def finetuned(self, source: RunSource) -> Finetuned:
         """The run's weights, read once; what it has beside them is checked too."""
         if source.name not in self._loaded:
-            self._loaded[source.name] = load_finetuned(source, self.bench, self.recipe.space)
-            self._beside[source.name] = self.bench.module.read_run(source.folders, self.bench.data.tasks)
+            loaded = load_finetuned(source, self.bench, self.recipe.space)
+            beside = self.bench.module.read_run(source.folders, self.bench.data.tasks)
+            self._loaded[source.name] = loaded
+            self._identities[source.name] = RunIdentity(source, loaded, self.bench, beside)
         return self._loaded[source.name]
 
     def identity(self, source: RunSource) -> RunIdentity:
         """The keys of the run's points."""
-        return RunIdentity(source, self.finetuned(source), self.bench, self._beside[source.name])
+        self.finetuned(source)
+        return self._identities[source.name]
 
     def num_points(self) -> dict[str, int]:
         """How many runs to fit and how many points to score; more where a coefficient beyond 1 wins."""
@@ -183,7 +186,9 @@ class Sweep:
     def _worker(self, source: RunSource, advance: Advance) -> RunWorker:
         if source.name not in self._workers:
             self._workers = {  # one run at a time: what it keeps in memory may be large
-                source.name: RunWorker(source, self.finetuned(source), self.bench, self.ledger, advance)
+                source.name: RunWorker(
+                    source, self.finetuned(source), self.identity(source), self.bench, self.ledger, advance
+                )
             }
         return self._workers[source.name]
 

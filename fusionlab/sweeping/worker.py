@@ -25,6 +25,7 @@ class RunWorker:
     Args:
         source: the run.
         finetuned: its weights.
+        identity: the keys of its points.
         bench: module and data.
         ledger: where records are.
         advance: called with the number of points that were recorded, or found.
@@ -34,13 +35,14 @@ class RunWorker:
         self,
         source: RunSource,
         finetuned: Finetuned,
+        identity: RunIdentity,
         bench: Workbench,
         ledger: Ledger,
         advance: Callable[[int], None] = lambda count: None,
     ) -> None:
         self.source, self.finetuned, self.bench, self.ledger, self.advance = source, finetuned, bench, ledger, advance
-        beside = bench.module.read_run(source.folders, bench.data.tasks)
-        self.identity = RunIdentity(source, finetuned, bench, beside)
+        self.identity = identity
+        bench.module.read_run(source.folders, bench.data.tasks)
         self._models = ModelScores(finetuned, bench)
         self._spent: Cost = dict(NOTHING)  # on points
 

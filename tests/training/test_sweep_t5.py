@@ -147,7 +147,9 @@ def test_tangent_models_are_scored_together_but_where_answers_are_generated(
         return score_candidates(module, data, candidates, split)
 
     monkeypatch.setattr(scores, "score_candidates", score_apart)
-    fresh = RunWorker(source, sweep.finetuned(source), sweep.bench, Ledger(tmp_path / "ledger", 60))
+    fresh = RunWorker(
+        source, sweep.finetuned(source), sweep.identity(source), sweep.bench, Ledger(tmp_path / "ledger", 60)
+    )
     values = (0.1, 0.4, 0.7)
     points = [Point("by hand", TaskArithmetic(value), tuple(TASKS), "test", tuple(TASKS)) for value in values]
     found = fresh.score(points)
