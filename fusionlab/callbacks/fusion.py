@@ -21,7 +21,8 @@ from fusionlab.diagnostics import Diagnostics, tasks_without_classes, write_diag
 from fusionlab.errors import InputError
 from fusionlab.evaluation import Row, evaluate, primary_rows, rank_and_world_size
 from fusionlab.files import write_text
-from fusionlab.fused import FusedModel, fuse_weights, save_fused
+from fusionlab.fusion.folders import save_fused
+from fusionlab.fusion.making import FusedModel, fuse_weights
 from fusionlab.runs import RESULTS
 
 DEFAULT_RULES = ("average", "task_arithmetic", "metagpt", "ties")

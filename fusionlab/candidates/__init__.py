@@ -1,6 +1,5 @@
-"""Many fused models of the same fine-tuned ones: made quickly, and scored in one pass over the data."""
+"""Many models of the same base scored in one pass over the data."""
 
-from fusionlab.candidates.finetuned import Finetuned, Fused
 from fusionlab.candidates.scoring import Candidate, score_candidates
 from fusionlab.candidates.tangents import (
     TangentOutputs,
@@ -11,8 +10,6 @@ from fusionlab.candidates.tangents import (
 
 __all__ = [
     "Candidate",
-    "Finetuned",
-    "Fused",
     "TangentOutputs",
     "linear_tasks",
     "score_candidates",

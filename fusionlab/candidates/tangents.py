@@ -8,8 +8,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from fusionlab.candidates.finetuned import Finetuned
 from fusionlab.evaluation import Row, evaluating, rank_and_world_size, rows_of, to_device
+from fusionlab.fusion.finetuned import Finetuned
 from fusionlab.metrics import lowest_argmax
 from fusionlab.weights import Weights, is_linearized
 

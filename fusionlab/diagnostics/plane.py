@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from fusionlab.adapters import base_state
 from fusionlab.errors import InputError, did_you_mean
 from fusionlab.evaluation import evaluating, rank_and_world_size, to_device
-from fusionlab.fused import fuse_weights
+from fusionlab.fusion.making import fuse_weights
 from fusionlab.metrics import lowest_argmax
 from fusionlab.rules import TaskArithmetic
 from fusionlab.weights import Weights, is_linearized

@@ -18,7 +18,7 @@ from fusionlab.adapters import Adapter, InjectionReport
 from fusionlab.backbones import load_backbone
 from fusionlab.errors import InputError, name_list
 from fusionlab.evaluation import Row, evaluate, mean_over_ranks
-from fusionlab.fused import save_finetuned
+from fusionlab.fusion.folders import save_finetuned
 from fusionlab.linearize import LINEARIZED_METHODS
 from fusionlab.loading import LoadedWeights, base_hash, load_weights
 from fusionlab.modules.adaptation import Method, make_adaptation

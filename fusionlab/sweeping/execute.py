@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from fusionlab.candidates import Finetuned
+from fusionlab.fusion.finetuned import Finetuned
 from fusionlab.reporting import single_task_values
 from fusionlab.rules import Rule, TaskArithmetic
 from fusionlab.search import Adamerging, Search

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fusionlab.candidates import Finetuned
+from fusionlab.fusion.finetuned import Finetuned
 from fusionlab.rules import Rule, to_config
 from fusionlab.search import Search
 from fusionlab.search import to_config as search_config

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusionlab.candidates import Finetuned
 from fusionlab.evaluation import to_device
+from fusionlab.fusion.finetuned import Finetuned
 from fusionlab.linearize import LinearizedState
 from fusionlab.rules import Rule
 from fusionlab.state import State

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fusionlab.adapters import Adapter
-from fusionlab.candidates import Candidate, Finetuned, Fused, score_candidates, tangent_shortcut
+from fusionlab.candidates import Candidate, score_candidates, tangent_shortcut
 from fusionlab.evaluation import primary_rows
+from fusionlab.fusion.finetuned import Finetuned, Fused
 from fusionlab.sweeping.sources import Workbench
 from fusionlab.weights import state_of
 

@@ -14,9 +14,9 @@ import yaml
 from lightning.pytorch import Trainer
 
 from fusionlab.adapters import Adapter, Method, base_state
-from fusionlab.candidates import Finetuned
 from fusionlab.errors import InputError, name_list
 from fusionlab.files import write_text
+from fusionlab.fusion.finetuned import Finetuned
 from fusionlab.loading import load_weights, point_hash
 from fusionlab.reporting import single_task_values
 from fusionlab.runs import CONFIG, RESULTS, RunFolder

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from fusionlab.candidates import Finetuned, Fused
+from fusionlab.fusion.finetuned import Finetuned, Fused
 from fusionlab.rules import Rule, from_config, to_config
 from fusionlab.search import Found, Search
 from fusionlab.search import to_config as search_config

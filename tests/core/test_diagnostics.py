@@ -20,7 +20,7 @@ from fusionlab.diagnostics import (
 )
 from fusionlab.errors import InputError
 from fusionlab.evaluation import evaluate
-from fusionlab.fused import fuse_weights
+from fusionlab.fusion.making import fuse_weights
 from fusionlab.rules import TaskArithmetic
 
 TASKS = ["digits", "signs"]

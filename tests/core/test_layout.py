@@ -23,7 +23,7 @@ TIERS = {
         "leases",
         "sharding",
     },
-    1: {"backbones", "adapters", "checkpoints", "streaming", "metrics", "fused", "loading", "planning", "weights"},
+    1: {"backbones", "adapters", "checkpoints", "streaming", "metrics", "fusion", "loading", "planning", "weights"},
     2: {
         "callbacks",
         "diagnostics",

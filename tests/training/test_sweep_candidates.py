@@ -11,14 +11,14 @@ from fusionlab import rules
 from fusionlab.adapters import base_state
 from fusionlab.candidates import (
     Candidate,
-    Finetuned,
     TangentOutputs,
     linear_tasks,
     score_candidates,
     score_linear_sums,
     tangent_shortcut,
 )
-from fusionlab.fused import fuse_weights
+from fusionlab.fusion.finetuned import Finetuned
+from fusionlab.fusion.making import fuse_weights
 
 TASKS = ["digits", "signs", "textures"]
 

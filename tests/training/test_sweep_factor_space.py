@@ -16,8 +16,8 @@ import fusionlab
 from fusionlab import rules
 from fusionlab.__main__ import main
 from fusionlab.adapters import Adapter, combine, combine_factors, load_adapter
-from fusionlab.candidates import Finetuned
 from fusionlab.errors import InputError
+from fusionlab.fusion.finetuned import Finetuned
 from fusionlab.sweeping.identity import Point, RunIdentity
 from fusionlab.sweeping.ledger import key_of
 from fusionlab.sweeping.recipe import SweepRecipe

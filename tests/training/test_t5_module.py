@@ -22,7 +22,8 @@ from fusionlab.callbacks import FusionCallback
 from fusionlab.checkpoints import open_checkpoint, save_state
 from fusionlab.data.loader import StepLoader, exact_batches
 from fusionlab.evaluation import evaluate
-from fusionlab.fused import fuse_adapters, save_fused
+from fusionlab.fusion.folders import save_fused
+from fusionlab.fusion.making import fuse_adapters
 from fusionlab.loading import load_weights
 from fusionlab.modules import T5Module
 

@@ -1,28 +1,20 @@
-"""What a rule makes of adapters or fine-tuned weights, and the folders of both.
-
-From adapters a linear rule makes an adapter, another rule new base weights; from weights every rule makes weights.
-"""
+"""The folders of a run's weights: what was trained for a task, and what was fused."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fusionlab.adapters import Adapter, base_state, combine, save_adapter
+from fusionlab.adapters import Adapter, base_state, save_adapter
 from fusionlab.backbones.layout import to_disk
 from fusionlab.checkpoints import save_state, write_folder
 from fusionlab.checkpoints.stats import STATS, adapter_files, file_records, task_vector_key, write_squared_norms
-from fusionlab.linearize import LinearizedState
+from fusionlab.fusion.making import FusedModel
 from fusionlab.loading import base_hash, point_hash
-from fusionlab.rules import LinearRule, Rule
 from fusionlab.rules.config import to_config
 from fusionlab.rules.sums import squared_norm
-from fusionlab.state import State
-from fusionlab.streaming import fuse, measure
 from fusionlab.weights import Weights, is_linearized, state_of
 
 TANGENT_CARD = """# A tangent model: read it with fusionlab
@@ -34,69 +26,6 @@ they are another, non-linear function that was never trained.
 base: {base}
 linearization point (SHA-256 over its weights): {point}
 """
-
-
-@dataclass(frozen=True)
-class FusedModel:
-    """A fused model.
-
-    Args:
-        rule: the rule with all its coefficients.
-        weights: an adapter, or the base weights that change by name, as they are or to act to first order only.
-        scaling_coefficients: λ by task; by task and parameter where they differ over parameters; empty for rules that
-            have none.
-        norms: ‖τ_t‖ by task.
-        cosines: cosine similarity of each pair of task vectors.
-    """
-
-    rule: Rule
-    weights: Weights
-    scaling_coefficients: dict[str, Any]
-    norms: dict[str, float]
-    cosines: dict[str, dict[str, float]]
-
-
-def fuse_weights(rule: Rule, base: State, finetuned: Mapping[str, Weights]) -> FusedModel:
-    """Fuse what one method trained for each task; what acts to first order only is fused to act so.
-
-    Args:
-        rule: a rule with all its coefficients.
-        base: the base's state; the weights that change are read from it.
-        finetuned: by task, in the order in which they are summed: adapters, or weights of the same names.
-    """
-    adapters = {task: weights for task, weights in finetuned.items() if isinstance(weights, Adapter)}
-    if len(adapters) == len(finetuned):
-        return fuse_adapters(rule, base, adapters)
-    linearized = any(is_linearized(weights) for weights in finetuned.values())
-    states = {task: getattr(weights, "state", weights) for task, weights in finetuned.items()}
-    names = dict.fromkeys(name for state in states.values() for name in state)
-    fused = fuse(rule, {name: base[name].cpu() for name in names}, finetuned=states)
-    weights = LinearizedState(fused.state) if linearized else fused.state
-    return FusedModel(rule, weights, fused.scaling_coefficients, fused.norms, fused.cosines)
-
-
-def fuse_adapters(rule: Rule, base: State, adapters: Mapping[str, Adapter]) -> FusedModel:
-    """Fuse adapters in delta_weight space.
-
-    A linear rule gives an adapter: of the rank of one where all tasks share the current A, else of the summed rank.
-    Other rules work on the dense task vectors and give new values for the adapted weights.
-
-    Args:
-        rule: a rule with all its coefficients.
-        base: the base's state; the weights that the adapters change are read from it.
-        adapters: by task, in the order in which they are summed.
-    """
-    task_vectors = {task: adapter.task_vector() for task, adapter in adapters.items()}
-    names = dict.fromkeys(name for task_vector in task_vectors.values() for name in task_vector)
-    adapted = {name: base[name] for name in names}
-    if isinstance(rule, LinearRule):
-        measured = measure(rule, adapted, task_vectors)
-        weights: Adapter | State = combine(adapters, measured.coefficients)
-        return FusedModel(rule, weights, measured.scaling_coefficients, measured.norms, measured.cosines)
-    fused = fuse(rule, adapted, task_vectors)
-    linearized = any(is_linearized(adapter) for adapter in adapters.values())
-    state = LinearizedState(fused.state) if linearized else fused.state
-    return FusedModel(rule, state, fused.scaling_coefficients, fused.norms, fused.cosines)
 
 
 def save_finetuned(

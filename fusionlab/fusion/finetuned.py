@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fusionlab.adapters import Adapter, combine, combine_factors
 from fusionlab.errors import InputError, name_list
-from fusionlab.fused import fuse_weights
+from fusionlab.fusion.making import fuse_weights
 from fusionlab.rules import Rule, Statistics, coefficients_by_norms
 from fusionlab.rules.sums import squared_norm
 from fusionlab.state import State
@@ -114,7 +114,7 @@ class Finetuned:
         return Fused(rule, tasks, {name: rule.coefficients(name, tasks, statistics) for name in names})
 
     def make(self, fused: Fused) -> Weights:
-        """The fused weights; in delta_weight space to the bits of :func:`fusionlab.fused.fuse_weights`.
+        """The fused weights; in delta_weight space to the bits of :func:`fusionlab.fusion.making.fuse_weights`.
 
         Raises:
             InputError: ``factor`` space, and a rule that is no weighted sum.
