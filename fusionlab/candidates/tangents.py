@@ -91,7 +91,8 @@ class TangentOutputs:
                 images = batch["images"]
                 base, outputs = linear.parts(lambda images=images: backbone.image_features(images))
                 features = torch.stack([base, *outputs.values()])
-                parts.append(features.float() @ module.heads[task].float().T)
+                with module.full_precision():
+                    parts.append(features @ module.heads[task].to(features).T)
                 labels.append(batch["labels"])
                 masks.append(batch["mask"])
         return torch.cat(parts, dim=1), torch.cat(labels), torch.cat(masks)

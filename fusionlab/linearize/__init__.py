@@ -2,7 +2,7 @@
 
 from fusionlab.linearize.dual import refuse_checkpointing, tensors_replaced
 from fusionlab.linearize.module import LinearizedModule, select_parameters
-from fusionlab.linearize.network import autocast_dtype, jvp_call, linearized_call, primal_call, tangent_outputs
+from fusionlab.linearize.network import autocast_dtype, jvp_call, linearized_call, primal_call, tangent_outputs, wide
 from fusionlab.linearize.partial import centred_term, linearized_term
 from fusionlab.linearize.states import LINEARIZED_METHODS, LinearizedState
 
@@ -20,4 +20,5 @@ __all__ = [
     "select_parameters",
     "tangent_outputs",
     "tensors_replaced",
+    "wide",
 ]

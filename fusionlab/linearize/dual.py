@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from fusionlab.errors import InputError
 
-_BILINEAR = (F.linear, F.conv1d, F.conv2d, F.conv3d)
+_BILINEAR = {F.linear: 0, F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}  # with the dimensions behind that of the bias
 _CHECKPOINTING = ("gradient_checkpointing", "grad_checkpointing")
 _NO_HOOKS = "saved-tensor hooks are off in a linearized network"
 _CHECKPOINTED = (
@@ -110,17 +110,19 @@ class BilinearRule(TorchFunctionMode):
     ) -> Tensor:
         x, x_tangent = forward_ad.unpack_dual(input)
         w, w_tangent = forward_ad.unpack_dual(weight)
-        if x_tangent is None and w_tangent is None:  # at most a bias with a tangent, which costs nothing
-            return self._primal(func, input, weight, bias, *rest, **named)
         b, b_tangent = (None, None) if bias is None else forward_ad.unpack_dual(bias)
         output = self._primal(func, x, w, b, *rest, **named)
+        if x_tangent is None and w_tangent is None and b_tangent is None:
+            return output
         with torch.no_grad():
-            if w_tangent is None:
-                tangent = func(x_tangent, w, b_tangent, *rest, **named)
-            else:
+            if w_tangent is not None:
                 tangent = func(x, w_tangent, b_tangent, *rest, **named)
                 if x_tangent is not None:
                     tangent += func(x_tangent, w, None, *rest, **named)
+            elif x_tangent is not None:
+                tangent = func(x_tangent, w, b_tangent, *rest, **named)
+            else:  # a bias alone, which costs no product
+                tangent = cast(Tensor, b_tangent).view(-1, *[1] * _BILINEAR[func]).expand_as(output)
         return forward_ad.make_dual(output, tangent)
 
     def _primal(self, func: Any, *args: Any, **named: Any) -> Tensor:

@@ -36,15 +36,16 @@ def linearized_call(
 ) -> Tensor:
     """f(φ₀) + J(φ₀)·(φ − φ₀), differentiable once in φ: the gradient is Jᵀ of the cotangent.
 
-    Attention runs on the math kernel, autocast and the module's own dropout are off within. bfloat16 terms are added,
-    and returned, in float32. Nothing of the module is changed afterwards.
+    Attention runs on the math kernel, autocast and the module's own dropout are off within. φ − φ₀ is formed in
+    float32 or wider before anything is cast; bfloat16 terms are added, and returned, in float32. Nothing of the module
+    is changed afterwards.
 
     Args:
         call: computes f by means of ``module``, one tensor; its inputs are bound in it.
         module: holds the parameters; call this inside the module that a distributed wrapper wraps.
         parameters: φ by parameter name of ``module``; they need not be the module's own tensors.
         point: φ₀, the linearization point, with the names and shapes of ``parameters``.
-        dtype: what everything is cast to within; the point's own dtype by default.
+        dtype: what everything is cast to within, the tangent included; the point's own dtype by default.
         dropout_modules: ends of names of modules whose dropout stays on, with one mask for value and gradient.
 
     Raises:
@@ -57,12 +58,14 @@ def linearized_call(
         >>> linearized_call(lambda: layer(torch.ones(1, 1)) ** 2, layer, {"weight": weight}, point)  # 1 + 2·(3 − 1)
         tensor([[5.]])
     """
-    point = checked_point(module, parameters, point, dtype)
+    cast = checked_point(module, parameters, point, dtype)
     function = Function(call, module, dtype, dropout_modules)
-    primals = {name: _at_point(parameters[name], point[name]) for name in parameters}
-    tangents = {name: (parameters[name].detach() - point[name]).to(point[name].dtype) for name in parameters}
+    primals = {name: _at_point(parameters[name], cast[name]) for name in parameters}
+    tangents = {
+        name: (wide(parameters[name].detach()) - wide(point[name].detach())).to(cast[name].dtype) for name in parameters
+    }
     primal, tangent = _dual_pass(function, primals, tangents, BilinearRule())
-    return _wide(primal) + _wide(tangent)
+    return wide(primal) + wide(tangent)
 
 
 def primal_call(
@@ -75,7 +78,7 @@ def primal_call(
     """f(φ₀) with the kernels of :func:`linearized_call`; the module's own parameters where ``point`` is None."""
     point = {} if point is None else checked_point(module, point, point, dtype)
     with _no_inference_mode():
-        return _wide(Function(call, module, dtype)(point))
+        return wide(Function(call, module, dtype)(point))
 
 
 def jvp_call(
@@ -128,9 +131,9 @@ def tangent_outputs(
         cast = {name: tangent[name].to(point[name]) for name in point}
         primal, output = _dual_pass(function, point, cast, rule)
         base = primal if base is None else base
-        outputs[task] = _wide(output)
+        outputs[task] = wide(output)
     assert base is not None
-    return _wide(base), outputs
+    return wide(base), outputs
 
 
 class _AtPoint(torch.autograd.Function):
@@ -221,5 +224,6 @@ def _check_shapes(got: State, expected: State) -> None:
         )
 
 
-def _wide(tensor: Tensor) -> Tensor:
+def wide(tensor: Tensor) -> Tensor:
+    """``tensor`` in float32, or in float64 if it is so already."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()

@@ -21,6 +21,7 @@ from fusionlab.linearize import (
     refuse_checkpointing,
     tangent_outputs,
     tensors_replaced,
+    wide,
 )
 from fusionlab.sharding import gathered
 from fusionlab.state import State
@@ -189,9 +190,9 @@ def applied(backbone: Any, weights: Weights) -> Iterator[Application]:
         return
     with adapters.activated(backbone.model, None):
         if isinstance(weights, LinearizedState):
-            values = on_backbone(backbone, weights.state)
+            values = _by_backbone_name(backbone, weights.state)
             own = {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())}
-            changed = {name: value for name, value in values.items() if not torch.equal(value, own[name])}
+            changed = {name: value for name, value in values.items() if not _equal(value, own[name])}
             point = {name: own[name].detach() for name in changed}
             yield Linearized(backbone, changed, point) if changed else plain
         else:
@@ -200,16 +201,16 @@ def applied(backbone: Any, weights: Weights) -> Iterator[Application]:
 
 
 def task_vector_on_backbone(backbone: Any, weights: Weights) -> dict[str, Tensor]:
-    """τ by name in ``backbone``, on its device and in its dtype; an adapter's is written out.
+    """τ by name in ``backbone``, on its device, in float32 or wider; an adapter's is written out.
 
     Raises:
         InputError: a name or shape that the base does not have.
     """
     if isinstance(weights, Adapter):
-        return on_backbone(backbone, weights.task_vector())
+        return {name: wide(value) for name, value in _by_backbone_name(backbone, weights.task_vector()).items()}
     own = {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())}
-    values = on_backbone(backbone, state_of(weights))
-    return {name: value - own[name].detach() for name, value in values.items()}
+    values = _by_backbone_name(backbone, state_of(weights))
+    return {name: wide(value) - wide(own[name].detach()) for name, value in values.items()}
 
 
 def on_backbone(backbone: Any, state: State) -> dict[str, Tensor]:
@@ -218,6 +219,17 @@ def on_backbone(backbone: Any, state: State) -> dict[str, Tensor]:
     Raises:
         InputError: a name or shape that the base does not have.
     """
+    own = {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())}
+    return {name: value.to(own[name].dtype) for name, value in _by_backbone_name(backbone, state).items()}
+
+
+def _equal(first: Tensor, second: Tensor) -> bool:
+    dtype = torch.promote_types(first.dtype, second.dtype)
+    return torch.equal(first.to(dtype), second.to(dtype))
+
+
+def _by_backbone_name(backbone: Any, state: State) -> dict[str, Tensor]:
+    """As :func:`on_backbone`, with the values as they are."""
     actual = names_in_backbone(backbone)
     own = {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())}
     values = {}
@@ -227,7 +239,7 @@ def on_backbone(backbone: Any, state: State) -> dict[str, Tensor]:
         tensor = own[actual[name]]
         if tensor.shape != value.shape:
             raise InputError(f"{name}: the weights have shape {tuple(value.shape)}, the base has {tuple(tensor.shape)}")
-        values[actual[name]] = value.to(tensor.device, tensor.dtype)
+        values[actual[name]] = value.to(tensor.device)
     return values
 
 

@@ -67,6 +67,9 @@ class ClipModule(ImageClassifier):
             self.heads[name] = self.heads[name].to(self.device)
 
     def logits(self, task: str, images: Tensor) -> Tensor:
-        """Temperature times cosine of image and class, shape ``(batch, num_classes)``."""
-        features = F.normalize(self.output(lambda: self.backbone.image_features(images)), dim=-1)
-        return self.backbone.logit_scale * features @ self.heads[task].to(features.dtype).T
+        """Temperature times cosine of image and class, shape ``(batch, num_classes)``, in float32."""
+        features = self.features(images)
+        with self.full_precision():
+            return (
+                self.backbone.logit_scale.to(features) * F.normalize(features, dim=-1) @ self.heads[task].to(features).T
+            )

@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from contextlib import AbstractContextManager
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import MetricCollection
 
+from fusionlab.linearize import wide
 from fusionlab.metrics import Accuracy, lowest_argmax
 from fusionlab.modules.base import FusionModule
 from fusionlab.predicting import labelled
 
 
 class ImageClassifier(FusionModule):
-    """Classes of images by logits; subclasses supply the heads and keep ``class_names`` by task."""
+    """Classes of images by logits; subclasses supply the heads and keep ``class_names`` by task.
+
+    Heads act in float32 whatever the network computes in: an update far smaller than the features would be rounded
+    away by a product in bfloat16.
+    """
 
     class_names: dict[str, tuple[str, ...]]
+
+    def features(self, images: Tensor) -> Tensor:
+        """Features under the active weights, float32 or wider, shape ``(batch, dim)``."""
+        return wide(self.output(lambda: self.backbone.image_features(images)))
+
+    def full_precision(self) -> AbstractContextManager[Any]:
+        """Autocast off."""
+        return torch.autocast(self.device.type, enabled=False)
 
     @abstractmethod
     def logits(self, task: str, images: Tensor) -> Tensor:

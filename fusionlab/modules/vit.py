@@ -141,7 +141,7 @@ class ViTModule(ImageClassifier):
             for part in rows.split(batch_size):
                 batch = samples.batch(part)
                 images = batch["images"].to(self.device)
-                features.append(self.output(lambda images=images: self.backbone.image_features(images)).float())
+                features.append(self.features(images).float())
                 labels.append(batch["labels"].to(self.device))
         self.train(training)
         found = nearest_mean_head(torch.cat(features), torch.cat(labels), self.head(task).out_features)
@@ -149,10 +149,11 @@ class ViTModule(ImageClassifier):
             parameter.copy_(split_like(value.to(parameter.dtype), parameter))
 
     def logits(self, task: str, images: Tensor) -> Tensor:
-        """The task's head on the features, shape ``(batch, num_classes)``."""
-        features = self.output(lambda: self.backbone.image_features(images))
-        head = self._whole_head(task)
-        return F.linear(features.to(head["weight"].dtype), head["weight"], head["bias"])
+        """The task's head on the features, shape ``(batch, num_classes)``, in float32."""
+        features = self.features(images)
+        head = {name: value.to(features) for name, value in self._whole_head(task).items()}
+        with self.full_precision():
+            return F.linear(features, head["weight"], head["bias"])
 
     def export(self, root: Path, tasks: list[str]) -> None:
         """Write what was trained for each task, and the heads to ``heads/<task>/``."""
