@@ -5,11 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fusionlab.errors import InputError, name_list
 
 State = Mapping[str, Tensor]
+
+
+def named_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer by each of its names: a tied tensor has several, as has a part that is used twice.
+
+    Example:
+        >>> layer = nn.Linear(1, 1, bias=False)
+        >>> list(named_tensors(nn.ModuleDict({"a": layer, "b": layer})))
+        ['a.weight', 'b.weight']
+    """
+    return {
+        name: tensor
+        for named in (module.named_parameters, module.named_buffers)
+        for name, tensor in named(remove_duplicate=False)
+    }
 
 
 def check_same_names(expected: State, got: State, *, what: str) -> None:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from fusionlab.adapters.base import base_state, base_weights_replaced, tied_names
+from fusionlab.adapters.base import (
+    base_state,
+    base_tensors,
+    base_weights_replaced,
+    modules_of_tied_tensors,
+    tied_names,
+)
 from fusionlab.adapters.checkpointing import enable_gradient_checkpointing
 from fusionlab.adapters.combining import combine, combine_factors, truncate
 from fusionlab.adapters.exchange import is_adapter, load_adapter, save_adapter
@@ -42,6 +48,7 @@ __all__ = [
     "add",
     "added",
     "base_state",
+    "base_tensors",
     "base_weights_replaced",
     "check_fits",
     "combine",
@@ -55,6 +62,7 @@ __all__ = [
     "load_adapter",
     "match_targets",
     "merge_adapter",
+    "modules_of_tied_tensors",
     "remove",
     "save_adapter",
     "split_names",

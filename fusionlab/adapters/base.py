@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from fusionlab.state import State, check_same_names
+from fusionlab.state import State, check_same_names, named_tensors
 
 
 def base_state(model: nn.Module) -> dict[str, Tensor]:
@@ -24,6 +24,15 @@ def base_state(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def base_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The base's parameters and buffers by each of their names before any adapter was injected."""
+    return {
+        name.replace(".base_layer.", "."): tensor
+        for name, tensor in named_tensors(model).items()
+        if ".lora_" not in name
+    }
+
+
 def tied_names(model: nn.Module) -> dict[str, str]:
     """Further names of tensors that have several: each with the first one, which :func:`base_state` uses."""
     first: dict[int, str] = {}
@@ -32,6 +41,13 @@ def tied_names(model: nn.Module) -> dict[str, str]:
         for name, tensor in model.state_dict(keep_vars=True).items()
     }
     return {name: kept for name, kept in names.items() if name != kept}
+
+
+def modules_of_tied_tensors(model: nn.Module, module_names: Iterable[str]) -> list[str]:
+    """Those of the modules whose weight other parts of the model have too: an adapter on one leaves the others alone."""
+    tied = tied_names(model)
+    several = {*tied, *tied.values()}
+    return [module for module in module_names if f"{module}.weight" in several]
 
 
 @contextmanager

@@ -6,6 +6,7 @@ first changed layer is computed once a batch for all candidates.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusionlab.adapters import Adapter
+from fusionlab.adapters import Adapter, base_tensors
 from fusionlab.evaluation import Row, evaluating, rows_of, to_device
 from fusionlab.linearize import LinearizedState
 from fusionlab.weights import Weights, is_linearized
@@ -75,9 +76,12 @@ def score_candidates(
     return rows
 
 
-def acts_by_hooks(weights: Weights | None) -> bool:
-    """Whether the weights are an adapter that adds to its layers' outputs."""
-    return isinstance(weights, Adapter) and not is_linearized(weights)
+def acts_by_hooks(model: nn.Module, weights: Weights | None) -> bool:
+    """Whether the weights are an adapter that adds to its layers' outputs, each of them a layer under one name only."""
+    if not isinstance(weights, Adapter) or is_linearized(weights):
+        return False
+    uses = Counter(map(id, dict(model.named_modules(remove_duplicate=False)).values()))
+    return all(uses[id(model.get_submodule(name))] == 1 for name in weights.factors)
 
 
 class _Slots:
@@ -90,19 +94,15 @@ class _Slots:
 
     def __init__(self, model: nn.Module, weights: list[Weights | None]) -> None:
         self._device = next(model.parameters()).device
-        adapters = [each for each in weights if acts_by_hooks(each)]
-        self._adapted = {name: model.get_submodule(name) for each in adapters for name in each.factors}  # type: ignore[union-attr]
-        replaced = {
-            name.rpartition(".")[0]
-            for each in weights
-            if each is not None and not isinstance(each, (Adapter, LinearizedState))
-            for name in each
-        }
-        leaves = {
-            name.removesuffix(".base_layer"): part for name, part in model.named_modules() if not list(part.children())
-        }
-        self._memories = [_Memory(part, self) for name, part in leaves.items() if name not in replaced]
-        self._markers = [leaves[name] for name in replaced if name in leaves]
+        adapters = [each for each in weights if isinstance(each, Adapter) and acts_by_hooks(model, each)]
+        self._by_hooks = set(map(id, adapters))
+        self._adapted = {name: model.get_submodule(name) for each in adapters for name in each.factors}
+        states = [each for each in weights if each is not None and not isinstance(each, (Adapter, LinearizedState))]
+        own = base_tensors(model)
+        replaced = {id(own[name]) for state in states for name in state if name in own}
+        leaves = [part for part in model.modules() if not list(part.children())]
+        self._markers = [part for part in leaves if _has_one_of(part, replaced)]
+        self._memories = [_Memory(part, self) for part in leaves if not _has_one_of(part, replaced)]
         self._factors: dict[int, dict[str, tuple[Tensor, Tensor, float]]] = {}
         self._current: dict[str, tuple[Tensor, Tensor, float]] = {}
         self._handles: list[Any] = []
@@ -137,11 +137,11 @@ class _Slots:
     @contextmanager
     def using(self, module: Any, weights: Weights | None) -> Iterator[None]:
         """Let ``weights`` act on ``module``."""
-        is_adapter = acts_by_hooks(weights)
+        by_hooks = isinstance(weights, Adapter) and id(weights) in self._by_hooks
         self.remembers = weights is None or not is_linearized(weights)
-        self._current = self._of(weights) if is_adapter else {}  # type: ignore[arg-type]
+        self._current = self._of(weights) if by_hooks else {}  # type: ignore[arg-type]
         try:
-            with module.use(None if is_adapter else weights):
+            with module.use(None if by_hooks else weights):
                 yield
         finally:
             self._current = {}
@@ -170,8 +170,15 @@ class _Slots:
         return add_adapter
 
 
+def _has_one_of(part: nn.Module, tensors: set[int]) -> bool:
+    """Whether a parameter or buffer of the part itself is one of these, whatever else it is called."""
+    return any(id(tensor) in tensors for own in (part._parameters, part._buffers) for tensor in own.values())
+
+
 class _Memory:
     """Remembers a frozen layer's output for the first candidate's input; equal inputs take it from there.
+
+    What was overwritten in place since, input or output, is not taken.
 
     Args:
         layer: a layer without parts.
@@ -180,14 +187,16 @@ class _Memory:
 
     def __init__(self, layer: nn.Module, slots: _Slots) -> None:
         self._layer, self._slots = layer, slots
-        self._forward = layer.forward
-        self._known: tuple[Tensor, Tensor] | None = None
+        self._forward, self._before = layer.forward, vars(layer).get("forward")
+        self._known: tuple[Tensor, int, Tensor, int] | None = None
 
     def install(self) -> None:
         self._layer.forward = self._call  # type: ignore[method-assign]
 
     def uninstall(self) -> None:
         del self._layer.forward
+        if self._before is not None:
+            self._layer.forward = self._before
 
     def forget(self) -> None:
         self._known = None
@@ -197,14 +206,19 @@ class _Memory:
             return self._forward(*args, **kwargs)
         inputs = args[0]
         if self._known is not None:
-            same = self._known[0] is inputs or (
-                self._known[0].shape == inputs.shape and torch.equal(self._known[0], inputs)
-            )
-            if same:
-                return self._known[1]
+            if self._holds(inputs):
+                return self._known[2]
             self._known = None  # it differs between candidates: do not compare again in this batch
+        version = inputs._version
         output = self._forward(inputs)
-        if self._slots.room > 0 and isinstance(output, Tensor):
+        if self._slots.room > 0 and isinstance(output, Tensor) and inputs._version == version:
             self._slots.room -= 1
-            self._known = (inputs, output)
+            self._known = (inputs, version, output, output._version)
         return output
+
+    def _holds(self, inputs: Tensor) -> bool:
+        assert self._known is not None
+        known, version, output, output_version = self._known
+        if known._version != version or output._version != output_version:
+            return False
+        return known is inputs or (known.shape == inputs.shape and torch.equal(known, inputs))

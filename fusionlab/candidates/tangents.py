@@ -11,7 +11,7 @@ from torch import Tensor
 from fusionlab.evaluation import Row, evaluating, rank_and_world_size, rows_of, to_device
 from fusionlab.fusion.finetuned import Finetuned
 from fusionlab.metrics import lowest_argmax
-from fusionlab.weights import Weights, is_linearized
+from fusionlab.weights import Weights
 
 Sum: TypeAlias = tuple[Mapping[str, float], Sequence[str], Mapping[str, Any]]
 """A weighted sum of task vectors to score: λ by task, the tasks to score it on, and fields of its rows."""
@@ -99,8 +99,8 @@ class TangentOutputs:
 
 
 def linear_tasks(module: Any, tasks: Iterable[str], finetuned: Mapping[str, Weights]) -> tuple[str, ...]:
-    """The tasks on which weighted sums act linearly: of linearized weights, those whose answers are not generated."""
-    if not all(is_linearized(weights) for weights in finetuned.values()):
+    """The tasks on which weighted sums act linearly: where the weights do, those whose answers are not generated."""
+    if not module.acts_linearly(finetuned):
         return ()
     return tuple(task for task in tasks if set(module.metrics(task)) == {"accuracy"})
 
@@ -186,7 +186,7 @@ def tangent_shortcut(module: Any, data: Any, finetuned: Finetuned) -> TangentOut
 
     It holds all task vectors on the module's device while it scores.
     """
-    if not finetuned.is_linearized:
+    if not module.acts_linearly(finetuned.weights):
         return None
     return (TangentOutputs if getattr(module, "heads", None) else LinearSums)(module, data, finetuned)
 

@@ -17,7 +17,7 @@ from fusionlab.evaluation import evaluating, rank_and_world_size, to_device
 from fusionlab.fusion.making import fuse_weights
 from fusionlab.metrics import lowest_argmax
 from fusionlab.rules import TaskArithmetic
-from fusionlab.weights import Weights, is_linearized
+from fusionlab.weights import Weights
 
 Point = tuple[float, float]
 
@@ -88,10 +88,9 @@ def measure_plane(
     joint = [(first, second) for first in grid for second in grid]
     points = list(dict.fromkeys([*joint, *((value, 0.0) for value in grid), *((0.0, value) for value in grid)]))
     chosen = {task: finetuned[task] for task in pair}
-    linear = all(is_linearized(weights) for weights in chosen.values())
     with evaluating(module):
         batches = {task: list(_batches(data, task, split, num_batches)) for task in pair}
-        outcome, passes = (_linear if linear else _nonlinear)(module, chosen, batches, points)
+        outcome, passes = (_linear if module.acts_linearly(chosen) else _nonlinear)(module, chosen, batches, points)
     totals = _over_ranks(_partial_sums(outcome, pair, joint))
     samples = {task: totals["samples", task] for task in pair}
     return Plane(

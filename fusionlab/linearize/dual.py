@@ -23,6 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from fusionlab.errors import InputError
+from fusionlab.state import named_tensors
 
 _BILINEAR = {F.linear: 0, F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}  # with the dimensions behind that of the bias
 _CHECKPOINTING = ("gradient_checkpointing", "grad_checkpointing")
@@ -59,8 +60,10 @@ class Function:
         """
         values = dict(parameters)
         if self.dtype is not None:
+            own = named_tensors(self.module)
+            given = {id(own[name]) for name in values}
             for name, tensor in (*self.module.named_parameters(), *self.module.named_buffers()):
-                if name not in values and tensor.is_floating_point():
+                if id(tensor) not in given and tensor.is_floating_point():
                     values[name] = tensor.to(self.dtype)
         refuse_checkpointing(self.module)
         with ExitStack() as stack:
@@ -147,9 +150,23 @@ def load_jvp_rules() -> None:
 
 @contextmanager
 def tensors_replaced(module: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
-    """Within the block the module's parameters and buffers of these names are other tensors, wherever they are tied."""
-    own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    wanted = {id(own[name]): value for name, value in values.items()}
+    """Within the block the module's parameters and buffers of these names are other tensors, wherever they are tied.
+
+    Args:
+        module: the module.
+        values: by any of a tensor's names.
+
+    Raises:
+        InputError: two values for one tensor.
+    """
+    own = named_tensors(module)
+    wanted: dict[int, Tensor] = {}
+    names: dict[int, str] = {}
+    for name, value in values.items():
+        key = id(own[name])
+        if key in wanted and wanted[key] is not value and not torch.equal(wanted[key], value):
+            raise InputError(f"{names[key]} and {name} are one tensor, and the values for them differ")
+        wanted[key], names[key] = value, name
     slots: list[tuple[dict[str, Any], str, Any]] = [
         (tensors, leaf, tensor)
         for part in module.modules()

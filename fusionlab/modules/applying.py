@@ -204,9 +204,14 @@ def task_vector_on_backbone(backbone: Any, weights: Weights) -> dict[str, Tensor
     """τ by name in ``backbone``, on its device, in float32 or wider; an adapter's is written out.
 
     Raises:
-        InputError: a name or shape that the base does not have.
+        InputError: a name or shape that the base does not have, or an adapter on one of the layers of a tied tensor.
     """
     if isinstance(weights, Adapter):
+        if tied := adapters.modules_of_tied_tensors(backbone.model, weights.factors):
+            raise InputError(
+                f"the adapter changes {name_list(tied)} only, whose weight other parts of the model have too: it is no "
+                f"change of that tensor"
+            )
         return {name: wide(value) for name, value in _by_backbone_name(backbone, weights.task_vector()).items()}
     own = {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())}
     values = _by_backbone_name(backbone, state_of(weights))
@@ -232,14 +237,21 @@ def _by_backbone_name(backbone: Any, state: State) -> dict[str, Tensor]:
     """As :func:`on_backbone`, with the values as they are."""
     actual = names_in_backbone(backbone)
     own = {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())}
-    values = {}
+    tied = adapters.tied_names(backbone.model)
+    values: dict[str, Tensor] = {}
+    names: dict[str, str] = {}
     for name, value in state.items():
-        if name not in actual:
+        first = tied.get(name, name)
+        if first not in actual:
             raise InputError(f"the weights have {name!r}, the base does not; {did_you_mean(name, actual)}")
-        tensor = own[actual[name]]
+        key = actual[first]
+        tensor = own[key]
         if tensor.shape != value.shape:
             raise InputError(f"{name}: the weights have shape {tuple(value.shape)}, the base has {tuple(tensor.shape)}")
-        values[actual[name]] = value.to(tensor.device)
+        placed = value.to(tensor.device)
+        if key in values and not torch.equal(values[key], placed):
+            raise InputError(f"{names[key]} and {name} are one tensor, and the weights have two values for it")
+        values[key], names[key] = placed, name
     return values
 
 

@@ -33,7 +33,7 @@ from fusionlab.modules.applying import (
 from fusionlab.modules.stepping import WithGradients, seed_device
 from fusionlab.optimization import lr_multiplier
 from fusionlab.samplers import derive_seed
-from fusionlab.weights import Weights
+from fusionlab.weights import Weights, is_linearized
 
 
 class FusionModule(LightningModule, ABC):
@@ -208,6 +208,17 @@ class FusionModule(LightningModule, ABC):
         Where weights are split over processes, all of them must ask.
         """
         return self.adaptation.weights(task)
+
+    def acts_linearly(self, finetuned: Mapping[str, Weights]) -> bool:
+        """Whether a weighted sum of them gives that weighted sum of outputs, as :meth:`linear_outputs` needs.
+
+        All are linearized, and no adapter acts on one of the layers of a tied tensor.
+        """
+        return all(is_linearized(weights) for weights in finetuned.values()) and not any(
+            adapters.modules_of_tied_tensors(self.base_model, weights.factors)
+            for weights in finetuned.values()
+            if isinstance(weights, Adapter)
+        )
 
     def linear_outputs(self, finetuned: Mapping[str, Weights]) -> LinearOutputs:
         """The outputs under any weighted sum of what was trained linearized for each task."""
