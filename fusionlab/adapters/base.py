@@ -44,7 +44,7 @@ def tied_names(model: nn.Module) -> dict[str, str]:
 
 
 def modules_of_tied_tensors(model: nn.Module, module_names: Iterable[str]) -> list[str]:
-    """Those of the modules whose weight other parts of the model have too: an adapter on one leaves the others alone."""
+    """Those of the modules whose weight other parts of the model have too, which an adapter leaves as they are."""
     tied = tied_names(model)
     several = {*tied, *tied.values()}
     return [module for module in module_names if f"{module}.weight" in several]
