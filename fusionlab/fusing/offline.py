@@ -21,7 +21,7 @@ from fusionlab.errors import InputError, did_you_mean
 from fusionlab.fusing import report
 from fusionlab.fusing.inputs import Opened, base_hash, open_base, open_input
 from fusionlab.fusing.recipe import Recipe, parse_size
-from fusionlab.rules import LinearRule, Rule, Statistics
+from fusionlab.rules import LinearRule, Rule
 from fusionlab.streaming import CastWeights, Job, Outcome, Plan, Resources, TaskInput, TensorInfo, fuse, make_plan, run
 from fusionlab.streaming.job import inner_linear_rule, num_reads, peak_bytes
 
@@ -246,7 +246,7 @@ def _try_rule(job: Job) -> None:
     """Let the rule meet these tasks and names on tiny tensors, so that what does not fit is known at once."""
     linear = inner_linear_rule(job.rule)
     if linear is not None and not linear.passes:
-        statistics = Statistics(tuple(job.inputs), job.plan.fused)
+        statistics = job.statistics({})
         for name in job.plan.fused:
             linear.coefficients(name, statistics.tasks, statistics)
         return

@@ -110,7 +110,7 @@ class Finetuned:
             return Fused(rule, tasks, None)
         sums = {f"squared_norm/{task}": self._norms(task) for task in tasks} if rule.passes else {}
         names = tuple(name for name in self.names if any(name in self._state(task) for task in tasks))
-        statistics = Statistics(tasks, names, sums)
+        statistics = Statistics(tasks, names, sums, model=tuple(self.base))
         return Fused(rule, tasks, {name: rule.coefficients(name, tasks, statistics) for name in names})
 
     def make(self, fused: Fused) -> Weights:

@@ -51,7 +51,7 @@ def fuse_weights(rule: Rule, base: State, finetuned: Mapping[str, Weights]) -> F
     linearized = any(is_linearized(weights) for weights in finetuned.values())
     states = {task: getattr(weights, "state", weights) for task, weights in finetuned.items()}
     names = dict.fromkeys(name for state in states.values() for name in state)
-    fused = fuse(rule, {name: base[name].cpu() for name in names}, finetuned=states)
+    fused = fuse(rule, {name: base[name].cpu() for name in names}, finetuned=states, model=base)
     weights = LinearizedState(fused.state) if linearized else fused.state
     return FusedModel(rule, weights, fused.scaling_coefficients, fused.norms, fused.cosines)
 
@@ -71,10 +71,10 @@ def fuse_adapters(rule: Rule, base: State, adapters: Mapping[str, Adapter]) -> F
     names = dict.fromkeys(name for task_vector in task_vectors.values() for name in task_vector)
     adapted = {name: base[name] for name in names}
     if isinstance(rule, LinearRule):
-        measured = measure(rule, adapted, task_vectors)
+        measured = measure(rule, adapted, task_vectors, model=base)
         weights: Adapter | State = combine(adapters, measured.coefficients)
         return FusedModel(rule, weights, measured.scaling_coefficients, measured.norms, measured.cosines)
-    fused = fuse(rule, adapted, task_vectors)
+    fused = fuse(rule, adapted, task_vectors, model=base)
     linearized = any(is_linearized(adapter) for adapter in adapters.values())
     state = LinearizedState(fused.state) if linearized else fused.state
     return FusedModel(rule, state, fused.scaling_coefficients, fused.norms, fused.cosines)

@@ -59,12 +59,14 @@ class Statistics:
         names: every parameter that is fused, in order.
         sums: key -> parameter -> the sum of its partials as an exact expansion (``sums.exact_sum``).
         counts: key -> int64 tensor, added up over all blocks.
+        model: every tensor of the model, fused or not, for rules that count its blocks; ``names`` where it is empty.
     """
 
     tasks: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     sums: Mapping[str, Mapping[str, tuple[float, ...]]] = field(default_factory=dict)
     counts: Mapping[str, Tensor] = field(default_factory=dict)
+    model: tuple[str, ...] = ()
     _memory: dict[Hashable, object] = field(default_factory=dict, repr=False, compare=False)
 
     def sum(self, key: str, names: Iterable[str] | None = None) -> float:

@@ -18,7 +18,7 @@ class Lines:
     """θ₀ + λ_l Σ τ_t with λ_l = α + β·l/(L−1) in block l of L, and α outside the blocks.
 
     A block is numbered by the first number in a name; each stack of blocks (vision and text, encoder and decoder) is
-    counted by itself.
+    counted by itself, over the model, whatever part of it is fused.
 
     Args:
         beta: β, what the last block has beyond the first; the method searches it.
@@ -42,7 +42,7 @@ class Lines:
     def coefficients(self, name: str, tasks: tuple[str, ...], statistics: Statistics) -> dict[str, float]:
         """λ_l, the same for every task."""
         alpha = 1 / len(tasks) if self.alpha is None else self.alpha
-        depths = statistics.once("lines", lambda: _depths(statistics.names or (name,)))
+        depths = statistics.once("lines", lambda: _depths(statistics.model or statistics.names or (name,)))
         return dict.fromkeys(tasks, alpha + self.beta * depths.get(name, 0.0))
 
     def fuse(self, name: str, base: Tensor, task_vectors: TaskVectors, statistics: Statistics) -> Tensor:

@@ -118,7 +118,7 @@ class _Engine:
             for key, of in self.job.known.items()
             if all_known(self.job.known, (key.partition("/")[0],), self.job, names)
         }
-        statistics = Statistics(self.tasks, self.job.plan.fused, known)
+        statistics = self.job.statistics(known)
         for quantities in self.job.rule.passes:
             if all_known(statistics.sums, quantities, self.job, names):
                 continue
@@ -131,7 +131,7 @@ class _Engine:
 
             found = self._pass(names, visit, measure_bfloat16 if quantities == ("squared_norm",) else None)
             sums, counts = {**statistics.sums, **found.sums()}, {**statistics.counts, **found.counts}
-            statistics = Statistics(self.tasks, self.job.plan.fused, sums, counts)
+            statistics = self.job.statistics(sums, counts)
         return statistics
 
     def fuse(self, names: Sequence[str], statistics: Statistics, sink: Sink | None) -> None:

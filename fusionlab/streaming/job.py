@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from fusionlab.rules.base import LinearRule, Rule
+from fusionlab.rules.base import LinearRule, Rule, Statistics
 from fusionlab.rules.kernels import CUT
 from fusionlab.streaming.planning import Plan
 from fusionlab.streaming.weights import TaskInput, TensorInfo, Weights
@@ -48,6 +48,10 @@ class Job:
     dtypes: Mapping[str, torch.dtype]
     known: Sums = field(default_factory=dict)
     cosines: bool = True
+
+    def statistics(self, sums: Sums, counts: Mapping[str, Tensor] | None = None) -> Statistics:
+        """What measuring passes found, as the rule is handed it."""
+        return Statistics(tuple(self.inputs), self.plan.fused, sums, counts or {}, self.plan.model)
 
 
 @dataclass(frozen=True)

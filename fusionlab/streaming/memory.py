@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +59,7 @@ def fuse(
     *,
     finetuned: Mapping[str, State] | None = None,
     mismatched_tensors: MismatchedTensors = "error",
+    model: Iterable[str] = (),
     threads: int | None = None,
     memory_budget: int = DEFAULT_MEMORY_BUDGET,
 ) -> FusedState:
@@ -73,6 +74,7 @@ def fuse(
         task_vectors: τ by task; a name that is absent means zero.
         finetuned: fine-tuned states by task, instead of task vectors or after them.
         mismatched_tensors: what to do with tensors that do not fit: an ``error``, or take the ``base``'s.
+        model: names of the whole model where ``base`` holds a part of it, for rules that count its blocks.
         threads: worker threads; torch's own number by default.
         memory_budget: bytes for blocks and whole tensors in flight, beside the states themselves.
 
@@ -88,7 +90,7 @@ def fuse(
         >>> fuse(TaskArithmetic(0.5), base, finetuned={"a": {"w": torch.tensor([3.0, 2.0])}}).state
         {'w': tensor([2., 2.])}
     """
-    job = _job(rule, base, task_vectors, finetuned, mismatched_tensors)
+    job = _job(rule, base, task_vectors, finetuned, mismatched_tensors, model)
     sink = _MemorySink(job, base)
     outcome = run(job, sink, Resources(threads or torch.get_num_threads(), memory_budget))
     state = {name: sink.state[job.plan.aliases.get(name, name)] for name in base}
@@ -101,12 +103,12 @@ def measure(
     task_vectors: Mapping[str, State] | None = None,
     *,
     finetuned: Mapping[str, State] | None = None,
+    model: Iterable[str] = (),
     threads: int | None = None,
 ) -> Measured:
     """The coefficients, norms and cosines that :func:`fuse` would report for a linear rule; arguments as there."""
-    outcome = run(
-        _job(rule, base, task_vectors, finetuned, "error"), None, Resources(threads or torch.get_num_threads())
-    )
+    job = _job(rule, base, task_vectors, finetuned, "error", model)
+    outcome = run(job, None, Resources(threads or torch.get_num_threads()))
     return Measured(outcome.coefficients, outcome.scaling_coefficients, outcome.norms, outcome.cosines)
 
 
@@ -116,6 +118,7 @@ def _job(
     task_vectors: Mapping[str, State] | None,
     finetuned: Mapping[str, State] | None,
     mismatched_tensors: MismatchedTensors,
+    model: Iterable[str],
 ) -> Job:
     task_vectors, finetuned = task_vectors or {}, finetuned or {}
     twice = [task for task in task_vectors if task in finetuned]
@@ -124,7 +127,7 @@ def _job(
     weights = StateWeights(base)
     inputs = {task: TaskInput(StateWeights(state, weights.tensors), True) for task, state in task_vectors.items()}
     inputs |= {task: TaskInput(StateWeights(state)) for task, state in finetuned.items()}
-    plan = make_plan(weights, inputs, mismatched_tensors=mismatched_tensors)
+    plan = make_plan(weights, inputs, mismatched_tensors=mismatched_tensors, model=model)
     return Job(rule, weights, inputs, plan, {name: info.dtype for name, info in weights.tensors.items()})
 
 

@@ -19,6 +19,7 @@ class Plan:
     """What happens to every parameter of the base.
 
     Args:
+        model: every name of the model, of which the base may be a part.
         fused: the names the rule is applied to, in the base's order.
         copied: name -> why it is the base's own.
         aliases: name -> the fused or copied name that it is one tensor with.
@@ -26,6 +27,7 @@ class Plan:
         sources: task -> name -> under which name its input holds it, where that differs.
     """
 
+    model: tuple[str, ...]
     fused: tuple[str, ...]
     copied: Mapping[str, str]
     aliases: Mapping[str, str] = field(default_factory=dict)
@@ -34,14 +36,18 @@ class Plan:
 
 
 def make_plan(
-    base: Weights, inputs: Mapping[str, TaskInput], *, mismatched_tensors: MismatchedTensors = "error"
+    base: Weights,
+    inputs: Mapping[str, TaskInput],
+    *,
+    mismatched_tensors: MismatchedTensors = "error",
+    model: Iterable[str] = (),
 ) -> Plan:
     """Decide for every parameter of ``base``; nothing is left out in silence.
 
     Floating-point parameters that every input holds in the base's shape are fused. Others keep the base's values:
     integer buffers that are equal everywhere, parameters no task vector touches, and, only with
     ``mismatched_tensors="base"``, those that differ in shape or are missing. A tensor under two names that is tied in
-    the base and in every input is fused once.
+    the base and in every input is fused once. ``model`` are the names of the whole model where ``base`` is part of it.
 
     Raises:
         InputError: no inputs; or names, shapes or integer buffers differ and ``mismatched_tensors`` is ``"error"``.
@@ -73,7 +79,14 @@ def make_plan(
     fused = tuple(name for name in names if name not in copied)
     if not fused:
         raise InputError("no parameter is left to fuse: the inputs share none with the base.")
-    return Plan(fused, {name: copied[name] for name in names if name in copied}, aliases, ignored, sources)
+    return Plan(
+        tuple(model) or tuple(base.tensors),
+        fused,
+        {name: copied[name] for name in names if name in copied},
+        aliases,
+        ignored,
+        sources,
+    )
 
 
 def _tied_everywhere(inputs: Mapping[str, TaskInput], first: str, second: str) -> bool:
