@@ -79,7 +79,7 @@ def _is_unread() -> bool:
 def dispatch(command: str, rest: list[str]) -> int:
     """Run one command with its arguments; bad input is raised."""
     if command in LIGHTNING:
-        from fusionlab.cli import main as run_lightning
+        from fusionlab.commands.fit import main as run_lightning
 
         return run_lightning([command, *rest])
     if command == "fuse":

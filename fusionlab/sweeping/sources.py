@@ -14,6 +14,7 @@ import yaml
 from lightning.pytorch import Trainer
 
 from fusionlab.adapters import Adapter, Method, base_state
+from fusionlab.commands import fit
 from fusionlab.errors import InputError, name_list
 from fusionlab.files import write_text
 from fusionlab.fusion.finetuned import Finetuned
@@ -53,11 +54,9 @@ class RunSource:
 
     def fit(self, output: Path) -> None:
         """Run ``fit`` in this process; an unfinished run goes on."""
-        from fusionlab.__main__ import dispatch
-
         path = output / "fit" / f"{self.name}.yaml"
         write_text(path, yaml.safe_dump(dict(self.config or {}), sort_keys=False))
-        dispatch("fit", ["--config", str(path)])
+        fit.main(["fit", "--config", str(path)])
 
 
 def sources(recipe: SweepRecipe) -> list[RunSource]:

@@ -60,7 +60,7 @@ def run(folder: Path, where: str, culprit: int, kind: str = "bad input") -> list
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["fusionlab.cli"])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["fusionlab.commands.fit"])
     arguments = (port, folder, where, culprit, kind)
     context = multiprocessing.start_processes(
         worker, arguments, nprocs=WORLD_SIZE, start_method="forkserver", join=False

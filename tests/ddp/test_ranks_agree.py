@@ -228,7 +228,7 @@ def results(
     t5 = t5_folder("tied")
     found = {1: [everything(1, folder, t5)]}
     # forked from a process that has imported everything
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["fusionlab.cli", "fusionlab.data.text"])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["fusionlab.commands.fit", "fusionlab.data.text"])
     for world_size in (2, 3):
         arguments = (world_size, free_port(), folder, t5)
         multiprocessing.start_processes(worker, arguments, nprocs=world_size, start_method="forkserver")

@@ -92,7 +92,7 @@ def run(folder: Path, options: list[str], fails_at: int | None = None) -> list[i
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["fusionlab.cli"])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["fusionlab.commands.fit"])
     context = multiprocessing.start_processes(
         worker, (port, folder, options, fails_at), nprocs=WORLD_SIZE, start_method="forkserver", join=False
     )

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from lightning.pytorch import LightningDataModule
 
-from fusionlab.cli import FusionCLI
+from fusionlab.commands.fit import FusionCLI
 from fusionlab.data import ImageTasks
 from fusionlab.modules import FusionModule
 

@@ -30,7 +30,7 @@ FIT = [
 ]  # fmt: skip
 # forked from a process that has imported everything: a start costs a fraction of a second
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["fusionlab.cli"])
+PROCESSES.set_forkserver_preload(["fusionlab.commands.fit"])
 
 
 def run(argv: list[str], log: Path, environment: dict[str, str]) -> None:
