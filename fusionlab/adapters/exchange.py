@@ -32,6 +32,7 @@ from fusionlab.adapters.fused_attention import (
 )
 from fusionlab.adapters.refusals import check_config, check_names
 from fusionlab.errors import InputError, name_list
+from fusionlab.files import read_json
 
 CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PUBLISHED, OWN, OWN_FACTORS = "linearized_adapter_model.safetensors", "fusionlab.json", "fusionlab_factors.safetensors"
@@ -232,13 +233,7 @@ def _plain(value: float) -> float:
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"no {path.name} in {str(path.parent)!r}; give a folder that holds a PEFT adapter")
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{str(path)!r} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{str(path)!r} holds a {type(content).__name__}, expected a mapping")
-    return content
+    return read_json(path)
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:

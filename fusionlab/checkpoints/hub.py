@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 
-from fusionlab.errors import InputError
+from fusionlab.checkpoints.companions import NOT_FETCHED, has_custom_code, named_folders
+from fusionlab.checkpoints.stats import ADAPTER_FILES, ADAPTER_WEIGHTS
+from fusionlab.checkpoints.weight_files import first_file, is_index, shard_names
+from fusionlab.errors import InputError, name_list
+from fusionlab.files import read_json
 
 _ID = re.compile(r"^[\w.-]+/[\w.-]+(?:@[\w./-]+)?$")
-_TEXT_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.bpe")
+_CONFIGS = (
+    "config.json",
+    "adapter_config.json",
+)  # in every request: the hub warns where nothing matches
 
 
-def resolve(name: str) -> Path:
+def resolve(name: str, variant: str | None = None) -> Path:
     """The local folder or file of ``name``; a hub id (``owner/name`` or ``owner/name@revision``) is downloaded.
 
-    A path that exists is always meant as a path. Safetensors are preferred to pickled weights.
+    A path that exists is always meant as a path. Of the hub's files, those are fetched that belong to the model: one
+    kind of weights, as transformers chooses them, and what travels with them; Python files are never run.
+
+    Args:
+        name: any of these.
+        variant: of the weight files.
 
     Raises:
         InputError: neither an existing path nor a hub id, or it cannot be downloaded.
@@ -24,20 +37,42 @@ def resolve(name: str) -> Path:
         return path
     if not _ID.match(name):
         raise InputError(f"{name!r} does not exist, and is no hub id (owner/name).")
-    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    repository, _, revision = name.partition("@")
     try:
-        for weights in ("*.safetensors", "*.bin"):
-            patterns = [*_TEXT_FILES, weights]
-            found = Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
-            if any(found.glob(weights)):
-                return found
+        return _download(name, variant)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{name!r} does not exist here, and cannot be had from the hub: {reason[:300]}") from error
-    raise InputError(f"{name!r} on the hub holds neither safetensors nor .bin weights.")
+
+
+def _download(name: str, variant: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    repository, _, revision = name.partition("@")
+
+    download = partial(snapshot_download, repository, revision=revision or None)
+
+    def fetch(*names: str) -> Path:
+        return Path(download(allow_patterns=[*_CONFIGS, *names]))
+
+    def has(file: str) -> bool:
+        return (fetch(file) / file).is_file()
+
+    folder = Path(download(ignore_patterns=list(NOT_FETCHED)))
+    if (folder / "adapter_config.json").is_file():
+        fetch(*(file for file in ADAPTER_FILES if file not in ADAPTER_WEIGHTS))
+        if not any(has(file) for file in ADAPTER_WEIGHTS):
+            raise InputError(f"{name!r} on the hub holds none of {name_list(ADAPTER_WEIGHTS)}.")
+        return folder
+    config = folder / "config.json"
+    first = first_file(read_json(config) if config.is_file() else {}, has, variant, name)
+    if first is not None and is_index(first):
+        fetch(*shard_names(folder / first, read_json(folder / first)))
+    elif first is None and not any(list(fetch(pattern).glob(pattern)) for pattern in ("*.safetensors", "*.bin")):
+        raise InputError(f"{name!r} on the hub holds neither safetensors nor .bin weights.")
+    fetch(*(f"{inner}/*" for inner in named_folders(folder)), *(["*.py"] if has_custom_code(folder) else []))
+    return folder
 
 
 def is_hub_id(name: str) -> bool:

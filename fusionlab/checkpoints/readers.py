@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import threading
@@ -17,12 +16,13 @@ import torch
 from torch import Tensor
 
 from fusionlab.checkpoints.headers import Header, Placed, read_header
-from fusionlab.errors import InputError, name_list
+from fusionlab.checkpoints.weight_files import indexed, is_index, unread_weights, weight_files
+from fusionlab.errors import InputError
+from fusionlab.files import read_json
 from fusionlab.streaming.weights import StateWeights, TensorInfo, Weights
 
 _READ_BYTES = 1 << 22
 _HEAD_BYTES = 4096
-_SAFETENSORS, _PICKLED = "model.safetensors", "pytorch_model.bin"
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,13 @@ class Checkpoint:
         path: the folder, or the single file.
         files: the weight files.
         weights: its tensors, read when they are asked for.
+        index: the index of the files, if they are shards.
     """
 
     path: Path
     files: tuple[Path, ...]
     weights: Weights
+    index: Path | None = None
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
@@ -48,17 +50,32 @@ class Checkpoint:
         """All tensors, in memory and in their own dtypes."""
         return {name: self.weights.read(name) for name in self.weights.tensors}
 
+    @property
+    def folder(self) -> Path:
+        """The folder that its files lie in."""
+        return self.path if self.path.is_dir() else self.path.parent
+
     @cached_property
     def config(self) -> dict[str, Any]:
         """The content of ``config.json``, empty where there is none."""
-        path = self.path / "config.json"
-        return read_json(path) if path.is_file() else {}
+        return _config(self.folder)
+
+    @property
+    def unread(self) -> list[str]:
+        """What looks like weights in its folder and is not read, by relative path."""
+        read = {*self.files, self.index}
+        return unread_weights(self.path, read) if self.path.is_dir() else []
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Open a model: a folder with safetensors or pickled weights, sharded or not, or a single such file.
+def open_checkpoint(path: str | Path, variant: str | None = None) -> Checkpoint:
+    """Open a model: a folder with safetensors or pickled weights, sharded or not, or a single such file or index.
 
-    Pickled weights are read only through ``weights_only=True``.
+    In a folder the files are those that ``from_pretrained`` reads. Pickled weights are read only through
+    ``weights_only=True``.
+
+    Args:
+        path: the folder or file.
+        variant: read a folder's files of this variant, such as ``model.fp16.safetensors``.
 
     Raises:
         InputError: no weights there, a missing shard, an index that points outside its folder or does not fit its
@@ -67,77 +84,25 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     path = Path(path).expanduser()
     if not path.exists():
         raise InputError(f"{str(path)!r} does not exist; give a model's folder or weight file.")
-    if path.is_file():
-        files: tuple[Path, ...] = (path,)
+    files: tuple[Path, ...]
+    index: Path | None
+    if path.is_dir():
+        files, index = weight_files(path, _config(path), variant)
+    elif is_index(path.name):
+        files, index = indexed(path.parent, path.name)
     else:
-        files = _files(path)
+        files, index = (path,), None
+    weights: Weights
     if files[0].suffix == ".safetensors":
-        return Checkpoint(path, files, SafetensorsWeights({file: read_header(file) for file in files}))
-    return Checkpoint(path, files, StateWeights(_load_pickles(files)))
+        weights = SafetensorsWeights({file: read_header(file) for file in files})
+    else:
+        weights = StateWeights(_load_pickles(files))
+    return Checkpoint(path, files, weights, index)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The mapping in a JSON file.
-
-    Raises:
-        InputError: it is not JSON, or not a mapping.
-    """
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{str(path)!r} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{str(path)!r} holds a {type(content).__name__}, expected a mapping.")
-    return content
-
-
-def _files(folder: Path) -> tuple[Path, ...]:
-    for single in (_SAFETENSORS, _PICKLED):
-        index = folder / f"{single}.index.json"
-        if index.is_file():
-            return _indexed(index)
-        if (folder / single).is_file():
-            return (folder / single,)
-    for pattern in ("*.safetensors", "*.bin", "*.pt", "*.pth"):
-        found = sorted(path for path in folder.glob(pattern) if not path.name.startswith(("adapter_", "training_args")))
-        if len(found) > 1:
-            names = name_list(file.name for file in found)
-            raise InputError(f"{str(folder)!r} has no index and several weight files: {names}; give one of them.")
-        if found:
-            return (found[0],)
-    inside = sorted(item.name for item in folder.iterdir())
-    raise InputError(
-        f"{str(folder)!r} has no weights: expected {_SAFETENSORS} or {_PICKLED}, or their index; "
-        f"it holds {name_list(inside) or 'nothing'}."
-    )
-
-
-def _indexed(index: Path) -> tuple[Path, ...]:
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-        raise InputError(f"{str(index)!r} has no weight_map of names to files.")
-    names = list(dict.fromkeys(weight_map.values()))
-    outside = [name for name in names if Path(name).name != name or name in ("", ".", "..")]
-    if outside:
-        raise InputError(f"{str(index)!r} points outside its folder: {name_list(outside)}.")
-    missing = [name for name in names if not (index.parent / name).is_file()]
-    if missing:
-        raise InputError(f"missing shard of {str(index.parent)!r}: {name_list(missing)}; download the model again.")
-    files = tuple(index.parent / name for name in names)
-    if files[0].suffix == ".safetensors":
-        _check_index(index, weight_map, {file.name: read_header(file) for file in files})
-    return files
-
-
-def _check_index(index: Path, weight_map: Mapping[str, str], headers: Mapping[str, Header]) -> None:
-    stored = {name: file for file, header in headers.items() for name in header.tensors}
-    wrong = [name for name in {**weight_map, **stored} if weight_map.get(name) != stored.get(name)]
-    twice = sum(len(header.tensors) for header in headers.values()) - len(stored)
-    if wrong or twice:
-        raise InputError(
-            f"{str(index)!r} does not fit its shards: {name_list(wrong) or f'{twice} names stored twice'}; "
-            "download the model again."
-        )
+def _config(path: Path) -> dict[str, Any]:
+    config = path / "config.json"
+    return read_json(config) if config.is_file() else {}
 
 
 def _load_pickles(files: tuple[Path, ...]) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from fusionlab.files import write_text
 STATS = "fusion_stats.json"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "fusionlab.json",
                  "fusionlab_factors.safetensors", "linearized_adapter_model.safetensors")  # fmt: skip
+ADAPTER_WEIGHTS = ("linearized_adapter_model.safetensors", "adapter_model.safetensors", "adapter_model.bin")  # in order
 _SCHEMA = 2  # since 2 the order of every addition is written out
 _KEPT_ENTRIES = 8
 
@@ -50,8 +51,10 @@ def fingerprint(records: Iterable[Mapping[str, Any]]) -> str:
 
 
 def adapter_files(folder: Path) -> tuple[Path, ...]:
-    """The files that decide what an adapter's task vector is."""
-    return tuple(folder / name for name in ADAPTER_FILES if (folder / name).is_file())
+    """The files that decide what an adapter's task vector is: of several weight files the one that is read."""
+    there = [name for name in ADAPTER_FILES if (folder / name).is_file()]
+    weights = next((name for name in ADAPTER_WEIGHTS if name in there), None)
+    return tuple(folder / name for name in there if name == weights or name not in ADAPTER_WEIGHTS)
 
 
 def task_vector_key(records: Iterable[Mapping[str, Any]], base_fingerprint: str | None) -> str:

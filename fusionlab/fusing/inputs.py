@@ -12,9 +12,11 @@ from torch import Tensor
 
 from fusionlab.checkpoints import Checkpoint, open_checkpoint
 from fusionlab.checkpoints.hub import is_hub_id, resolve
-from fusionlab.checkpoints.readers import SafetensorsWeights, read_json
+from fusionlab.checkpoints.readers import SafetensorsWeights
 from fusionlab.checkpoints.stats import adapter_files, file_records, fingerprint
+from fusionlab.checkpoints.weight_files import unread_weights
 from fusionlab.errors import InputError, name_list
+from fusionlab.files import read_json
 from fusionlab.streaming import StateWeights, TaskInput, Weights
 
 _ASSETS = Path(__file__).parents[1] / "assets"
@@ -32,6 +34,7 @@ class Opened:
         files: its weight files.
         weights: what the engine reads.
         config: its ``config.json`` or ``adapter_config.json``.
+        unread: what looks like weights beside them and is not read, by relative path.
         adapter: the adapter, if it is one.
         names: name in memory -> name in the base's files, where an adapter's differ.
     """
@@ -41,6 +44,7 @@ class Opened:
     files: tuple[Path, ...]
     weights: Weights
     config: Mapping[str, Any]
+    unread: tuple[str, ...] = ()
     adapter: Any = None
     names: Mapping[str, str] = field(default_factory=dict)
 
@@ -61,28 +65,39 @@ class Opened:
         return TaskInput(self.weights, is_task_vector=self.adapter is not None)
 
 
-def open_base(name: str) -> Opened:
+def open_base(name: str, variant: str | None = None) -> Opened:
     """The model that fusion adds to: an embedded name, a path or a hub id, the first of these that there is.
+
+    Args:
+        name: any of them.
+        variant: of its weight files.
 
     Raises:
         InputError: not there, not readable, or an adapter.
     """
     embedded = _ASSETS / name
-    path = embedded if "/" not in name and (embedded / "config.json").is_file() else resolve(name)
+    path = embedded if "/" not in name and (embedded / "config.json").is_file() else resolve(name, variant)
     if (path / "adapter_config.json").is_file():
         raise InputError(f"base {name!r} is an adapter; give the full model it was made for, and it under finetuned.")
-    return _full(name, path, open_checkpoint(path))
+    return _full(name, path, open_checkpoint(path, variant))
 
 
-def open_input(task: str, name: str, base: Opened, cache_bytes: int) -> Opened:
+def open_input(task: str, name: str, base: Opened, cache_bytes: int, variant: str | None = None) -> Opened:
     """A fine-tuned model or an adapter, checked against ``base`` as far as names and shapes do not say it.
+
+    Args:
+        task: its task.
+        name: a path or a hub id.
+        base: the base.
+        cache_bytes: what may be kept of an adapter's task vector.
+        variant: of a full model's weight files.
 
     Raises:
         InputError: not there, not readable, of another architecture, or an adapter for another base.
     """
-    path = resolve(name)
+    path = resolve(name, variant)
     if not (path / "adapter_config.json").is_file():
-        opened = _full(name, path, open_checkpoint(path))
+        opened = _full(name, path, open_checkpoint(path, variant))
         _check_architecture(task, base, opened)
         return opened
     from fusionlab.adapters import load_adapter, stored_task_vector  # imports peft, which takes seconds
@@ -97,7 +112,8 @@ def open_input(task: str, name: str, base: Opened, cache_bytes: int) -> Opened:
     names = _names_on_disk(base) if any(own not in base.weights.tensors for own in task_vector) else {}
     _check_base(task, path, adapter, base, names)
     weights = StateWeights(_Renamed(task_vector, names), base.weights.tensors, cache_bytes)
-    return Opened(name, path, adapter_files(path), weights, read_json(path / "adapter_config.json"), adapter, names)
+    files, config = adapter_files(path), read_json(path / "adapter_config.json")
+    return Opened(name, path, files, weights, config, tuple(unread_weights(path, files)), adapter, names)
 
 
 def _names_on_disk(base: Opened) -> dict[str, str]:
@@ -169,7 +185,7 @@ class _AdaptedWeights(Mapping[str, tuple[Tensor, None]]):
 
 
 def _full(name: str, path: Path, checkpoint: Checkpoint) -> Opened:
-    return Opened(name, path, checkpoint.files, checkpoint.weights, checkpoint.config)
+    return Opened(name, path, checkpoint.files, checkpoint.weights, checkpoint.config, tuple(checkpoint.unread))
 
 
 def _check_architecture(task: str, base: Opened, opened: Opened) -> None:

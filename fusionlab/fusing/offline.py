@@ -89,10 +89,12 @@ def prepare(recipe: Recipe) -> Prepared:
     output = Path(recipe.output).expanduser()
     refuse_existing(output)
     rule, notes = _rule(recipe)
-    base = open_base(recipe.base)
+    base = open_base(recipe.base, recipe.variant)
     budget = parse_size(recipe.memory_budget, "memory_budget")
     cache_bytes = budget // (4 * len(recipe.finetuned))
-    inputs = {task: open_input(task, name, base, cache_bytes) for task, name in recipe.finetuned.items()}
+    inputs = {
+        task: open_input(task, name, base, cache_bytes, recipe.variant) for task, name in recipe.finetuned.items()
+    }
     job = _job(recipe, rule, base, inputs)
     tensors = _output_tensors(job, base)
     resources = Resources(recipe.threads or len(os.sched_getaffinity(0)), budget)
@@ -101,7 +103,7 @@ def prepare(recipe: Recipe) -> Prepared:
     _check_memory(prepared)
     _check_disk(output, prepared.output_bytes)
     _try_rule(job)
-    return replace(prepared, notes=(*notes, *report.tokenizer_notes(base, inputs)))
+    return replace(prepared, notes=(*notes, *report.unread_notes(base, inputs), *report.tokenizer_notes(base, inputs)))
 
 
 def fuse_folder(prepared: Prepared, advance: Callable[[int], None] | None = None) -> str:

@@ -32,6 +32,7 @@ class Recipe:
         memory_budget: bytes beyond the libraries, such as 1GB.
         threads: worker threads; as many as there are cores by default.
         max_shard_size: bytes in one weight file, such as 5GB.
+        variant: read the weights of this variant, such as fp16 for model.fp16.safetensors, of base and full models.
         cosines: also measure the cosine similarity of every pair of task vectors.
         hash: also hash the whole content of the inputs into fusion.json.
         dry_run: check everything from the headers, print the plan and stop.
@@ -49,6 +50,7 @@ class Recipe:
     memory_budget: int | str = "1GB"
     threads: int | None = None
     max_shard_size: int | str = "5GB"
+    variant: str | None = None
     cosines: bool = True
     hash: bool = False
     dry_run: bool = False

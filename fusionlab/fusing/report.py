@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import platform
-import shutil
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusionlab import rules
+from fusionlab.checkpoints.companions import carried_files, carry
 from fusionlab.checkpoints.stats import content_hash
+from fusionlab.checkpoints.weight_files import EXPLICIT
 from fusionlab.errors import name_list
+from fusionlab.files import read_json
 from fusionlab.fusing.inputs import Opened
 from fusionlab.streaming import Outcome
 from fusionlab.streaming.job import num_reads, peak_bytes
@@ -20,9 +22,6 @@ from fusionlab.streaming.job import num_reads, peak_bytes
 if TYPE_CHECKING:
     from fusionlab.fusing.offline import Prepared
 
-_CARRIED = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".bpe", ".spm")
-_NOT_CARRIED = ("adapter_config.json", "fusion.json", "fusionlab.json", "fusion_stats.json", "results.json",
-                "trainer_state.json", "all_results.json", "train_results.json", "eval_results.json")  # fmt: skip
 _TOKENIZER = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model")
 
 
@@ -41,6 +40,7 @@ def plan_text(prepared: Prepared) -> str:
         *(f"not used        {task}: {name_list(names)}" for task, names in plan.ignored.items()),
         f"reads           {num_reads(prepared.job)} over the inputs, {prepared.bytes_to_read / 1e9:.2f} GB",
         f"writes          {prepared.output}: {_output_text(prepared)}",
+        *([f"carries         {name_list(carried, 20)}"] if (carried := _carried(prepared)) else []),
         f"memory          at least {needed:,} bytes for {what}, budget {prepared.resources.memory_budget:,}",
         *(f"note            {note}" for note in prepared.notes),
         "everything fits; nothing was written (--dry_run).",
@@ -74,6 +74,7 @@ def fusion_record(prepared: Prepared, outcome: Outcome, details: Mapping[str, An
             "not_used": {task: list(names) for task, names in plan.ignored.items()},
             "counted": "norms count every fused tensor once, embeddings included; integer buffers are not fused",
         },
+        "carried": _carried(prepared),
         "space": "delta_weight",
         **details,
         "notes": list(prepared.notes),
@@ -93,15 +94,36 @@ def write_reports(folder: Path, prepared: Prepared, record: Mapping[str, Any]) -
     """Write ``fusion.json`` and the card beside the weights, and what full weights need from the base's folder."""
     (folder / "fusion.json").write_text(json.dumps(record, indent=2) + "\n")
     (folder / "README.md").write_text(_card(prepared, record))
-    if prepared.as_adapter or not prepared.base.path.is_dir():
+    source = _model_folder(prepared)
+    if source is None:
         return
-    for file in sorted(prepared.base.path.iterdir()):
-        carried = file.suffix in _CARRIED and not file.name.endswith(".index.json") and file.name not in _NOT_CARRIED
-        if file.is_file() and carried:
-            shutil.copyfile(file, folder / file.name)
-    if prepared.recipe.dtype is not None and (folder / "config.json").is_file():
-        config = _with_dtype(json.loads((folder / "config.json").read_text()), prepared.recipe.dtype)
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    carry(source, folder)
+    config = folder / "config.json"
+    if config.is_file():
+        content = read_json(config)
+        content.pop(EXPLICIT, None)  # names the base's own weights
+        if prepared.recipe.dtype is not None:
+            content = _with_dtype(content, prepared.recipe.dtype)
+        if content != read_json(config):
+            config.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _carried(prepared: Prepared) -> list[str]:
+    source = _model_folder(prepared)
+    return [] if source is None else carried_files(source)
+
+
+def _model_folder(prepared: Prepared) -> Path | None:
+    """The base's folder, whose other files travel with full weights; None for a lone weight file, and for adapters."""
+    path = prepared.base.path
+    folder = path if path.is_dir() else path.parent
+    return None if prepared.as_adapter or not (path.is_dir() or prepared.base.config) else folder
+
+
+def unread_notes(base: Opened, inputs: Mapping[str, Opened]) -> list[str]:
+    """What looks like weights beside the files that are read; ``fusion.json`` has all of it."""
+    every = {"the base": base, **{repr(task): opened for task, opened in inputs.items()}}
+    return [f"not read in {what}: {name_list(opened.unread, 20)}" for what, opened in every.items() if opened.unread]
 
 
 def tokenizer_notes(base: Opened, inputs: Mapping[str, Opened]) -> list[str]:
@@ -139,7 +161,8 @@ def _provenance(opened: Opened, with_hash: bool) -> dict[str, Any]:
     if with_hash:
         records = [record | {"sha256": content_hash(file)} for record, file in zip(records, opened.files, strict=True)]
     kind = "weights" if opened.adapter is None else f"adapter ({opened.adapter.method})"
-    return {"name": opened.name, "kind": kind, "fingerprint": opened.fingerprint, "files": records}
+    found = {"name": opened.name, "kind": kind, "fingerprint": opened.fingerprint, "files": records}
+    return found | ({"not_read": list(opened.unread)} if opened.unread else {})
 
 
 def _card(prepared: Prepared, record: Mapping[str, Any]) -> str:

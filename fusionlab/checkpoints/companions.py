@@ -1,0 +1,108 @@
+"""What travels with a model's weights: the other files of its folder that are needed to load it, and its licence."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fusionlab.checkpoints.weight_files import WEIGHT_SUFFIXES, is_outside, looks_like_weights
+from fusionlab.errors import InputError, name_list
+
+# documents, pictures, data and archives: about the model, not of it
+_LEFT = (
+    ".rst", ".html", ".pdf", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp", ".mp4", ".mp3", ".wav", ".ipynb",
+    ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".zip", ".tar", ".tar.gz", ".tgz", ".bz2", ".xz", ".7z", ".log",
+)  # fmt: skip
+# what fusionlab and trainers write of a folder itself, and cards
+_RECORDS = re.compile(
+    r"^(adapter_config|fusion|fusionlab|results|trainer_state|(all|train|eval|predict|test)_results|modelcard)\.json$"
+    r"|fusion_stats\.json$|^readme|\.md$|^events\.out\.|^(training_args|optimizer|scheduler|scaler|rng_state)[\w-]*\.",
+    re.IGNORECASE,
+)
+_LICENCE = re.compile(r"^(licen[cs]e|notice|copying|use_policy|acceptable_use|third_party)", re.IGNORECASE)
+_LICENCES = ("LICENSES", "licenses", "LICENCES")
+_MODULES = "modules.json"
+_NAMED_FOLDERS = ("additional_chat_templates", "custom_generate", *_LICENCES)
+# for the hub: everything of the folder itself but what can be seen by its ending not to travel
+NOT_FETCHED = (*(f"*{suffix}" for suffix in (*WEIGHT_SUFFIXES, *_LEFT)), "*/*")
+
+
+def carried_files(folder: Path) -> list[str]:
+    """What of a model's folder belongs beside other weights of the same model, by relative path, sorted.
+
+    That is: every file of the folder itself but weights, cards, records of training, documents and data; licences; the
+    folders that ``modules.json`` names, whole, and those of chat templates; where a configuration names custom code,
+    all Python files, which are copied and never run.
+
+    Raises:
+        InputError: ``modules.json`` names a folder outside.
+    """
+    custom = has_custom_code(folder)
+    found = {path for path in folder.iterdir() if path.is_file() and _travels(path.name, custom)}
+    if custom:
+        found |= {path for path in _files_below(folder) if path.suffix == ".py"}
+    for named in named_folders(folder):
+        found |= set(_files_below(folder / named))
+    return sorted(path.relative_to(folder).as_posix() for path in found)
+
+
+def carry(folder: Path, output: Path) -> list[str]:
+    """Copy :func:`carried_files` to ``output``, but for what is there already; returns what was copied.
+
+    Links are followed; the copies have the permissions of new files.
+
+    Raises:
+        InputError: as there.
+    """
+    copied = [name for name in carried_files(folder) if not (output / name).exists()]
+    for name in copied:
+        (output / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / name, output / name)
+    for named in named_folders(folder):  # some are empty
+        if (folder / named).is_dir():
+            (output / named).mkdir(parents=True, exist_ok=True)
+    return copied
+
+
+def named_folders(folder: Path) -> list[str]:
+    """The folders below that travel whole: of the modules that ``modules.json`` names, chat templates and licences.
+
+    Raises:
+        InputError: ``modules.json`` names a folder outside.
+    """
+    inner = [path for module in _modules(folder) if isinstance(path := module.get("path"), str) and path]
+    if outside := [path for path in inner if is_outside(path)]:
+        raise InputError(f"{str(folder / _MODULES)!r} points outside its folder: {name_list(outside)}.")
+    return [*_NAMED_FOLDERS, *inner]
+
+
+def has_custom_code(folder: Path) -> bool:
+    """Whether the folder's configurations name Python classes of its own: by ``auto_map``, or as modules."""
+    own = (str(module.get("type")).partition(".")[0] != "sentence_transformers" for module in _modules(folder))
+    return any(own) or any(b'"auto_map"' in path.read_bytes() for path in folder.glob("*config*.json"))
+
+
+def _modules(folder: Path) -> list[dict[str, Any]]:
+    """What ``modules.json`` lists; nothing where it is absent, or another tool's."""
+    path = folder / _MODULES
+    content = json.loads(path.read_bytes()) if path.is_file() else []
+    return [module for module in content if isinstance(module, dict)] if isinstance(content, list) else []
+
+
+def _travels(name: str, custom: bool) -> bool:
+    if name.startswith(".") or looks_like_weights(name):
+        return False
+    if _LICENCE.match(name):
+        return True
+    return not (_RECORDS.search(name) or name.lower().endswith(_LEFT) or (name.endswith(".py") and not custom))
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (path for name in files if (path := Path(parent) / name).is_file())
