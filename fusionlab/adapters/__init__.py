@@ -34,6 +34,7 @@ from fusionlab.adapters.injection import (
     tasks_of,
     trainable_parameters,
 )
+from fusionlab.adapters.serving import save_fused_adapter
 from fusionlab.adapters.targets import check_fits, match_targets
 
 __all__ = [
@@ -65,6 +66,7 @@ __all__ = [
     "modules_of_tied_tensors",
     "remove",
     "save_adapter",
+    "save_fused_adapter",
     "split_names",
     "split_state",
     "stored_name",

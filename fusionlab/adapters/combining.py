@@ -21,9 +21,10 @@ INSTEAD = "Use delta_weight space, which is exact for any adapters."
 def combine(adapters: Mapping[str, Adapter], coefficients: Coefficients) -> Adapter:
     """Σ λ_t τ_t as one adapter, exact in delta_weight space.
 
-    Per module: where all tasks with λ ≠ 0 share the current A bit for bit, B = Σ λ_t (s_t/s) B_t at that rank; where
-    they are ``l_lora`` from one start (A₀, B₀ ≠ 0), A and B are summed about it, also at that rank; else the ranks add
-    up, with λ_t s_t folded into B and lora_alpha = rank. Sums are in float64, cast once.
+    Per module: where all tasks with λ ≠ 0 share the current A bit for bit, B = Σ λ_t s_t B_t at that rank; where they
+    are ``l_lora`` from one start (A₀, B₀ ≠ 0), A and B are summed about it, also at that rank; else the ranks add up.
+    λ_t s_t is folded into B, with lora_alpha = rank, but about a start and where one task has λ = 1. Sums are in
+    float64, cast once to float32 or wider.
 
     Args:
         adapters: by task.
@@ -45,9 +46,14 @@ def combine(adapters: Mapping[str, Adapter], coefficients: Coefficients) -> Adap
         grown = [module for module in modules if factors[module].rank != first.ranks.get(module)]
         if not alike or grown:
             raise InputError("tangent_lora adapters can be combined only with one another and from one start")
-    first = replace(first, fused_attention=fused_attention)
+    config = {
+        key: value
+        for key, value in first.config.items()
+        if all(adapter.config.get(key) == value for adapter in adapters.values())
+    }
+    first = replace(first, fused_attention=fused_attention, config=config)
     if not alike:
-        return Adapter(factors, "lora", first.base_model, fused_attention=fused_attention)
+        return Adapter(factors, "lora", first.base_model, fused_attention=fused_attention, config=config)
     kept = {module: of_module.rank for module, of_module in factors.items()} == first.ranks
     return replace(first, factors=factors) if kept else replace(first, factors=factors, a0_hash="", seed=None)
 
@@ -99,28 +105,38 @@ def combine_factors(adapters: Mapping[str, Adapter], coefficients: Coefficients)
 def truncate(adapter: Adapter, rank: int) -> tuple[Adapter, float]:
     """The adapter of at most ``rank`` nearest to ``adapter``, by singular values in float64, and its relative error.
 
+    Modules of that rank or less keep their task vector as it is; where all do, the adapter itself is returned. Else it
+    is an ordinary ``lora`` adapter.
+
     Returns:
         the adapter, and ‖τ − τ_rank‖ / ‖τ‖ over all modules (Frobenius norms; 0 for a zero adapter).
 
     Raises:
-        InputError: ``rank`` is below 1, or the adapter is a ``tangent_lora``, which has no weights to approximate.
+        InputError: ``rank`` is below 1, or the adapter is a ``tangent_lora`` above it, which has no weights to
+            approximate.
     """
     if rank < 1:
         raise InputError(f"rank must be at least 1, got {rank}")
+    if all(factors.rank * (1 if factors.lora_b0 is None else 2) <= rank for factors in adapter.factors.values()):
+        return adapter, 0.0
     if adapter.method == "tangent_lora":
         raise InputError("a tangent_lora adapter acts under the linearized forward only; it cannot be truncated")
-    factors, kept, dropped = {}, [], []
+    factors, squares, dropped = {}, [], []
     for module, of_module in adapter.factors.items():
         left, right = adapter.terms(module, torch.float64)
+        dtype = torch.promote_types(of_module.lora_a.dtype, torch.float32)
         left_q, left_r = torch.linalg.qr(left)
         right_q, right_r = torch.linalg.qr(right.T)
         u, sigma, v = torch.linalg.svd(of_module.scaling * left_r @ right_r.T)
-        roots, dtype = sigma[:rank].sqrt(), of_module.lora_a.dtype
-        lora_b, lora_a = left_q @ u[:, :rank] * roots, roots[:, None] * (right_q @ v.T[:, :rank]).T
-        factors[module] = Factors(lora_a.to(dtype), lora_b.to(dtype), lora_alpha=lora_a.shape[0])
-        kept.append(sigma[:rank].square().sum().item())
-        dropped.append(sigma[rank:].square().sum().item())
-    total = math.fsum(kept) + math.fsum(dropped)
+        squares.append(sigma.square().sum().item())
+        if right.shape[0] > rank:
+            roots = sigma[:rank].sqrt()
+            left, right = left_q @ u[:, :rank] * roots, roots[:, None] * (right_q @ v.T[:, :rank]).T
+            dropped.append(sigma[rank:].square().sum().item())
+            factors[module] = Factors(right.to(dtype), left.to(dtype), lora_alpha=right.shape[0])
+        else:
+            factors[module] = Factors(right.to(dtype), left.to(dtype), of_module.scaling * right.shape[0])
+    total = math.fsum(squares)
     truncated = replace(adapter, factors=factors, method="lora", a0_hash="", seed=None)
     return truncated, math.sqrt(math.fsum(dropped) / total) if total else 0.0
 
@@ -147,8 +163,11 @@ def _sum_b(module: str, adapters: Mapping[str, Adapter], lambdas: Mapping[str, f
     first = next(iter(factors.values()))
     total = torch.zeros_like(first.lora_b, dtype=torch.float64)
     for task, of_task in factors.items():
-        total += (lambdas[task] * (of_task.scaling / first.scaling)) * of_task.lora_b.double()
-    return replace(first, lora_b=total.to(first.lora_b.dtype))
+        total += (lambdas[task] * of_task.scaling) * of_task.lora_b.double()
+    dtype = torch.promote_types(first.lora_b.dtype, torch.float32)
+    return replace(
+        first, lora_a=first.lora_a.to(dtype), lora_b=total.to(dtype), lora_alpha=first.rank, use_rslora=False
+    )
 
 
 def _about_start(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections import Counter
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from fusionlab.adapters.factors import Adapter, Factors, hash_initial
@@ -31,12 +31,14 @@ from fusionlab.adapters.fused_attention import (
     to_block_adapters,
 )
 from fusionlab.adapters.refusals import check_config, check_names
+from fusionlab.checkpoints import save_state
 from fusionlab.errors import InputError, name_list
 from fusionlab.files import read_json
 
 CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PUBLISHED, OWN, OWN_FACTORS = "linearized_adapter_model.safetensors", "fusionlab.json", "fusionlab_factors.safetensors"
-PREFIX = "base_model.model."
+PREFIX, UNPADDED = "base_model.model.", "unpadded_ranks"
+_RAW = ("lora_a", "lora_b", "lora_a0", "lora_b0")
 _KEPT = ("lora_dropout", "task_type", "revision", "auto_mapping")
 _PART = re.compile(r"^(?P<module>.+)\.lora_(?P<part>[AB])\.(?:[^.]+\.)?weight$")
 
@@ -48,6 +50,30 @@ def is_adapter(folder: str | Path) -> bool:
 
 def save_adapter(folder: str | Path, adapter: Adapter) -> None:
     """Write ``adapter`` in PEFT's format; stock ``PeftModel.from_pretrained`` on the base gives the same function."""
+    write_adapter(folder, adapter, *in_peft_form(adapter))
+
+
+def in_peft_form(adapter: Adapter) -> tuple[dict[str, Factors], dict[str, dict[str, list[int]]]]:
+    """Plain factors by module as PEFT adapts the base, and which rows of A belong to which part of fused attention."""
+    return to_block_adapters(replace(adapter, factors={name: _written_out(adapter, name) for name in adapter.factors}))
+
+
+def write_adapter(
+    folder: str | Path,
+    adapter: Adapter,
+    stored: Mapping[str, Factors],
+    rows: Mapping[str, Mapping[str, list[int]]],
+    unpadded: Mapping[str, int] | None = None,
+) -> None:
+    """Write factors in PEFT's form, and beside them what of ``adapter`` they cannot hold.
+
+    Args:
+        folder: where to.
+        adapter: what they are of.
+        stored: factors by module.
+        rows: of fused attention, as :func:`in_peft_form` gives them.
+        unpadded: the rank of modules whose factors end in zeros.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     own: dict[str, Any] = {
@@ -57,23 +83,20 @@ def save_adapter(folder: str | Path, adapter: Adapter) -> None:
         "a0_hash": adapter.a0_hash,
         "seed": adapter.seed,
     }
-    written_out = {module: _written_out(adapter, module) for module in adapter.factors}
-    stored, rows = to_block_adapters(replace(adapter, factors=written_out))
     if adapter.fused_attention:
         own |= {"fused_attention": rows, OUT_COUNTED: times_out_counts()}
+    if unpadded:
+        own[UNPADDED] = dict(unpadded)
     tensors = {}
     for module, factors in stored.items():
-        tensors[f"{PREFIX}{module}.lora_A.weight"] = factors.lora_a.contiguous()
-        tensors[f"{PREFIX}{module}.lora_B.weight"] = factors.lora_b.contiguous()
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+        tensors[f"{PREFIX}{module}.lora_A.weight"] = factors.lora_a
+        tensors[f"{PREFIX}{module}.lora_B.weight"] = factors.lora_b
+    save_state(folder, tensors, name=WEIGHTS, max_shard_size=sys.maxsize)
     moved = {module: factors for module, factors in adapter.factors.items() if factors.lora_b0 is not None}
     (folder / OWN_FACTORS).unlink(missing_ok=True)
     if moved:
-        parts = ("lora_a", "lora_b", "lora_a0", "lora_b0")
-        raw = {
-            f"{name}.{part}": getattr(factors, part).contiguous() for name, factors in moved.items() for part in parts
-        }
-        save_file(raw, folder / OWN_FACTORS, metadata={"format": "pt"})
+        raw = {f"{name}.{part}": getattr(factors, part) for name, factors in moved.items() for part in _RAW}
+        save_state(folder, raw, name=OWN_FACTORS, max_shard_size=sys.maxsize)
         own["lora_alpha"] = {module: [factors.lora_alpha, factors.use_rslora] for module, factors in moved.items()}
     settings = {
         module: (factors.rank, factors.lora_alpha, factors.use_rslora)
@@ -96,6 +119,8 @@ def _written_out(adapter: Adapter, module: str) -> Factors:
 def peft_config(adapter: Adapter, settings: Mapping[str, tuple[int, float, bool]]) -> dict[str, Any]:
     """PEFT's configuration with only the fields that matter, so that older and newer versions read it.
 
+    At the top level stands the module of the largest rank; patterns are for modules that differ from it.
+
     Args:
         adapter: what is written.
         settings: rank, lora_alpha and use_rslora by module.
@@ -105,9 +130,7 @@ def peft_config(adapter: Adapter, settings: Mapping[str, tuple[int, float, bool]
             module: (rank, alpha * math.sqrt(rank) if use_rslora else alpha, False)
             for module, (rank, alpha, use_rslora) in settings.items()
         }
-    rank, lora_alpha = (
-        Counter(values).most_common(1)[0][0] for values in list(zip(*settings.values(), strict=True))[:2]
-    )
+    rank, lora_alpha, use_rslora = max(settings.values())
     keys = {module: _pattern_key(module, settings) for module in settings}
     return {
         "peft_type": "LORA",
@@ -119,7 +142,7 @@ def peft_config(adapter: Adapter, settings: Mapping[str, tuple[int, float, bool]
         "target_modules": list(settings),
         "r": rank,
         "lora_alpha": _plain(lora_alpha),
-        "use_rslora": next(iter(settings.values()))[2],
+        "use_rslora": use_rslora,
         "rank_pattern": {keys[module]: own for module, (own, _, _) in settings.items() if own != rank},
         "alpha_pattern": {keys[module]: _plain(own) for module, (_, own, _) in settings.items() if own != lora_alpha},
     }
@@ -142,10 +165,14 @@ def load_adapter(folder: str | Path) -> Adapter:
         return _read_published(folder, config)
     stored = _pair_up(_read_tensors(folder), config, folder)
     factors, fused_attention = from_block_adapters(stored, own.get("fused_attention", {}), own.get(OUT_COUNTED))
+    for module, rank in own.get(UNPADDED, {}).items():
+        padded = factors[module]
+        lora_a, lora_b = padded.lora_a[:rank].contiguous(), padded.lora_b[:, :rank].contiguous()
+        factors[module] = Factors(lora_a, lora_b, padded.scaling * rank)
     if "lora_alpha" in own:
         raw = _load(folder / OWN_FACTORS)
         for module, (lora_alpha, use_rslora) in own["lora_alpha"].items():
-            parts = {part: raw[f"{module}.{part}"] for part in ("lora_a", "lora_b", "lora_a0", "lora_b0")}
+            parts = {part: raw[f"{module}.{part}"] for part in _RAW}
             factors[module] = Factors(**parts, lora_alpha=lora_alpha, use_rslora=use_rslora)
     return Adapter(
         factors,

@@ -143,6 +143,7 @@ def save_state(
     metadata: Mapping[str, str] | None = None,
     *,
     max_shard_size: int = MAX_SHARD_SIZE,
+    name: str = "model.safetensors",
 ) -> None:
     """Write ``state`` as ``model.safetensors`` (or shards with an index) into an existing folder.
 
@@ -153,11 +154,13 @@ def save_state(
         state: tensors on any device, written in their own dtypes; names that share memory are all written.
         metadata: for the file's header, beside ``format: pt``.
         max_shard_size: bytes of tensors in one file.
+        name: of the file; one that is there is replaced.
     """
+    (Path(folder) / name).unlink(missing_ok=True)
     infos = {name: TensorInfo(tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
-    with WeightsWriter(Path(folder), infos, metadata, max_shard_size=max_shard_size) as writer:
-        for name, tensor in state.items():
-            writer.write(name, 0, tensor.detach().cpu().contiguous().flatten())
+    with WeightsWriter(Path(folder), infos, metadata, max_shard_size=max_shard_size, name=name) as writer:
+        for key, tensor in state.items():
+            writer.write(key, 0, tensor.detach().cpu().contiguous().flatten())
 
 
 class WeightsWriter:
@@ -168,6 +171,7 @@ class WeightsWriter:
         tensors: what will be written.
         metadata: for every file's header, beside ``format: pt``.
         max_shard_size: bytes of tensors in one file; a larger tensor has a file of its own.
+        name: of the file.
     """
 
     def __init__(
@@ -177,21 +181,23 @@ class WeightsWriter:
         metadata: Mapping[str, str] | None = None,
         *,
         max_shard_size: int = MAX_SHARD_SIZE,
+        name: str = "model.safetensors",
     ) -> None:
         self._handles: list[int] = []
         self._held_bytes = 0
         self._places: dict[str, tuple[int, int, torch.dtype]] = {}
         shards = _shards(tensors, max_shard_size)
-        names = ["model.safetensors"]
+        names = [name]
         if len(shards) > 1:
-            names = [f"model-{k + 1:05d}-of-{len(shards):05d}.safetensors" for k in range(len(shards))]
-            weight_map = {name: file for shard, file in zip(shards, names, strict=True) for name in shard}
+            stem = name.removesuffix(".safetensors")
+            names = [f"{stem}-{k + 1:05d}-of-{len(shards):05d}.safetensors" for k in range(len(shards))]
+            weight_map = {key: file for shard, file in zip(shards, names, strict=True) for key in shard}
             total = sum(info.nbytes for info in tensors.values())
             index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-            (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-        for shard, name in zip(shards, names, strict=True):
+            (folder / f"{name}.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+        for shard, file in zip(shards, names, strict=True):
             data, header = build_header(list(shard.items()), {"format": "pt"} | dict(metadata or {}))
-            self._handles.append(self._begin(folder / name, data, header))
+            self._handles.append(self._begin(folder / file, data, header))
 
     def _begin(self, path: Path, data: bytes, header: Header) -> int:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)

@@ -277,7 +277,7 @@ def _write_weights(prepared: Prepared, staging: Path, resources: Resources) -> O
 
 
 def _write_adapter(prepared: Prepared, staging: Path, resources: Resources) -> tuple[Outcome, dict[str, Any]]:
-    from fusionlab.adapters import combine, save_adapter, truncate
+    from fusionlab.adapters import combine, save_fused_adapter
 
     outcome = run(prepared.job, None, resources)
     names = {name: on_disk for opened in prepared.inputs.values() for name, on_disk in opened.names.items()}
@@ -285,10 +285,10 @@ def _write_adapter(prepared: Prepared, staging: Path, resources: Resources) -> t
     coefficients = {own_names.get(name, name): of for name, of in outcome.coefficients.items()}
     fused = combine({task: opened.adapter for task, opened in prepared.inputs.items()}, coefficients)
     details: dict[str, Any] = {"base_hash": base_hash(prepared.base.weights, fused, names)}
+    fused = replace(fused, base_model=fused.base_model or prepared.recipe.base)
+    ranks, error = save_fused_adapter(staging, fused, prepared.recipe.rank)
     if prepared.recipe.rank is not None:
-        fused, error = truncate(fused, prepared.recipe.rank)
         details["truncation_error"] = error
-    ranks = sorted(set(fused.ranks.values()))
-    details["rank"] = ranks[0] if len(ranks) == 1 else ranks
-    save_adapter(staging, replace(fused, base_model=fused.base_model or prepared.recipe.base))
+    every = sorted(set(ranks.values()))
+    details["rank"] = every[0] if len(every) == 1 else every
     return outcome, details

@@ -28,7 +28,8 @@ class Recipe:
         input_dtype: round the inputs to this dtype before anything is computed, as mergekit's dtype does.
         mismatched_tensors: for tensors that differ in name, shape or integer values: error, or take the base's.
         save: weights, adapter (linear rules on adapters only), or auto: an adapter where that is possible exactly.
-        rank: cut a fused adapter down to this rank by singular values; the error is printed.
+        rank: of every module of a fused adapter: larger ones are cut by singular values (the error is printed), smaller
+            ones padded with zeros.
         memory_budget: bytes beyond the libraries, such as 1GB.
         threads: worker threads; as many as there are cores by default.
         max_shard_size: bytes in one weight file, such as 5GB.

@@ -22,6 +22,7 @@ from fusionlab.streaming.job import num_reads, peak_bytes
 if TYPE_CHECKING:
     from fusionlab.fusing.offline import Prepared
 
+_SERVED_RANK = 16  # vLLM's max_lora_rank
 _TOKENIZER = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model")
 
 
@@ -150,8 +151,11 @@ def summary_text(prepared: Prepared, record: Mapping[str, Any], seconds: float, 
         lines.append(f"  {task}: norm {norm:.4g}{text}")
     if "rounding" in record:
         lines.append(f"  {record['rounding']['survived']:.1%} of the updated weights differ from the base as stored")
+    rank = max(record["rank"]) if isinstance(record.get("rank"), list) else record.get("rank", 0)
     if "truncation_error" in record:
-        lines.append(f"  rank {record['rank']}: relative truncation error {record['truncation_error']:.3g}")
+        lines.append(f"  rank {rank}: relative truncation error {record['truncation_error']:.3g}")
+    elif rank > _SERVED_RANK:
+        lines.append(f"  rank {rank}: an engine that allots {_SERVED_RANK} by default must be given as much; or --rank")
     lines += [f"  note: {note}" for note in (*prepared.notes, *notes)]
     return "\n".join([*lines, f"wrote {prepared.output}"])
 

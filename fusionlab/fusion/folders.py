@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fusionlab.adapters import Adapter, base_state, save_adapter
+from fusionlab.adapters import Adapter, base_state, save_adapter, save_fused_adapter
 from fusionlab.backbones.layout import to_disk
 from fusionlab.checkpoints import save_state, write_folder
 from fusionlab.checkpoints.stats import STATS, adapter_files, file_records, task_vector_key, write_squared_norms
@@ -78,14 +79,20 @@ def save_fused(folder: Path, fused: FusedModel, backbone: Any, row: dict[str, An
         "versions": {name: version(name) for name in ("fusionlab", "torch", "transformers", "peft")},
     }
     with write_folder(folder, overwrite=True) as unfinished:
-        _write_weights(unfinished, fused.weights, backbone, record)
+        _write_weights(unfinished, fused.weights, backbone, record, save_fused_adapter)
         (unfinished / "fusion.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
-def _write_weights(folder: Path, weights: Weights, backbone: Any, record: dict[str, Any]) -> None:
+def _write_weights(
+    folder: Path,
+    weights: Weights,
+    backbone: Any,
+    record: dict[str, Any],
+    save: Callable[[Path, Adapter], Any] = save_adapter,
+) -> None:
     """Write the weights themselves, and into ``record`` what base they belong to."""
     if isinstance(weights, Adapter):
-        save_adapter(folder, weights)
+        save(folder, weights)
         if "base_hash" not in record:
             record["base_hash"] = base_hash(backbone.model, weights.factors)
     else:
