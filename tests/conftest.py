@@ -42,3 +42,40 @@ def t5_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
         return folders[kind]
 
     return folder
+
+
+@pytest.fixture(scope="session")
+def task_matrices() -> Callable[..., list[torch.Tensor]]:
+    """Task matrices of a named structure, float64, ``(rows, columns)`` each.
+
+    ``full``: of full rank. ``low rank``: B A of rank 3 with everything drawn anew. ``equal A``, ``equal B``: one factor
+    shared. ``A apart by X``: A of a task is the shared one plus X times one of its own. ``one zero``, ``all zero``,
+    ``one task``, ``twice`` (the first task again at the end), ``vectors`` (rank 1).
+    """
+
+    def make(kind: str, rows: int = 36, columns: int = 28, num_tasks: int = 4, seed: int = 0) -> list[torch.Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+
+        def draw(*shape: int) -> torch.Tensor:
+            return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+        num_tasks = 1 if kind == "one task" else num_tasks
+        if kind == "full":
+            return [0.1 * (task + 1) * draw(rows, columns) for task in range(num_tasks)]
+        rank = 1 if kind == "vectors" else 3
+        shared_a, shared_b = draw(rank, columns), draw(rows, rank)
+        found = []
+        for task in range(num_tasks):
+            own_a, own_b = draw(rank, columns), draw(rows, rank)
+            if kind.startswith("A apart by "):
+                own_a = shared_a + float(kind.removeprefix("A apart by ")) * own_a
+            own_a = shared_a if kind == "equal A" else own_a
+            own_b = shared_b if kind == "equal B" else own_b
+            found.append(0.05 * (task + 1) * own_b @ own_a)
+        if kind == "twice":
+            found[-1] = found[0].clone()
+        if kind in ("one zero", "all zero"):
+            found = [0.0 * each if kind == "all zero" or task == 1 else each for task, each in enumerate(found)]
+        return found
+
+    return make

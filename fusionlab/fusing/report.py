@@ -79,6 +79,7 @@ def fusion_record(prepared: Prepared, outcome: Outcome, details: Mapping[str, An
         "space": "delta_weight",
         **details,
         "notes": list(prepared.notes),
+        "remarks": outcome.remarks,
         "row": row,
         "versions": {name: version(name) for name in ("fusionlab", "torch")} | {"python": platform.python_version()},
     }
@@ -156,6 +157,8 @@ def summary_text(prepared: Prepared, record: Mapping[str, Any], seconds: float, 
         lines.append(f"  rank {rank}: relative truncation error {record['truncation_error']:.3g}")
     elif rank > _SERVED_RANK:
         lines.append(f"  rank {rank}: an engine that allots {_SERVED_RANK} by default must be given as much; or --rank")
+    if record["remarks"]:
+        lines.append(f"  note: fusion.json has remarks on {name_list(record['remarks'], 3)}")
     lines += [f"  note: {note}" for note in (*prepared.notes, *notes)]
     return "\n".join([*lines, f"wrote {prepared.output}"])
 

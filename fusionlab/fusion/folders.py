@@ -75,6 +75,7 @@ def save_fused(folder: Path, fused: FusedModel, backbone: Any, row: dict[str, An
         "scaling_coefficients": fused.scaling_coefficients,
         "norms": fused.norms,
         "cosines": fused.cosines,
+        "remarks": fused.remarks,
         "row": row,
         "versions": {name: version(name) for name in ("fusionlab", "torch", "transformers", "peft")},
     }

@@ -6,7 +6,7 @@ From adapters a linear rule makes an adapter, another rule new base weights; fro
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fusionlab.adapters import Adapter, combine
@@ -28,6 +28,7 @@ class FusedModel:
             have none.
         norms: ‖τ_t‖ by task.
         cosines: cosine similarity of each pair of task vectors.
+        remarks: by name, what the user should know of how a tensor was fused.
     """
 
     rule: Rule
@@ -35,6 +36,7 @@ class FusedModel:
     scaling_coefficients: dict[str, Any]
     norms: dict[str, float]
     cosines: dict[str, dict[str, float]]
+    remarks: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def fuse_weights(rule: Rule, base: State, finetuned: Mapping[str, Weights]) -> FusedModel:
@@ -53,7 +55,7 @@ def fuse_weights(rule: Rule, base: State, finetuned: Mapping[str, Weights]) -> F
     names = dict.fromkeys(name for state in states.values() for name in state)
     fused = fuse(rule, {name: base[name].cpu() for name in names}, finetuned=states, model=base)
     weights = LinearizedState(fused.state) if linearized else fused.state
-    return FusedModel(rule, weights, fused.scaling_coefficients, fused.norms, fused.cosines)
+    return FusedModel(rule, weights, fused.scaling_coefficients, fused.norms, fused.cosines, fused.remarks)
 
 
 def fuse_adapters(rule: Rule, base: State, adapters: Mapping[str, Adapter]) -> FusedModel:
@@ -77,4 +79,4 @@ def fuse_adapters(rule: Rule, base: State, adapters: Mapping[str, Adapter]) -> F
     fused = fuse(rule, adapted, task_vectors, model=base)
     linearized = any(is_linearized(adapter) for adapter in adapters.values())
     state = LinearizedState(fused.state) if linearized else fused.state
-    return FusedModel(rule, state, fused.scaling_coefficients, fused.norms, fused.cosines)
+    return FusedModel(rule, state, fused.scaling_coefficients, fused.norms, fused.cosines, fused.remarks)

@@ -60,6 +60,7 @@ class Statistics:
         sums: key -> parameter -> the sum of its partials as an exact expansion (``sums.exact_sum``).
         counts: key -> int64 tensor, added up over all blocks.
         model: every tensor of the model, fused or not, for rules that count its blocks; ``names`` where it is empty.
+        remarks: parameter -> what the user should know of how it was fused.
     """
 
     tasks: tuple[str, ...] = ()
@@ -67,6 +68,7 @@ class Statistics:
     sums: Mapping[str, Mapping[str, tuple[float, ...]]] = field(default_factory=dict)
     counts: Mapping[str, Tensor] = field(default_factory=dict)
     model: tuple[str, ...] = ()
+    remarks: dict[str, tuple[str, ...]] = field(default_factory=dict, compare=False)
     _memory: dict[Hashable, object] = field(default_factory=dict, repr=False, compare=False)
 
     def sum(self, key: str, names: Iterable[str] | None = None) -> float:
@@ -74,6 +76,11 @@ class Statistics:
         found = self.sums.get(key, {})
         chosen = found.values() if names is None else [found[name] for name in names if name in found]
         return math.fsum(part for parts in chosen for part in parts)
+
+    def remark(self, name: str, remarks: Iterable[str]) -> None:
+        """Keep what the user should know of how ``name`` was fused."""
+        if found := tuple(remarks):
+            self.remarks[name] = found
 
     def has(self, quantity: str) -> bool:
         """Whether an earlier pass measured ``quantity``."""

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from fusionlab.rules.base import Granularity, Statistics, StatisticsScope, TaskVectors
 from fusionlab.rules.checks import check_range
 from fusionlab.rules.disjoint_mean import disjoint_mean, votes
-from fusionlab.rules.matrices import mean
+from fusionlab.rules.matrices import MatrixRule, TaskMatrices
 
 _SMALLEST = 1e-5
 
 
 @dataclass(frozen=True)
-class Knots:
+class Knots(MatrixRule):
     """θ₀ + λ U · TIES(Σ V₁ᵀ, ..., Σ V_Tᵀ) per matrix, with U Σ [V₁ᵀ ... V_Tᵀ] the decomposition of [τ₁ ... τ_T].
 
     Singular values up to 1e-5 are left out; TIES trims and elects over each matrix. Tensors that are not matrices get
@@ -36,29 +34,16 @@ class Knots:
     density: float = 0.2
     scaling_coefficient: float = 0.6
 
-    granularity: ClassVar[Granularity] = "tensor"
-    statistics_scope: ClassVar[StatisticsScope] = "tensor"
-    passes: ClassVar[tuple[tuple[str, ...], ...]] = ()
-    measures_untransformed: ClassVar[bool] = False
-
     def __post_init__(self) -> None:
         check_range("knots.density", self.density, 0.0, 1.0)
 
-    def measure(self, name: str, base: Tensor, task_vectors: TaskVectors, earlier: Statistics) -> dict[str, Tensor]:
-        """Nothing is measured."""
-        return {}
-
-    def fuse(self, name: str, base: Tensor, task_vectors: TaskVectors, statistics: Statistics) -> Tensor:
-        """θ₀ + λ U · TIES of the right blocks."""
-        update = self._fused_matrix(task_vectors).to(base.dtype) if base.dim() == 2 else mean(task_vectors)
-        return update.mul_(self.scaling_coefficient).add_(base)
-
-    def _fused_matrix(self, task_vectors: TaskVectors) -> Tensor:
-        num_tasks, columns = len(task_vectors), task_vectors.stacked.shape[-1]
-        side_by_side = torch.cat(list(task_vectors.stacked.double()), dim=1)
-        left, sigma, right = torch.linalg.svd(side_by_side, full_matrices=False)
-        rank = int((sigma > _SMALLEST).sum())
-        blocks = (sigma[:rank, None] * right[:rank]).view(rank, num_tasks, columns).transpose(0, 1)
+    def fuse_matrices(self, matrices: TaskMatrices) -> Tensor:
+        """U · TIES of the right blocks."""
+        num_tasks, columns = len(matrices.tasks), matrices.stacked.shape[-1]
+        side_by_side = torch.cat(list(matrices.stacked), dim=1)
+        left, sigma, _ = torch.linalg.svd(side_by_side, full_matrices=False)
+        rank = matrices.cuts.rank(sigma, "task vectors side by side", _SMALLEST)
+        blocks = left[:, :rank].T @ matrices.stacked  # Σ V_tᵀ, and exact zeros, which do not vote, of a zero task
         trimmed = torch.stack([_trim(block.flatten(), self.density) for block in blocks])
         vote = votes(trimmed, "mass")
         majority = -1.0 if vote.sign().sum() < 0 else 1.0

@@ -1,30 +1,126 @@
-"""Singular values of whole task matrices in float64, for the rules that work on them."""
+"""Rules on whole task matrices in float64, and what they share: decompositions whose numerical rank is said."""
 
 from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from fusionlab.rules.base import TaskVectors
+from fusionlab.rules.base import Granularity, Statistics, StatisticsScope, TaskVectors
 
-_TOLERANCE = 1e-5
+CUT = 1e-5
+_SHOWN = 4
 
 
-def singular_triplets(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """U ``(m, r)``, σ ``(r)``, Vᵀ ``(r, n)`` of a float64 matrix, without the numerically zero σ.
+@dataclass
+class Cuts:
+    """Where numerically zero singular values were left out, and which ones lay so near the cut that it is a choice.
 
-    A σ below 1e-5 of the largest is what float32 rounding of low-rank task vectors leaves, and has arbitrary vectors:
-    keeping them would change what the rules do.
+    Args:
+        near: a sentence for every spectrum with values within ten times of its cut.
     """
-    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-    rank = int((values > _TOLERANCE * values[0]).sum()) if values.numel() else 0
-    return left[:, :rank], values[:rank], right[:rank]
+
+    near: list[str] = field(default_factory=list)
+
+    def rank(self, sigma: Tensor, what: str, cut: float | None = None) -> int:
+        """How many of ``sigma`` are above ``cut``, 1e-5 of the largest by default.
+
+        A σ below that is what float32 rounding of low-rank task vectors leaves, and has arbitrary vectors: keeping them
+        would change what the rules do.
+
+        Args:
+            sigma: in descending order.
+            what: whose they are.
+            cut: the smallest value that is dropped.
+        """
+        largest = float(sigma[0]) if sigma.numel() else 0.0
+        cut = CUT * largest if cut is None else cut
+        rank = int((sigma > cut).sum())
+        near = sigma[(sigma >= cut / 10) & (sigma <= cut * 10)] if largest > 0 else sigma[:0]
+        if len(near):
+            shown = ", ".join(f"{value / largest:.2g}" for value in near[:_SHOWN].tolist())
+            more = f" and {len(near) - _SHOWN} more" if len(near) > _SHOWN else ""
+            kept = int((near > cut).sum())
+            self.near.append(
+                f"{what}: {len(near)} singular values within ten times of the cut at {cut / largest:.2g} of the "
+                f"largest ({shown}{more}); {kept} kept, {len(near) - kept} dropped"
+            )
+        return rank
+
+    def triplets(self, matrix: Tensor, what: str) -> tuple[Tensor, Tensor, Tensor]:
+        """U ``(m, r)``, σ ``(r)``, Vᵀ ``(r, n)`` of a float64 matrix, without the numerically zero σ."""
+        left, sigma, right = torch.linalg.svd(matrix, full_matrices=False)
+        rank = self.rank(sigma, what)
+        return left[:, :rank], sigma[:rank], right[:rank]
+
+    def polar_factor(self, matrix: Tensor, what: str) -> Tensor:
+        """P Qᵀ of the singular value decomposition P Σ Qᵀ, without the directions whose σ is numerically zero.
+
+        Of full rank it is the nearest matrix with orthonormal columns (or rows). Directions that the matrix does not
+        have would be arbitrary in it: of two tasks with the same vectors, any rotation of one against the other.
+        """
+        left, _, right = self.triplets(matrix, what)
+        return left @ right
 
 
-def polar_factor(matrix: Tensor) -> Tensor:
-    """The nearest matrix with orthonormal columns (or rows): P Qᵀ from the singular value decomposition P Σ Qᵀ."""
-    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
-    return left @ right
+@dataclass(frozen=True)
+class TaskMatrices:
+    """The task vectors of one weight as matrices.
+
+    Args:
+        tasks: the tasks, in recipe order.
+        stacked: float64, ``(num_tasks, m, n)``: Uᵀ τ_t V in some orthonormal bases of the weight's two sides that
+            hold all τ_t; the τ_t themselves in the whole weight's own.
+        shape: of the weight, ``(out, in)``.
+        cuts: takes note of doubtful ranks.
+    """
+
+    tasks: tuple[str, ...]
+    stacked: Tensor
+    shape: tuple[int, int]
+    cuts: Cuts = field(default_factory=Cuts)
+
+    def total(self) -> Tensor:
+        """Σ τ_t, in recipe order."""
+        total = torch.zeros_like(self.stacked[0])
+        for task_matrix in self.stacked:
+            total += task_matrix
+        return total
+
+
+class MatrixRule(ABC):
+    """A rule on whole matrices: θ₀ + λ times what it makes of the task matrices, in float64.
+
+    Tensors that are not matrices get λ times the mean task vector.
+    """
+
+    scaling_coefficient: float
+
+    granularity: ClassVar[Granularity] = "tensor"
+    statistics_scope: ClassVar[StatisticsScope] = "tensor"
+    passes: ClassVar[tuple[tuple[str, ...], ...]] = ()
+    measures_untransformed: ClassVar[bool] = False
+
+    @abstractmethod
+    def fuse_matrices(self, matrices: TaskMatrices) -> Tensor:
+        """The update before λ, float64, in the bases of ``matrices``."""
+
+    def measure(self, name: str, base: Tensor, task_vectors: TaskVectors, earlier: Statistics) -> dict[str, Tensor]:
+        """Nothing is measured."""
+        return {}
+
+    def fuse(self, name: str, base: Tensor, task_vectors: TaskVectors, statistics: Statistics) -> Tensor:
+        """θ₀ + λ times the update."""
+        if base.dim() != 2:
+            return mean(task_vectors).mul_(self.scaling_coefficient).add_(base)
+        shape = (base.shape[0], base.shape[1])
+        matrices = TaskMatrices(task_vectors.tasks, task_vectors.stacked.double(), shape)
+        update = self.fuse_matrices(matrices).to(base.dtype)
+        statistics.remark(name, matrices.cuts.near)
+        return update.mul_(self.scaling_coefficient).add_(base)
 
 
 def mean(task_vectors: TaskVectors) -> Tensor:

@@ -50,7 +50,8 @@ def run(job: Job, sink: Sink | None, resources: Resources) -> Outcome:
             engine.fuse(names, engine.measure(names), sink)
         if sink is not None:
             engine.copy(sink)
-    return Outcome(engine.tasks, engine.coefficients, engine.sums, engine.updated, engine.survived)
+    remarks = {name: engine.remarks[name] for name in job.plan.fused if name in engine.remarks}
+    return Outcome(engine.tasks, engine.coefficients, engine.sums, engine.updated, engine.survived, remarks)
 
 
 def _groups(job: Job) -> Iterator[Sequence[str]]:
@@ -93,6 +94,7 @@ class _Engine:
         self.tasks = tuple(job.inputs)
         self.coefficients: dict[str, dict[str, float]] = {}
         self.sums: dict[str, dict[str, tuple[float, ...]]] = {}
+        self.remarks: dict[str, tuple[str, ...]] = {}
         self.updated = self.survived = 0
         self.on_tensors = job.rule.granularity == "tensor"
         needed, what = peak_bytes(job)
@@ -165,6 +167,7 @@ class _Engine:
         for key, by_name in {**statistics.sums, **found.sums()}.items():
             if key.startswith(("squared_norm/", "inner_product/")):
                 self.sums.setdefault(key, {}).update(by_name)
+        self.remarks.update(statistics.remarks)
         if "changed" in found.counts:
             self.updated += int(found.counts["changed"][0])
             self.survived += int(found.counts["changed"][1])

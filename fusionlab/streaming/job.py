@@ -79,6 +79,7 @@ class Outcome:
         sums: squared norms and inner products, as exact expansions by key and name.
         updated: number of elements that the rule changed.
         survived: how many of them still differ from the base when both are in the output's dtype.
+        remarks: by name, what the user should know of how a parameter was fused.
     """
 
     tasks: tuple[str, ...]
@@ -86,6 +87,7 @@ class Outcome:
     sums: dict[str, dict[str, tuple[float, ...]]]
     updated: int
     survived: int
+    remarks: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def scaling_coefficients(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,12 +27,14 @@ class FusedState:
         scaling_coefficients: λ by task; by task and name where they differ over names; empty for rules without.
         norms: ‖τ_t‖ by task.
         cosines: cosine similarity of every pair of task vectors.
+        remarks: by name, what the user should know of how a tensor was fused.
     """
 
     state: dict[str, Tensor]
     scaling_coefficients: dict[str, Any]
     norms: dict[str, float]
     cosines: dict[str, dict[str, float]]
+    remarks: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def fuse(
     sink = _MemorySink(job, base)
     outcome = run(job, sink, Resources(threads or torch.get_num_threads(), memory_budget))
     state = {name: sink.state[job.plan.aliases.get(name, name)] for name in base}
-    return FusedState(state, outcome.scaling_coefficients, outcome.norms, outcome.cosines)
+    return FusedState(state, outcome.scaling_coefficients, outcome.norms, outcome.cosines, outcome.remarks)
 
 
 def measure(
