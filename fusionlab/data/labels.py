@@ -12,7 +12,7 @@ from fusionlab.data.sources import Source
 from fusionlab.errors import InputError, did_you_mean, name_list
 from fusionlab.tasks import Task, check_duplicates
 
-_LABEL_COLUMNS = ("label", "labels", "class", "target", "fine_label")
+LABEL_COLUMNS = ("label", "labels", "class", "target", "fine_label")
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def _column(task: Task, split: str, table: Any, hint: str | None) -> _Column:
     features = table.features
     matching = [hint] if hint is not None and hint in features else []
     matching += [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
-    matching += [name for name in _LABEL_COLUMNS if name in features]
+    matching += [name for name in LABEL_COLUMNS if name in features]
     name = find_column(task, features, task.label_column, matching, "label")
     feature, values = features[name], table[name][:]
     missing = sum(value is None for value in values)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fusionlab.data.labels import Labels, read_labels
+from fusionlab.data.labels import LABEL_COLUMNS, Labels, find_column, read_labels
 from fusionlab.data.sources import Source, open_source, remainder, split_rows
 from fusionlab.errors import InputError, did_you_mean, name_list
 from fusionlab.tasks import Task, check_duplicates
@@ -91,6 +91,30 @@ class TextSource:
         if not len(rows):
             raise InputError(f"the {split} split of task {self.task.name!r} is empty; name one with {split}: ...")
         return texts[rows]
+
+    def render(self, row: Mapping[str, Any]) -> str:
+        """What the model reads of one raw row."""
+        for column in _FIELD.findall(self.template):
+            _check_column(self.task, row, column, "text")
+        return _rendered(self.template, {name: [_text(value)] for name, value in row.items()}, 0)
+
+    def answer(self, row: Mapping[str, Any]) -> str:
+        """What it should answer to one raw row.
+
+        Raises:
+            InputError: the row has no label, or none of the task's.
+        """
+        if self.label_words is None or self._labels is None:
+            _check_column(self.task, row, str(self.task.target_column), "score")
+            return f"{float(row[str(self.task.target_column)]):.1f}"
+        column = find_column(self.task, row, self.task.label_column, [n for n in LABEL_COLUMNS if n in row], "label")
+        label, names = row[column], self._labels.class_names
+        if isinstance(label, int) and 0 <= label < len(names):
+            return self.label_words[label]
+        for known in (names, self.label_words):
+            if label in known:
+                return self.label_words[known.index(label)]
+        raise InputError(f"task {self.task.name!r} has no label {label!r}; it has {name_list(names)}")
 
     def _table(self, split: str) -> tuple[Texts, np.ndarray]:
         table = self.source.tables[split]

@@ -40,12 +40,30 @@ class Ragged:
         """Tokens of each sequence."""
         return np.diff(self.starts)
 
-    def padded(self, indices: Sequence[int], padding: int) -> Tensor:
-        """The sequences at ``indices``, padded on the right, int64 ``(len(indices), longest)``."""
-        parts = [self.tokens[self.starts[index] : self.starts[index + 1]] for index in indices]
-        rows = np.full((len(parts), max(map(len, parts))), padding, np.int64)
+    @classmethod
+    def of(cls, sequences: Sequence[Sequence[int]]) -> Ragged:
+        """The sequences, in memory."""
+        starts = np.cumsum([0, *map(len, sequences)], dtype=np.int64)
+        tokens = np.fromiter((token for sequence in sequences for token in sequence), np.int32, count=int(starts[-1]))
+        return cls(tokens, starts)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """One sequence."""
+        return self.tokens[self.starts[index] : self.starts[index + 1]]
+
+    def padded(self, indices: Sequence[int], padding: int, *, length: int | None = None, left: bool = False) -> Tensor:
+        """The sequences at ``indices``, int64 ``(len(indices), length)``.
+
+        Args:
+            indices: of the sequences.
+            padding: fills what is left.
+            length: the longest of them by default.
+            left: pad on the left.
+        """
+        parts = [self[index] for index in indices]
+        rows = np.full((len(parts), max(map(len, parts)) if length is None else length), padding, np.int64)
         for row, part in zip(rows, parts, strict=True):
-            row[: len(part)] = part
+            row[len(row) - len(part) if left else 0 :][: len(part)] = part
         return torch.from_numpy(rows)
 
 
@@ -137,10 +155,9 @@ def _tokenized(texts: Texts, tokenizer: Any, max_tokens: int, cache: Path) -> Pa
 
 
 def _save(folder: Path, name: str, sequences: Sequence[Sequence[int]]) -> None:
-    starts = np.cumsum([0, *map(len, sequences)], dtype=np.int64)
-    tokens = np.fromiter((token for sequence in sequences for token in sequence), np.int32, count=int(starts[-1]))
-    np.save(folder / f"{name}.npy", tokens)
-    np.save(folder / f"{name}_starts.npy", starts)
+    ragged = Ragged.of(sequences)
+    np.save(folder / f"{name}.npy", ragged.tokens)
+    np.save(folder / f"{name}_starts.npy", ragged.starts)
 
 
 def _ragged(folder: Path, name: str) -> Ragged:

@@ -1,0 +1,166 @@
+"""Rows of instruction data as what is said: a conversation, a prompt with its completion, or a bare text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fusionlab.errors import InputError, name_list
+
+Message = dict[str, Any]
+FORMATS: Mapping[str, tuple[str, ...]] = {
+    "messages": ("messages",),
+    "completion": ("prompt", "completion"),
+    "instruction": ("instruction", "output"),
+    "text": ("text",),
+}
+"""The columns that each format needs, in the order in which they are looked for."""
+
+
+class NothingToLearnError(InputError):
+    """A row in which no token is left to learn; other faults of a row are plain :class:`InputError`."""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages, of which the assistant's from ``first_answer`` on are learnt."""
+
+    messages: tuple[Message, ...]
+    first_answer: int = 0
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A prompt and its completion as they stand."""
+
+    prompt: str
+    completion: str
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text that is learnt as a whole."""
+
+    text: str
+
+
+Said = Conversation | Plain | Text
+
+
+def find_format(columns: Iterable[str]) -> str | None:
+    """The first of :data:`FORMATS` whose columns are all there; None where there is none."""
+    columns = set(columns)
+    return next((name for name, needed in FORMATS.items() if columns.issuperset(needed)), None)
+
+
+def read_row(row: Mapping[str, Any], kind: str, *, templated: bool, system: str | None, templates_plain: bool) -> Said:
+    """What one row says.
+
+    Args:
+        row: the row by column.
+        kind: one of :data:`FORMATS`.
+        templated: whether there is a chat template that instructions can go through.
+        system: put before conversations that begin otherwise; None for nothing.
+        templates_plain: whether a plain prompt and completion go through the template too.
+
+    Raises:
+        InputError: the row is of another format, or a value is of another type than its column says.
+        NothingToLearnError: the completion is empty, or nobody answers.
+    """
+    missing = [column for column in FORMATS[kind] if column not in row]
+    others = [name for name in FORMATS if name != kind and all(row.get(column) is not None for column in FORMATS[name])]
+    if missing or (others and all(row.get(column) is None for column in FORMATS[kind])):
+        found = f"has the columns of {name_list(others)}" if others else f"lacks {name_list(missing)}"
+        raise InputError(f"mixed formats: the task's rows are {kind!r}, and this one {found}; split them into tasks")
+    if kind == "messages":
+        return _conversation(_messages(row["messages"], "messages"), 0, system)
+    if kind == "text":
+        return Text(_string(row["text"], "text", "empty text"))
+    if kind == "instruction":
+        return _instruction(row, templated, system)
+    prompt, completion = row["prompt"], row["completion"]
+    if isinstance(prompt, str) and (completion is None or isinstance(completion, str)):
+        answer = _string(completion, "completion", "empty completion")
+        if not templates_plain:
+            return Plain(prompt, answer)
+        return _conversation([_message("user", prompt), _message("assistant", answer)], 1, system)
+    if completion is None or completion == []:
+        raise NothingToLearnError("empty completion")
+    said = [_message("user", prompt)] if isinstance(prompt, str) else _messages(prompt, "prompt")
+    answers = (
+        [_message("assistant", completion)] if isinstance(completion, str) else _messages(completion, "completion")
+    )
+    return _conversation([*said, *answers], len(said), system)
+
+
+def question(content: str, templated: bool, system: str | None) -> tuple[Message, ...] | str:
+    """A question that waits for its answer: as messages where there is a template, else as text with its newline."""
+    if not templated:
+        return f"{content}\n"
+    return _with_system([_message("user", content)], system)
+
+
+def _instruction(row: Mapping[str, Any], templated: bool, system: str | None) -> Said:
+    instruction = _string(row["instruction"], "instruction", "empty instruction")
+    more = row.get("input")
+    if more is not None and not isinstance(more, str):
+        raise InputError(f"input must be text or empty, got {more!r}")
+    output = _string(row["output"], "output", "empty completion")
+    asked = question(f"{instruction}\n{more}" if more and more.strip() else instruction, templated, system)
+    if isinstance(asked, str):
+        return Plain(asked, output)
+    return Conversation((*asked, _message("assistant", output)), len(asked))
+
+
+def _conversation(messages: Sequence[Message], first_answer: int, system: str | None) -> Conversation:
+    said = _with_system(messages, system)
+    first_answer += len(said) - len(messages)
+    answers = [message for message in said[first_answer:] if message["role"] == "assistant"]
+    if not answers:
+        raise NothingToLearnError("no answer to learn: no message of the assistant")
+    if any(not message.get("content") and not message.get("tool_calls") for message in answers):
+        raise NothingToLearnError("empty completion: a message of the assistant has no content")
+    return Conversation(said, first_answer)
+
+
+def _with_system(messages: Sequence[Message], system: str | None) -> tuple[Message, ...]:
+    if system is None or messages[0]["role"] == "system":
+        return tuple(messages)
+    return (_message("system", system), *messages)
+
+
+def _messages(value: Any, column: str) -> list[Message]:
+    """The messages of a row, keys without a value left out (tables give every message the keys of all)."""
+    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+        raise InputError(f"{column} must be a list of {{role, content}}, got {value!r}")
+    messages = []
+    for entry in value:
+        if not isinstance(entry, Mapping):
+            raise InputError(f"{column} must be a list of {{role, content}}, got the entry {entry!r}")
+        message = {key: content for key, content in entry.items() if content is not None}
+        role, content = message.get("role"), message.get("content")
+        if not isinstance(role, str):
+            raise InputError(f"a message of {column} has no role: {entry!r}")
+        if isinstance(content, list):
+            raise InputError(f"the content of a message ({role}) is a list of parts; only text can be learnt here")
+        if content is not None and not isinstance(content, str):
+            raise InputError(f"the content of a message ({role}) must be text, got {content!r}")
+        if content is None and not message.get("tool_calls"):
+            if role == "assistant":
+                raise NothingToLearnError("empty completion: a message of the assistant has no content")
+            raise InputError(f"a message of {column} ({role}) has no content")
+        messages.append(message)
+    return messages
+
+
+def _message(role: str, content: str) -> Message:
+    return {"role": role, "content": content}
+
+
+def _string(value: Any, column: str, empty: str) -> str:
+    if value is None or value == "":
+        raise NothingToLearnError(empty)
+    if not isinstance(value, str):
+        raise InputError(f"{column} must be text, got {value!r}")
+    return value

@@ -1,0 +1,350 @@
+"""Instruction data as tasks of a causal language model: conversations, completions, ranked answers, texts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from fusionlab.data.base import TaskData, check_positive, refuse_keys
+from fusionlab.data.cache import cache_root
+from fusionlab.data.chat.cutting import Cutter
+from fusionlab.data.chat.encoding import IGNORED, Encoded, Encoder
+from fusionlab.data.chat.rows import Conversation, Message, Plain, Said, find_format, question, read_row
+from fusionlab.data.chat.source import ChatSource
+from fusionlab.data.chat.split import ChatSplit, PackedSplit, Samples
+from fusionlab.data.chat.tables import EncodedTable, encode_table
+from fusionlab.data.chat.template import Template
+from fusionlab.data.rendering import TextSource, check_text_task
+from fusionlab.data.sources import SplitName, check_path
+from fusionlab.data.tokens import tokenizer_fingerprint
+from fusionlab.errors import InputError, did_you_mean, name_list
+from fusionlab.known_tasks import TEXT_TASKS
+from fusionlab.tasks import Task, parse_tasks
+
+_FORMAT = 1
+"""Raise to drop every cache, after a change to encoding."""
+_IMAGE_KEYS = ("image_column", "templates", "class_aliases")
+_METRICS = {
+    "ranked": ("accuracy", "exact_match"),
+    "score": ("spearman", "pearson"),
+    "text": ("perplexity",),
+    "messages": ("exact_match", "perplexity"),
+    "completion": ("exact_match", "perplexity"),
+    "instruction": ("exact_match", "perplexity"),
+}
+"""What each kind of task can be scored by; the first is the default."""
+_log = logging.getLogger(__name__)
+
+OnEmpty = Literal["error", "skip"]
+
+
+@dataclass(frozen=True)
+class ChatTask:
+    """What scoring needs of a task.
+
+    Args:
+        name: the task.
+        kind: ``ranked``, ``score``, or the format of its rows.
+        metric: what it is scored by.
+        label_words: of a ranked task, in label order; None for others.
+        answer_ids: the tokens of each label word with what closes it.
+        end_ids: tokens that end an answer beside those that the model itself says.
+    """
+
+    name: str
+    kind: str
+    metric: str
+    label_words: tuple[str, ...] | None
+    answer_ids: tuple[tuple[int, ...], ...]
+    end_ids: tuple[int, ...]
+
+
+class ChatTasks(TaskData):
+    """One loader over all tasks in training, exact batches of each task in evaluation.
+
+    The columns of a task's rows say what they are: ``messages``; ``prompt`` and ``completion``, texts or messages;
+    ``instruction``, ``input`` and ``output``; ``text``. A task that says ``input_columns`` or ``template`` is ranked
+    (``label_words``, or the classes of its label column) or answered by a number (``target_column``).
+
+    Args:
+        tasks: names known to the package (GLUE's cola, mnli, mrpc, qqp, rte, sst2, stsb), or mappings ``{name, path}``
+            where path is a hub id, or a local folder or file of parquet, csv, tsv or json; with ``input_columns``,
+            ``template``, ``label_words`` or ``target_column`` for a ranked task or a score.
+        batch_size: samples (rows of packed samples) of each task in a training batch of one process.
+        eval_batch_size: samples in an evaluation batch.
+        max_length: tokens of a sample at most; longer ones are cut at the end, counted and reported.
+        packing: train on several samples in a row, kept apart by their positions.
+        completion_only_loss: learn completions, not their prompts.
+        assistant_only_loss: learn the assistant's messages, not the others'.
+        apply_chat_template: also put plain-text prompts and completions through the chat template.
+        chat_template_path: file of a chat template in the place of the tokenizer's own, or ``none`` for none.
+        system: system message of conversations that have none of their own.
+        on_empty: rows with nothing to learn are an ``error``, or left out and counted (``skip``).
+        date: the date that a template writes where it asks for today's, such as 2026-01-31; by default the day on
+            which the data are read.
+        prompts: file of questions for ``predict``, one JSON row a line.
+        tokenizer: folder or hub id of the tokenizer, or one that is loaded; by default the model's.
+        max_samples: use at most this many rows of each split, a fixed random choice.
+        cache_dir: folder for tokens; by default ``$FUSIONLAB_CACHE``, else ``~/.cache/fusionlab``.
+        seed: seed of the order of training samples.
+    """
+
+    def __init__(
+        self,
+        tasks: list[str | dict],
+        batch_size: int = 8,
+        eval_batch_size: int = 32,
+        max_length: int = 1024,
+        packing: bool = False,
+        completion_only_loss: bool = True,
+        assistant_only_loss: bool = True,
+        apply_chat_template: bool = False,
+        chat_template_path: str | None = None,
+        system: str | None = None,
+        on_empty: OnEmpty = "error",
+        date: str | None = None,
+        prompts: str | None = None,
+        tokenizer: Any = None,
+        max_samples: int | None = None,
+        cache_dir: str | None = None,
+        seed: int = 42,
+    ) -> None:
+        super().__init__(parse_tasks(tasks, TEXT_TASKS), batch_size, eval_batch_size, max_samples, seed)
+        check_positive(max_length=max_length)
+        for task in self.definitions.values():
+            refuse_keys(task, _IMAGE_KEYS, "whose inputs are texts")
+            if is_ranked(task):
+                check_text_task(task)
+            else:
+                refuse_keys(task, ("label_words", "class_names", "label_column"), "which has no input_columns")
+            check_path(task)
+        if on_empty not in ("error", "skip"):
+            raise InputError(f"on_empty must be 'error' or 'skip', got {on_empty!r}")
+        for what, path in (("chat_template_path", chat_template_path), ("prompts", prompts)):
+            if path is not None and path not in ("none", "-") and not Path(path).expanduser().is_file():
+                raise InputError(f"data.{what}: no file {path!r}")
+        self.max_length, self.packing, self.system = max_length, packing, system
+        self.completion_only_loss, self.assistant_only_loss = completion_only_loss, assistant_only_loss
+        self.apply_chat_template, self.chat_template_path = apply_chat_template, chat_template_path
+        self.on_empty, self.prompts, self.cache_dir = on_empty, prompts, cache_dir
+        self.moment = _moment(date)
+        self._given_tokenizer = tokenizer
+        self._sources: dict[str, TextSource | ChatSource] = {}
+
+    # what a row becomes
+
+    def encode(self, task: str, row: Mapping[str, Any]) -> dict[str, list[int]]:
+        """What the model reads of a raw row, and what it learns of it: the function behind training and scoring.
+
+        Args:
+            task: name of the task.
+            row: the row by column, as the data have it.
+
+        Returns:
+            ``input_ids``; ``labels`` of the same length, -100 where nothing is learnt, each label at the position of
+            its own token; ``prompt_ids``, what ranking and generation are given for the last answer.
+
+        Raises:
+            InputError: no such task; the row is of another format, or nothing of it is left to learn.
+        """
+        if task not in self.definitions:
+            raise InputError(f"no task {task!r}; {did_you_mean(task, self.definitions)}")
+        encoded = self.encoder.encode(self._said(self.definitions[task], row))
+        return {"input_ids": encoded.input_ids, "labels": encoded.labels, "prompt_ids": encoded.prompt_ids}
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer that was given, else that of the trainer's module."""
+        if self._given_tokenizer is None:
+            if self.trainer is None or self.trainer.lightning_module is None:
+                raise RuntimeError("give tokenizer, or attach a trainer whose module has a backbone with a tokenizer")
+            backbone: Any = self.trainer.lightning_module.backbone
+            return backbone.tokenizer
+        if not isinstance(self._given_tokenizer, str | Path):
+            return self._given_tokenizer
+        from transformers import AutoTokenizer
+
+        try:
+            return AutoTokenizer.from_pretrained(self._given_tokenizer)
+        except (OSError, ValueError) as error:
+            raise InputError(f"data.tokenizer: {str(self._given_tokenizer)!r} could not be loaded: {error}") from error
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """What turns rows into tokens; a chat template that was given goes with the tokenizer from here on."""
+        if self.chat_template_path is not None:
+            given = self.chat_template_path
+            self.tokenizer.chat_template = None if given == "none" else Path(given).expanduser().read_text()
+        source = self.tokenizer.get_chat_template() if self.tokenizer.chat_template else None
+        if self.apply_chat_template and source is None:
+            raise InputError(
+                "apply_chat_template needs a chat template, and the tokenizer has none; give chat_template_path"
+            )
+        cutter = Cutter(self.tokenizer)
+        template = None if source is None else Template(source, cutter, self.moment)
+        return Encoder(cutter, template, self.max_length, self.completion_only_loss, self.assistant_only_loss)
+
+    def _said(self, task: Task, row: Mapping[str, Any]) -> Said:
+        if is_ranked(task):
+            source = self._source(task)
+            assert isinstance(source, TextSource)
+            return self._answered(source.render(row), source.answer(row))
+        return self._read(self._kind(task, row), row)
+
+    def _kind(self, task: Task, row: Mapping[str, Any]) -> str:
+        loaded = self._sources.get(task.name)
+        kind = loaded.kind if isinstance(loaded, ChatSource) else find_format(row)
+        if kind is None:
+            raise InputError(f"a row of task {task.name!r} has the columns of no format: {name_list(row)}")
+        return kind
+
+    def _answered(self, content: str, answer: str) -> Said:
+        asked = question(content, self.encoder.template is not None, self.system)
+        if isinstance(asked, str):
+            return Plain(asked, answer)
+        return Conversation((*asked, _assistant(answer)), len(asked))
+
+    # loading
+
+    def load_task(self, task: Task, splits: list[SplitName]) -> None:
+        """Read the rows, and their tokens from the cache or into it.
+
+        Raises:
+            InputError: the data cannot be read, or rows cannot be encoded; the message counts and names them.
+        """
+        source = self._source(task)
+        self.tasks[task.name] = self._task(task, source)
+        for split in splits:
+            self.splits[task.name][split] = self._split_of(task, source, split)
+
+    def _source(self, task: Task) -> TextSource | ChatSource:
+        if task.name not in self._sources:
+            cache = cache_root(self.cache_dir) / "datasets"
+            known = TEXT_TASKS.get(task.name)
+            self._sources[task.name] = TextSource(task, known, cache) if is_ranked(task) else ChatSource(task, cache)
+        return self._sources[task.name]
+
+    def _task(self, task: Task, source: TextSource | ChatSource) -> ChatTask:
+        words = source.label_words if isinstance(source, TextSource) else None
+        kind = source.kind if isinstance(source, ChatSource) else "score" if words is None else "ranked"
+        metric = task.metric or _METRICS[str(kind)][0]
+        if metric not in _METRICS[str(kind)]:
+            raise InputError(
+                f"metric {metric!r} does not fit task {task.name!r}, whose rows are of kind {kind!r}; expected "
+                f"{' or '.join(_METRICS[str(kind)])}"
+            )
+        end = None if self.encoder.template is None else self.encoder.template.end_token
+        answers = tuple(_learnt(self.encoder.encode(self._answered("x", word))) for word in words or ())
+        return ChatTask(task.name, str(kind), metric, words, answers, () if end is None else (end,))
+
+    def _split_of(self, task: Task, source: TextSource | ChatSource, split: SplitName) -> ChatSplit | PackedSplit:
+        table, numbers, targets = self._table(task, source, split)
+        kind = self.tasks[task.name].kind
+        key = f"{self.fingerprint()}\0{kind}\0{task.label_column}"
+        cache = cache_root(self.cache_dir) / "chat"
+        encoded = encode_table(table, lambda row: self._read(kind, row), self.encoder, key, cache)
+        self._report(task.name, split, encoded, numbers)
+        samples, kept = encoded.samples(targets)
+        self._check_words(task.name, samples, numbers[kept])
+        made = ChatSplit(samples, fixed_shapes=split != "train")
+        return PackedSplit(made, self.max_length) if self.packing and split == "train" else made
+
+    def _table(
+        self, task: Task, source: TextSource | ChatSource, split: SplitName
+    ) -> tuple[Any, np.ndarray, np.ndarray]:
+        """The split's rows as a table, their numbers in the data, and their targets, -1 where there are none."""
+        if isinstance(source, ChatSource):
+            table, rows = source.rows(split)
+            rows = self.chosen(rows, task.name, split)
+            return table.select(rows), rows, np.full(len(rows), -1, np.int64)
+        from datasets import Dataset
+
+        texts = source.texts(split)
+        rows = self.chosen(np.arange(len(texts)), task.name, split)
+        texts = texts[rows]
+        return Dataset.from_dict({"question": texts.inputs, "answer": texts.answers}), rows, texts.targets
+
+    def _read(self, kind: str, row: Mapping[str, Any]) -> Said:
+        if kind in ("ranked", "score"):
+            return self._answered(row["question"], row["answer"])
+        templated = self.encoder.template is not None
+        return read_row(row, kind, templated=templated, system=self.system, templates_plain=self.apply_chat_template)
+
+    def _report(self, task: str, split: str, encoded: EncodedTable, numbers: np.ndarray) -> None:
+        """Refuse rows that cannot be learnt, or count them; count those that were cut."""
+        total = len(numbers)
+        faults = [f"row {numbers[row]}: {reason}" for row, reason, empty in encoded.faults if not empty]
+        empty = [f"row {numbers[row]}: {reason}" for row, reason, empty in encoded.faults if empty]
+        if faults or len(empty) == total or (empty and self.on_empty == "error"):
+            refused = [*faults, *(empty if self.on_empty == "error" or not faults else ())]
+            hint = "mend them" if faults or len(empty) == total else "mend them, or leave them out (data.on_empty skip)"
+            raise InputError(
+                f"task {task!r}: {len(refused)} of {total} rows of {split} cannot be learnt (counted from 0): "
+                f"{name_list(refused)}; {hint}"
+            )
+        if empty:
+            _log.warning(
+                "%d of %d rows of task %r (%s) have nothing to learn and were left out: %s",
+                *(len(empty), total, task, split, name_list(empty)),
+            )
+        if cut := encoded.num_cut:
+            _log.warning(
+                "%d of %d samples of task %r (%s) are longer than max_length %d and were cut; raise data.max_length",
+                *(cut, total, task, split, self.max_length),
+            )
+
+    def _check_words(self, task: str, samples: Samples, numbers: np.ndarray) -> None:
+        """Raise unless each sample ends in just the tokens that its label word is ranked by."""
+        answers = self.tasks[task].answer_ids
+        for row, target in enumerate(samples.targets.tolist() if answers else ()):
+            learnt = tuple(token for token in samples.labels[row].tolist() if token != IGNORED)
+            if learnt[-len(answers[target]) :] != answers[target]:
+                raise InputError(
+                    f"task {task!r}: the answer of row {numbers[row]} is not whole within max_length {self.max_length} "
+                    f"({len(samples.prompts[row])} tokens of prompt); raise data.max_length"
+                )
+
+    def fingerprint(self) -> str:
+        """Short SHA-256 over all that decides how rows become tokens."""
+        options = {
+            "format": _FORMAT,
+            "template": None if self.encoder.template is None else self.encoder.template.source,
+            "system": self.system,
+            "max_length": self.max_length,
+            "completion_only_loss": self.completion_only_loss,
+            "assistant_only_loss": self.assistant_only_loss,
+            "apply_chat_template": self.apply_chat_template,
+        }
+        text = json.dumps(options, sort_keys=True) + tokenizer_fingerprint(self.tokenizer)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def is_ranked(task: Task) -> bool:
+    """Whether the task reads columns by a template, and is answered by a label word or a number."""
+    return any((task.input_columns, task.template, task.target_column))
+
+
+def _assistant(content: str) -> Message:
+    return {"role": "assistant", "content": content}
+
+
+def _learnt(encoded: Encoded) -> tuple[int, ...]:
+    return tuple(label for label in encoded.labels if label != IGNORED)
+
+
+def _moment(date: str | None) -> datetime:
+    if date is None:
+        return datetime.now()
+    try:
+        return datetime.fromisoformat(date)
+    except ValueError as error:
+        raise InputError(f"data.date must be a date such as 2026-01-31, got {date!r}") from error
