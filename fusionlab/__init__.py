@@ -10,6 +10,8 @@ from typing import Any
 
 _PUBLIC = {
     "Adapter": "fusionlab.adapters",
+    "CausalModule": "fusionlab.modules",
+    "ChatTasks": "fusionlab.data",
     "ClipModule": "fusionlab.modules",
     "FusionCallback": "fusionlab.callbacks",
     "ImageTasks": "fusionlab.data",

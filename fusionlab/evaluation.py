@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +16,9 @@ ROW_FIELDS = (
 )  # fmt: skip
 Row = dict[str, Any]
 # metrics that count faults; they have no share of a single-task value, and no place beside scores
-COUNTS = ("unparsable",)
+COUNTS = ("unparsable", "near_ties")
+# metrics that are better where they are lower; they have no share of a single-task value, and no mean with scores
+LOWER_IS_BETTER = ("perplexity",)
 
 
 def evaluate(
@@ -75,6 +78,18 @@ def primary_rows(rows: Iterable[Row]) -> list[Row]:
     for row in rows:
         first.setdefault(row["task"], row["metric"])
     return [row for row in rows if row["metric"] == first[row["task"]]]
+
+
+def mean_score(rows: Iterable[Row]) -> float:
+    """What choices are made by: the mean of the rows' values, the higher the better.
+
+    Values that are better where they are lower are never averaged with others: they count where there is nothing else,
+    as the mean of −log value.
+    """
+    rows = list(rows)
+    scores = [row["value"] for row in rows if row["metric"] not in LOWER_IS_BETTER]
+    scores = scores or [-math.log(row["value"]) for row in rows]
+    return sum(scores) / len(scores)
 
 
 def rows_of(task: str, split: str, metrics: Any, samples: Any, labels: dict[str, Any]) -> list[Row]:

@@ -59,6 +59,101 @@ def lowest_argmax(scores: Tensor) -> Tensor:
     return torch.where(is_best, positions, scores.shape[-1]).amin(dim=-1)
 
 
+class RankedAccuracy(Accuracy):
+    """Accuracy of ranked answers, and how many samples' two best scores lie closer than rounding moves them.
+
+    Args:
+        name: what the accuracy is called, which says how answers are ranked.
+
+    Example:
+        >>> metric = RankedAccuracy()
+        >>> scores = torch.tensor([[-1.0, -2.0], [-3.0, -3.00001]])
+        >>> metric.update_scores(scores, torch.tensor([0, 1]), torch.tensor([True, True]))
+        >>> {name: value.item() for name, value in metric.compute().items()}
+        {'accuracy': 0.5, 'near_ties': 1.0}
+    """
+
+    near_ties: Tensor
+    TIE = 1e-4
+
+    def __init__(self, name: str = "accuracy") -> None:
+        super().__init__()
+        self.name = name
+        self.add_state("near_ties", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update_scores(self, scores: Tensor, targets: Tensor, mask: Tensor) -> None:
+        """Count a batch; ties go to the lower index.
+
+        Args:
+            scores: shape ``(batch, answers)``, the higher the better.
+            targets: int64, shape ``(batch,)``.
+            mask: bool, False on padding, shape ``(batch,)``.
+        """
+        best = scores.topk(2, dim=-1).values
+        self.near_ties += ((best[:, 0] - best[:, 1] < self.TIE) & mask).sum()
+        self.update(lowest_argmax(scores), targets, mask)
+
+    def compute(self) -> dict[str, Tensor]:  # type: ignore[override]
+        """The accuracy by its name, and ``near_ties``, float64 scalars."""
+        return {self.name: super().compute(), "near_ties": self.near_ties.double()}
+
+
+class Perplexity(Metric):
+    """exp(−Σ log p / Σ tokens) over all learnt tokens of all samples; lower is better.
+
+    A sample's sum is kept with its index, and the sums are added exactly in the order of the samples, so that any
+    number of ranks and any order of batches give the same bits.
+
+    Example:
+        >>> metric = Perplexity()
+        >>> metric.update(torch.tensor([2.0, 4.0]), torch.tensor([1, 2]), torch.arange(2), torch.ones(2).bool())
+        >>> round(metric.compute().item(), 4)  # exp(6 / 3)
+        7.3891
+    """
+
+    full_state_update = False
+    higher_is_better = False
+    losses: list[Tensor]
+    counts: list[Tensor]
+    indices: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("losses", "counts", "indices"):
+            self.add_state(name, [], dist_reduce_fx="cat")
+        self._begin()
+
+    def _begin(self) -> None:
+        """Give every list its dtype, so that a process without a batch can take part in the gather."""
+        self.losses.append(torch.empty(0, dtype=torch.float64, device=self.device))
+        for values in (self.counts, self.indices):
+            values.append(torch.empty(0, dtype=torch.int64, device=self.device))
+
+    def reset(self) -> None:
+        """Forget all batches."""
+        super().reset()
+        self._begin()
+
+    def update(self, losses: Tensor, counts: Tensor, indices: Tensor, mask: Tensor) -> None:
+        """Keep a batch.
+
+        Args:
+            losses: −Σ log p of each sample's learnt tokens, shape ``(batch,)``.
+            counts: learnt tokens of each sample, int64, shape ``(batch,)``.
+            indices: the samples' int64 index in their set, shape ``(batch,)``.
+            mask: bool, False on padding, shape ``(batch,)``.
+        """
+        self.losses.append(losses.double()[mask])
+        self.counts.append(counts[mask])
+        self.indices.append(indices[mask])
+
+    def compute(self) -> Tensor:
+        """The perplexity, float64 scalar."""
+        losses, counts, indices = map(dim_zero_cat, (self.losses, self.counts, self.indices))
+        total = math.fsum(losses[indices.argsort()].tolist())
+        return torch.tensor(math.exp(min(700.0, total / int(counts.sum()))), dtype=torch.float64)
+
+
 class ScoreCorrelation(Metric):
     """Spearman's and Pearson's correlation of predicted with true scores, and the number of unparsable answers.
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TypeAlias
 
+from fusionlab.backbones.causal import CausalBackbone
 from fusionlab.backbones.clip import ClipBackbone
 from fusionlab.backbones.open_clip import OpenClipBackbone, is_open_clip
 from fusionlab.backbones.t5 import T5Backbone
@@ -14,11 +15,12 @@ from fusionlab.errors import InputError, did_you_mean
 
 ASSETS = Path(__file__).parent.parent / "assets"
 
-Backbone: TypeAlias = ClipBackbone | T5Backbone | ViTBackbone | TimmBackbone
+Backbone: TypeAlias = CausalBackbone | ClipBackbone | T5Backbone | ViTBackbone | TimmBackbone
 
 __all__ = [
     "ASSETS",
     "Backbone",
+    "CausalBackbone",
     "ClipBackbone",
     "OpenClipBackbone",
     "T5Backbone",
@@ -58,7 +60,7 @@ def load_backbone(name: str, dtype: str = "float32") -> Backbone:
         name: an embedded name (``tiny-clip``), a local folder or a hub id in transformers' format, or open_clip's
             ``ARCHITECTURE:TAG``, ``ARCHITECTURE:FILE``, ``local-dir:FOLDER`` or ``hf-hub:OWNER/NAME``; for a ViT also
             ``timm:ARCHITECTURE``, ``timm:FOLDER``, or ``config:FILE``, random weights by a configuration.
-        dtype: dtype of the frozen weights; ``bfloat16`` for T5 only.
+        dtype: dtype of the frozen weights; ``bfloat16`` for T5 and causal language models only.
 
     Raises:
         InputError: nothing there, no network for a hub id, or an architecture this package has no module for.
@@ -74,13 +76,22 @@ def load_backbone(name: str, dtype: str = "float32") -> Backbone:
     model_type = _model_type(name, source)
     if model_type == "t5":
         return T5Backbone.load(source, name=name, dtype=dtype)
+    if _is_causal(model_type):
+        return CausalBackbone.load(source, name=name, dtype=dtype)
     if model_type not in ("clip", "vit"):
         raise InputError(
             f"the model {name!r} is of type {model_type!r}; expected 'clip' (image and text towers), 'vit' (an image "
-            f"tower) or 't5' (an encoder-decoder)"
+            f"tower), 't5' (an encoder-decoder) or a causal language model"
         )
     _only_float32(name, dtype)
     return (ClipBackbone if model_type == "clip" else ViTBackbone).load(source, name=name)
+
+
+def _is_causal(model_type: str) -> bool:
+    """Whether transformers has a causal language model of this type."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    return model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 
 def _only_float32(name: str, dtype: str) -> None:

@@ -19,7 +19,7 @@ from fusionlab.callbacks.progress import FusionProgressBar
 from fusionlab.candidates import linear_tasks, score_linear_sums
 from fusionlab.diagnostics import Diagnostics, tasks_without_classes, write_diagnostics
 from fusionlab.errors import InputError
-from fusionlab.evaluation import Row, evaluate, primary_rows, rank_and_world_size
+from fusionlab.evaluation import Row, evaluate, mean_score, primary_rows, rank_and_world_size
 from fusionlab.files import write_text
 from fusionlab.fusion.folders import save_fused
 from fusionlab.fusion.making import FusedModel, fuse_weights
@@ -143,8 +143,7 @@ class FusionCallback(Callback):
             if rest:
                 for rows, candidate in zip(found, candidates, strict=True):
                     rows += score(what, fuse_weights(candidate, base, finetuned).weights, rest, "validation")
-            chosen = [primary_rows(rows) for rows in found]
-            return [sum(row["value"] for row in rows) / len(rows) for rows in chosen]
+            return [mean_score(primary_rows(rows)) for rows in found]
 
         return search.validated_coefficient(rule, mean_scores)[0]
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
+from torch import Tensor
 
 from fusionlab.data.loader import Batch, Split, StepLoader, exact_batches
 from fusionlab.data.sources import SPLITS, SplitName
@@ -76,7 +77,7 @@ class TaskData(LightningDataModule, ABC):
         """Micro-batches ``{task: batch}`` for this process."""
         splits = {name: self._split(name, "train") for name in self.training_tasks or self.definitions}
         if self.trainer is None:
-            return StepLoader(splits, self.batch_size, seed=self.seed)
+            return StepLoader(splits, self.batch_size, seed=self.seed, loss_counts=self.loss_counts(splits))
         return StepLoader(
             splits,
             self.batch_size,
@@ -84,7 +85,12 @@ class TaskData(LightningDataModule, ABC):
             rank=self.trainer.global_rank,
             world_size=self.trainer.world_size,
             length_multiple=self.trainer.accumulate_grad_batches,
+            loss_counts=self.loss_counts(splits),
         )
+
+    def loss_counts(self, splits: Mapping[str, Split]) -> dict[str, Tensor]:
+        """What each training sample weighs in its task's loss, int64; tasks whose samples weigh alike are left out."""
+        return {}
 
     def val_dataloader(self) -> list[int]:
         """One empty batch: the module scores by :func:`fusionlab.evaluate`, which takes :meth:`eval_batches` itself."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from fusionlab.errors import InputError, name_list
@@ -44,6 +45,9 @@ class StepLoader:
         world_size: number of processes.
         length_multiple: an epoch's length is rounded up to a multiple of this; with the number of accumulated batches
             no update is made of fewer.
+        loss_counts: of tasks whose samples weigh differently in the loss, what each weighs (int64), such as its learnt
+            tokens. Their batches say ``loss_tokens``: the mean weight of the batches that make one update, over ranks
+            and accumulated steps, so that the mean of their losses is that of the whole update's tokens.
 
     Raises:
         InputError: a task has fewer training samples than there are processes.
@@ -58,6 +62,7 @@ class StepLoader:
         rank: int = 0,
         world_size: int = 1,
         length_multiple: int = 1,
+        loss_counts: Mapping[str, Tensor] | None = None,
     ) -> None:
         short = [f"{task} ({len(split)})" for task, split in splits.items() if len(split) < world_size]
         if short:
@@ -76,6 +81,8 @@ class StepLoader:
         }
         longest = max(-(-len(split) // global_batch_size) for split in self.splits.values())
         self._length = -(-longest // length_multiple) * length_multiple
+        self._num_accumulated, self._world_size = length_multiple, world_size
+        self._loss_counts = dict(loss_counts or {})
 
     def __len__(self) -> int:
         """Number of batches in an epoch: ceil(longest task / global batch), rounded up to ``length_multiple``."""
@@ -93,8 +100,18 @@ class StepLoader:
         start = self.rank * self.batch_size
         return {
             task: split.batch(self._orders[task].indices(step)[start : start + self.batch_size])
+            | self._loss_tokens(task, step)
             for task, split in self.splits.items()
         }
+
+    def _loss_tokens(self, task: str, step: int) -> Batch:
+        counts = self._loss_counts.get(task)
+        if counts is None:
+            return {}
+        first = step - step % self._num_accumulated
+        of_update = (self._orders[task].indices(first + i) for i in range(self._num_accumulated))
+        total = sum(int(counts[indices].sum()) for indices in of_update)
+        return {"loss_tokens": torch.tensor(total / (self._num_accumulated * self._world_size))}
 
     def state_dict(self) -> dict[str, Any]:
         """Number of batches handed out so far."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fusionlab.errors import InputError
-from fusionlab.evaluation import COUNTS, Row, primary_rows
+from fusionlab.evaluation import COUNTS, LOWER_IS_BETTER, Row, primary_rows
 from fusionlab.files import write_text, written_whole
 from fusionlab.runs import RESULTS
 
@@ -45,7 +45,8 @@ def normalize(rows: Sequence[Row], full: dict[tuple[str, str], float] | None = N
 
 
 def _share(row: Row, values: dict[tuple[str, str], float]) -> float | None:
-    return share(row["value"], None if row["metric"] in COUNTS else values.get((row["task"], row["metric"])))
+    without = row["metric"] in (*COUNTS, *LOWER_IS_BETTER)
+    return share(row["value"], None if without else values.get((row["task"], row["metric"])))
 
 
 def share(value: float, single: float | None) -> float | None:
@@ -72,7 +73,7 @@ def single_task_values(run: Path) -> dict[tuple[str, str], float]:
 def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Header and lines: one line per model, one column per task and metric, the mean over tasks last.
 
-    Counts have no column, and the mean is of each task's first metric.
+    Counts have no column, and the mean is of each task's first metric, but for those that are better where lower.
 
     Fine-tuned models share one line, each scored on its own task; rows of fine-tuned models on other tasks, and rows
     that only repeat a value under another denominator, are left out.
@@ -89,8 +90,8 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     body = []
     for name, values in lines.items():
         cells = [f"{values[column]:.3f}" if column in values else "-" for column in columns]
-        of_tasks = [value for column, value in values.items() if column in primary]
-        body.append([name, *cells, f"{sum(of_tasks) / len(of_tasks):.3f}"])
+        of_tasks = [value for column, value in values.items() if column in primary and column[1] not in LOWER_IS_BETTER]
+        body.append([name, *cells, f"{sum(of_tasks) / len(of_tasks):.3f}" if of_tasks else "-"])
     return header, body
 
 

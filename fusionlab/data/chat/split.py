@@ -84,7 +84,8 @@ class ChatSplit:
         Returns:
             int64 ``input_ids`` and ``labels`` of shape ``(batch, longest)``, padded on the right (labels by -100);
             ``prompt_ids`` and ``prompt_mask`` of shape ``(batch, longest prompt)``, padded on the left; ``target`` and
-            ``index`` of shape ``(batch,)``. What is padding is told by its place: its tokens are those of id 0.
+            ``index`` of shape ``(batch,)``; ``answer``, the last answers as texts. What is padding is told by its
+            place: its tokens are those of id 0.
         """
         rows = indices.tolist()
         prompts, whole = (int(lengths[rows].max()) for lengths in self._lengths)
@@ -96,11 +97,8 @@ class ChatSplit:
             "prompt_mask": torch.arange(prompts) >= prompts - lengths[:, None],
             "target": torch.from_numpy(self.samples.targets[rows]),
             "index": indices,
+            "answer": [self.samples.answers[row] for row in rows],
         }
-
-    def answers(self, indices: Tensor) -> list[str]:
-        """The last answers of the samples at ``indices``, as texts."""
-        return [self.samples.answers[row] for row in indices.tolist()]
 
 
 class PackedSplit:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from torch import Tensor
 
 from fusionlab.data.base import TaskData, check_positive, refuse_keys
 from fusionlab.data.cache import cache_root
@@ -212,6 +213,10 @@ class ChatTasks(TaskData):
         if isinstance(asked, str):
             return Plain(asked, answer)
         return Conversation((*asked, _assistant(answer)), len(asked))
+
+    def loss_counts(self, splits: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Learnt tokens of each training sample, or row of packed ones."""
+        return {name: split.loss_counts for name, split in splits.items()}
 
     # loading
 

@@ -1,0 +1,273 @@
+"""Causal language models in transformers' format: logits, the likelihood of answers, and greedy answers."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from fusionlab.backbones.answer_tree import AnswerTree
+from fusionlab.backbones.quiet import UNREADABLE, quiet
+from fusionlab.errors import InputError, name_list
+from fusionlab.metrics import lowest_argmax
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+ALL_LINEAR = "all-linear"
+_MAX_LOGITS = 1 << 28  # of one call that scores answers
+_EXACT = 1e-3  # log-likelihoods of a way to compute them may differ by so much from those of each answer alone
+Output: TypeAlias = Callable[[Callable[[], Tensor]], Tensor]
+
+
+def _plain(call: Callable[[], Tensor]) -> Tensor:
+    return call()
+
+
+class CausalBackbone(nn.Module):
+    """A frozen causal language model with its tokenizer.
+
+    Args:
+        model: any of transformers' ``AutoModelForCausalLM``.
+        tokenizer: the matching tokenizer.
+        name: what the user called the model; it goes into adapters and result rows.
+
+    Raises:
+        InputError: the tokenizer has more tokens than the model.
+    """
+
+    scope = ""
+    full_scopes = ("",)
+
+    def __init__(self, model: Any, tokenizer: Any, *, name: str) -> None:
+        super().__init__()
+        rows = model.get_input_embeddings().weight.shape[0]
+        largest = max(tokenizer.get_vocab().values(), default=-1) + 1
+        if largest > rows:
+            raise InputError(
+                f"the tokenizer of {name!r} has ids up to {largest - 1}, its model embeds {rows} tokens; give the "
+                f"tokenizer that the model was made with, or resize the model's embeddings"
+            )
+        self.model = model.requires_grad_(False).eval()
+        self.tokenizer = tokenizer
+        self.name = name
+        self._side_by_side: bool | None = None
+
+    @classmethod
+    def load(cls, source: str, *, name: str, dtype: str = "float32") -> CausalBackbone:
+        """Load from a local folder or a hub id.
+
+        Args:
+            source: folder or hub id.
+            name: what the user called it.
+            dtype: ``float32`` or ``bfloat16``; adapters are float32 in either case.
+
+        Raises:
+            InputError: another dtype, no causal language model, a quantized one, or weights or tokenizer are missing.
+        """
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+        if dtype not in DTYPES:
+            raise InputError(f"dtype must be {' or '.join(DTYPES)}, got {dtype!r}")
+        try:
+            config = AutoConfig.from_pretrained(source)
+            if getattr(config, "quantization_config", None) is not None:
+                raise InputError(
+                    f"the model {name!r} is quantized, and adapters are trained on the weights themselves here; give "
+                    f"the model that it was made from, or dequantize it first (model.dequantize() in transformers)"
+                )
+            with quiet():
+                loaded: Any = AutoModelForCausalLM.from_pretrained(
+                    source, dtype=DTYPES[dtype], output_loading_info=True, config=config
+                )
+            tokenizer = AutoTokenizer.from_pretrained(source)
+        except UNREADABLE as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"the language model {name!r} could not be loaded: {error}") from error
+        model, info = loaded
+        if info["missing_keys"]:
+            raise InputError(
+                f"the language model {name!r} lacks weights: {name_list(sorted(info['missing_keys']))}; give a "
+                f"complete one saved by save_pretrained"
+            )
+        return cls(model, tokenizer, name=name)
+
+    @property
+    def encoder(self) -> Any:
+        """The part that is adapted and fused: the whole model."""
+        return self.model
+
+    @property
+    def default_target_modules(self) -> tuple[str, ...]:
+        """Every linear layer but the head: by the ends of their names where these say just them, else by full names."""
+        head = self.model.get_output_embeddings()
+        linear = {name: module for name, module in self.model.named_modules() if isinstance(module, nn.Linear) and name}
+        wanted = [name for name, module in linear.items() if module is not head]
+        ends = tuple(dict.fromkeys(name.rpartition(".")[2] for name in wanted))
+        chosen = [name for name in linear if name.endswith(tuple(f".{end}" for end in ends)) or name in ends]
+        return ends if chosen == wanted else tuple(wanted)
+
+    def end_ids(self, more: Sequence[int] = ()) -> tuple[int, ...]:
+        """The tokens that end an answer: the tokenizer's, those of ``generation_config``, and ``more``."""
+        own = getattr(self.model.generation_config, "eos_token_id", None)
+        listed = own if isinstance(own, list | tuple) else [own]
+        return tuple(dict.fromkeys(i for i in (self.tokenizer.eos_token_id, *listed, *more) if i is not None))
+
+    def logits(self, input_ids: Tensor, positions: Tensor | int = 0, position_ids: Tensor | None = None) -> Tensor:
+        """Logits of rows padded on the right, or of packed ones, without a cache.
+
+        Nothing that is learnt comes after padding, so that no mask is needed.
+
+        Args:
+            input_ids: int64, shape ``(batch, len)``.
+            positions: int64 columns whose logits are wanted, or the number of the last ones; 0 for all.
+            position_ids: of packed samples, each of which begins at 0; None for rows of one sample.
+
+        Returns:
+            shape ``(batch, columns, vocab)``.
+        """
+        more = {} if position_ids is None else {"position_ids": position_ids}
+        return self.model(input_ids=input_ids, use_cache=False, logits_to_keep=positions, **more).logits
+
+    def log_likelihoods(
+        self, prompt_ids: Tensor, prompt_mask: Tensor, tree: AnswerTree, output: Output = _plain
+    ) -> Tensor:
+        """log p of each answer's tokens after each prompt.
+
+        All answers are scored in one pass over the prompt, side by side, where the architecture honours positions and
+        a mask, which is tried once on the first rows; else each answer behind a prompt of its own.
+
+        Args:
+            prompt_ids: int64, padded on the left, shape ``(batch, len)``.
+            prompt_mask: bool, False on padding, shape ``(batch, len)``.
+            tree: the answers, on this device.
+            output: calls what computes the logits.
+
+        Returns:
+            float32, shape ``(batch, answers, longest)``: log p of each token, 0 behind an answer's end.
+        """
+        if self._side_by_side is None:
+            self._side_by_side = self._honours_masks(prompt_ids[:2], prompt_mask[:2], tree)
+        columns = tree.num_columns if self._side_by_side else len(tree.lengths) * max(tree.lengths)
+        rows = max(1, _MAX_LOGITS // (columns * self.model.config.get_text_config().vocab_size))
+        score = self._together if self._side_by_side else self._apart
+        parts = zip(prompt_ids.split(rows), prompt_mask.split(rows), strict=True)
+        return torch.cat([score(*part, tree, output) for part in parts])
+
+    def _honours_masks(self, prompt_ids: Tensor, prompt_mask: Tensor, tree: AnswerTree) -> bool:
+        with torch.no_grad():
+            together, apart = (score(prompt_ids, prompt_mask, tree, _plain) for score in (self._together, self._apart))
+        return bool((together - apart).abs().max() < (_EXACT if together.dtype == torch.float32 else 1e-1))
+
+    def _together(self, prompt_ids: Tensor, prompt_mask: Tensor, tree: AnswerTree, output: Output) -> Tensor:
+        inputs, positions, visible = tree.behind(prompt_ids, prompt_mask)
+        call = partial(
+            self.model,
+            input_ids=inputs,
+            attention_mask=self._masks(visible, positions),
+            position_ids=positions,
+            use_cache=False,
+            logits_to_keep=tree.num_columns,
+        )
+        return tree.log_likelihoods(output(lambda: call().logits))
+
+    def _masks(self, visible: Tensor, positions: Tensor) -> Any:
+        """Additive masks for every kind of layer: a boolean one is misread by eager attention."""
+        config = self.model.config.get_text_config()
+        kinds = set(getattr(config, "layer_types", None) or ())
+        window = getattr(config, "sliding_window", None)
+        distance = positions[:, :, None] - positions[:, None, :]
+        near = visible if window is None else visible & (distance < window)
+        full, sliding = (self._additive(mask) for mask in (visible, near))
+        if len(kinds) > 1:
+            return {kind: sliding if kind == "sliding_attention" else full for kind in kinds}
+        return full if kinds == {"full_attention"} else sliding
+
+    def _additive(self, visible: Tensor) -> Tensor:
+        dtype = self.model.get_input_embeddings().weight.dtype
+        if torch.is_autocast_enabled(visible.device.type):
+            dtype = torch.get_autocast_dtype(visible.device.type)
+        mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+        return mask.masked_fill(~visible, torch.finfo(dtype).min)[:, None]
+
+    def _apart(self, prompt_ids: Tensor, prompt_mask: Tensor, tree: AnswerTree, output: Output) -> Tensor:
+        lengths = prompt_mask.sum(1).tolist()
+        found = []
+        for row, length in zip(prompt_ids, lengths, strict=True):
+            prompt = row[len(row) - length :]
+            inputs = tree.each_behind(prompt)
+            logits = output(partial(self.logits, inputs, inputs.shape[1] - length + 1))
+            found.append(tree.log_likelihoods_apart(logits))
+        return torch.stack(found)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompt_ids: Tensor,
+        prompt_mask: Tensor,
+        max_new_tokens: int,
+        end_ids: Sequence[int],
+        output: Output = _plain,
+        *,
+        cached: bool = True,
+    ) -> list[list[int]]:
+        """The greedy answer to each prompt: at every step the most likely token, whatever ``generation_config`` says.
+
+        Args:
+            prompt_ids: int64, padded on the left, shape ``(batch, len)``.
+            prompt_mask: bool, False on padding, shape ``(batch, len)``.
+            max_new_tokens: at most so many tokens.
+            end_ids: an answer ends before the first of these.
+            output: calls what computes the logits.
+            cached: whether keys and values may be kept, which linearized outputs do not have.
+
+        Returns:
+            tokens of each answer, without the one that ended it.
+        """
+        from transformers import DynamicCache
+
+        cache = DynamicCache(config=self.model.config) if cached else None
+        cache_name = "cache" if "cache" in inspect.signature(self.model.forward).parameters else "past_key_values"
+        inputs, mask = prompt_ids, prompt_mask
+        ended = torch.zeros(len(inputs), dtype=torch.bool, device=inputs.device)
+        ends = torch.tensor(list(end_ids), device=inputs.device)
+        chosen = []
+        for _ in range(max_new_tokens):
+            positions = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -inputs.shape[1] :]
+            call = partial(
+                self.model,
+                input_ids=inputs,
+                attention_mask=mask.long(),
+                position_ids=positions,
+                use_cache=cached,
+                logits_to_keep=1,
+                **{cache_name: cache},
+            )
+            token = lowest_argmax(output(lambda call=call: call().logits)[:, -1])
+            chosen.append(token)
+            ended |= torch.isin(token, ends)
+            if ended.all():
+                break
+            inputs = token[:, None] if cached else torch.cat([inputs, token[:, None]], dim=1)
+            mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+        return [_before_end(row, set(end_ids)) for row in torch.stack(chosen, dim=1).tolist()]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of tokens, special ones left out."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def save_files(self, folder: Path) -> None:
+        """Write what belongs beside weights in this layout: configuration, generation defaults and tokenizer."""
+        self.model.config.save_pretrained(folder)
+        if self.model.generation_config is not None:
+            self.model.generation_config.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
+def _before_end(tokens: Sequence[int], ends: set[int]) -> list[int]:
+    first = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
+    return list(tokens[:first])

@@ -1,0 +1,237 @@
+"""Causal language models: instructions answered by ranked or generated answers, texts by their perplexity."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MetricCollection
+
+from fusionlab.adapters import enable_gradient_checkpointing
+from fusionlab.backbones import load_backbone
+from fusionlab.backbones.answer_tree import AnswerTree
+from fusionlab.backbones.causal import ALL_LINEAR, CausalBackbone
+from fusionlab.backbones.label_words import check_words
+from fusionlab.errors import InputError, did_you_mean
+from fusionlab.metrics import Accuracy, Perplexity, RankedAccuracy, ScoreCorrelation, parse_score
+from fusionlab.modules.applying import Linearized
+from fusionlab.modules.base import FusionModule, Method
+
+Evaluation = Literal["rank", "generate"]
+Ranking = Literal["whole", "without_end", "per_token", "per_byte"]
+IGNORED = -100
+
+
+class CausalModule(FusionModule):
+    """Fine-tunes a causal language model on instructions, and scores ranked, generated or whole texts.
+
+    A task's loss is the mean over its learnt tokens in all micro-batches and processes of a step.
+
+    Args:
+        backbone: a local folder or a hub id of a causal language model.
+        method: ``lora`` trains A and B; ``l_lora`` each adapted layer expanded to first order in (A, B);
+            ``tangent_lora`` the whole network expanded so; ``full`` all weights; ``tangent`` those, the whole network
+            expanded to first order. With ``weights``, a tangent method scores them linearized.
+        rank: rank r of every adapter.
+        lora_alpha: the adapter is scaled by ``lora_alpha / rank``.
+        dropout: dropout on the adapter's input while training, 0..1.
+        target_modules: names of the linear layers to adapt, or ``all-linear``, the default: all but the head.
+        learning_rate: peak learning rate of AdamW; by default one that suits the method.
+        weight_decay: decoupled weight decay on what is trained.
+        num_warmup_steps: steps of linear warm-up.
+        lr_schedule: what follows the warm-up, ``cosine`` to zero over the run, or ``constant``.
+        weights: folder with an adapter or a fused model, to ``validate``, ``test`` or ``predict`` with.
+        seed: seed of the initial adapter, of dropout, and written into every result row.
+        evaluation: how tasks with label words are scored: ``rank`` takes the one of the highest likelihood,
+            ``generate`` compares the greedy answer; one for all tasks, or by task, ``rank`` where it is not named.
+        ranking: what label words are ranked by: log p of the ``whole`` answer with what closes it, ``without_end``,
+            or that of the latter divided by its tokens (``per_token``) or bytes (``per_byte``).
+        max_new_tokens: length of a generated answer at most, in tokens.
+        dtype: dtype of the frozen weights, ``float32`` or ``bfloat16``; adapters are float32.
+        gradient_checkpointing: compute activations again in the backward pass, which takes less memory.
+    """
+
+    default_backbone = ""
+    default_learning_rates: ClassVar[dict[str, float]] = {
+        "lora": 2e-4, "l_lora": 1e-3, "tangent_lora": 1e-3, "tangent": 1e-4, "full": 2e-5,
+    }  # fmt: skip
+
+    def __init__(
+        self,
+        backbone: str | nn.Module | None = None,
+        method: Method = "lora",
+        rank: int = 16,
+        lora_alpha: float = 32,
+        dropout: float = 0.0,
+        target_modules: list[str] | str | None = None,
+        learning_rate: float | None = None,
+        weight_decay: float = 0.0,
+        num_warmup_steps: int = 0,
+        lr_schedule: Literal["cosine", "constant"] = "cosine",
+        weights: str | None = None,
+        seed: int = 42,
+        evaluation: Evaluation | dict[str, Evaluation] = "rank",
+        ranking: Ranking = "whole",
+        max_new_tokens: int = 64,
+        dtype: str = "float32",
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        if max_new_tokens < 1:
+            raise InputError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+        if ranking not in ("whole", "without_end", "per_token", "per_byte"):
+            raise InputError(f"ranking must be whole, without_end, per_token or per_byte, got {ranking!r}")
+        if isinstance(target_modules, str):
+            target_modules = None if target_modules == ALL_LINEAR else [target_modules]
+        super().__init__(
+            _load(backbone, dtype), method, rank, lora_alpha, dropout, target_modules, learning_rate, weight_decay,
+            num_warmup_steps, lr_schedule, weights, seed,
+        )  # fmt: skip
+        if gradient_checkpointing:
+            enable_gradient_checkpointing(self.base_model)
+        self.evaluation, self.ranking, self.max_new_tokens = evaluation, ranking, max_new_tokens
+        self.tasks: dict[str, Any] = {}
+        self.trees: dict[str, AnswerTree] = {}
+
+    def setup(self, stage: str) -> None:
+        """Refuse float16 and tasks that cannot be scored before anything is written; then as every module does.
+
+        Raises:
+            InputError: the trainer's precision is float16, or as in :meth:`prepare_tasks`.
+        """
+        self.prepare_tasks(self.trainer.datamodule.tasks)
+        super().setup(stage)
+
+    def prepare_tasks(self, tasks: dict[str, Any]) -> None:
+        """Take the tasks' label words as tokens, on this device.
+
+        Raises:
+            InputError: label words of the same tokens, or an ``evaluation`` for no task.
+        """
+        if isinstance(self.evaluation, dict):
+            for name in self.evaluation if tasks else ():  # predict has none
+                if name not in tasks:
+                    raise InputError(f"evaluation for unknown task {name!r}; {did_you_mean(name, tasks)}")
+        self.tasks = dict(tasks)
+        for name, task in tasks.items():
+            if task.label_words is None:
+                continue
+            end, unknown = self.backbone.tokenizer.eos_token_id, self.backbone.tokenizer.unk_token_id
+            check_words(task.label_words, task.answer_ids, end, -1 if unknown is None else unknown, name)
+            self.trees[name] = AnswerTree.of(task.answer_ids, self.device)
+
+    def metric_name(self, task: str) -> str:
+        """What the task is scored by: that of its rows, or exact match where its label words are generated."""
+        if self.tasks[task].kind != "ranked":
+            return str(self.tasks[task].metric)
+        evaluation = self.evaluation.get(task) if isinstance(self.evaluation, dict) else self.evaluation
+        return "exact_match" if evaluation == "generate" else str(self.tasks[task].metric)
+
+    def loss(self, task: str, batch: dict[str, Any]) -> Tensor:
+        """Cross-entropy in float32 over the learnt tokens, divided by the batch's ``loss_tokens``.
+
+        So the mean over the batches of an update is that of all its tokens; without them it is that of the batch's own.
+        """
+        losses, counts = self._token_losses(batch)
+        return losses.sum() / batch.get("loss_tokens", counts.sum())
+
+    def _token_losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """−Σ log p of each row's learnt tokens in float32, and their number; shape ``(batch,)``."""
+        labels = batch["labels"][:, 1:]
+        learnt = labels != IGNORED
+        columns = learnt.any(0).nonzero()[:, 0]
+        call = partial(self.backbone.logits, batch["input_ids"], columns, batch.get("position_ids"))
+        logits, wanted = self.output(call), labels[:, columns]
+        losses = F.cross_entropy(logits.transpose(1, 2).float(), wanted, ignore_index=IGNORED, reduction="none")
+        return losses.sum(1), learnt.sum(1)
+
+    def scored_classes(self, task: str, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Log-likelihoods of the label words and the index of the right one.
+
+        Raises:
+            InputError: the task has no label words.
+        """
+        if task not in self.trees:
+            raise InputError(f"task {task!r} has no label words to choose from; leave it out of the diagnostics' plane")
+        return self.log_likelihoods(task, batch), batch["target"]
+
+    def metrics(self, task: str) -> MetricCollection:
+        """Accuracy with the number of near ties, exact match, correlations, or perplexity."""
+        name = self.metric_name(task)
+        if name == "accuracy":
+            name += "" if self.ranking == "whole" else f"_{self.ranking}"
+            metric: Any = RankedAccuracy(name)
+        elif name == "exact_match":
+            metric = Accuracy()
+        else:
+            metric = Perplexity() if name == "perplexity" else ScoreCorrelation(name)
+        return MetricCollection({name: metric}).to(self.device)
+
+    def score(self, task: str, batch: dict[str, Any], metrics: MetricCollection) -> None:
+        """Rank the label words, generate and compare or read the answers, or measure the texts."""
+        (metric,) = metrics.values()
+        if isinstance(metric, RankedAccuracy):
+            metric.update_scores(self.log_likelihoods(task, batch), batch["target"], batch["mask"])
+        elif isinstance(metric, Perplexity):
+            metric.update(*self._token_losses(batch), batch["index"], batch["mask"])
+        elif isinstance(metric, ScoreCorrelation):
+            scores = [parse_score(text) for text in self.generate(task, batch)]
+            values = torch.tensor([0.0 if score is None else score for score in scores], dtype=torch.float64)
+            unparsable = torch.tensor([score is None for score in scores], device=self.device)
+            metric.update(values.to(self.device), batch["target"], batch["index"], batch["mask"], unparsable)
+        else:
+            texts = zip(self.generate(task, batch), batch["answer"], strict=True)
+            hits = torch.tensor([text.strip() == answer.strip() for text, answer in texts], device=self.device)
+            metric.update(hits, torch.ones_like(hits), batch["mask"])
+
+    def log_likelihoods(self, task: str, batch: dict[str, Any]) -> Tensor:
+        """What the task's label words are ranked by, float32, shape ``(batch, num_words)``."""
+        of_tokens = self.backbone.log_likelihoods(
+            batch["prompt_ids"], batch["prompt_mask"], self.trees[task], self.output
+        )
+        if self.ranking == "whole":
+            return of_tokens.sum(2)
+        lengths = torch.tensor(self.trees[task].lengths, device=of_tokens.device) - 1
+        before_end = torch.arange(of_tokens.shape[2], device=of_tokens.device) < lengths[:, None]
+        total = (of_tokens * before_end).sum(2)
+        if self.ranking == "without_end":
+            return total
+        if self.ranking == "per_token":
+            return total / lengths
+        return total / torch.tensor([len(word.encode()) for word in self.tasks[task].label_words], device=total.device)
+
+    def generate(self, task: str, batch: dict[str, Any]) -> list[str]:
+        """The greedy answers to the batch's prompts; where the network is linearized, by its linearized logits."""
+        return self._generated(batch, self.tasks[task].end_ids)
+
+    def _generated(self, batch: dict[str, Any], end_ids: tuple[int, ...]) -> list[str]:
+        answers = self.backbone.generate(
+            batch["prompt_ids"],
+            batch["prompt_mask"],
+            self.max_new_tokens,
+            self.backbone.end_ids(end_ids),
+            self.output,
+            cached=not isinstance(self.application, Linearized),
+        )
+        return [self.backbone.decode(answer) for answer in answers]
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[dict[str, Any]]:
+        """Answer a batch of prompts."""
+        answers = self._generated(batch, batch["end_ids"])  # more than rows where the batch is padded
+        predictions = [{**row, "answer": answer} for row, answer in zip(batch["row"], answers, strict=False)]
+        self.predictions += predictions
+        return predictions
+
+
+def _load(backbone: str | nn.Module | None, dtype: str) -> nn.Module:
+    if not backbone:
+        raise InputError("CausalModule needs --model.backbone: a local folder or hub id of a causal language model")
+    loaded = load_backbone(backbone, dtype=dtype) if isinstance(backbone, str) else backbone
+    if not isinstance(loaded, CausalBackbone):
+        raise InputError(
+            f"CausalModule needs a causal language model, and {backbone!r} is a {type(loaded.model).__name__}; give "
+            f"one such as a Llama, Qwen, Gemma or GPT-2, or use ClipModule, ViTModule or T5Module"
+        )
+    return loaded
