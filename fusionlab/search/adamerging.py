@@ -69,9 +69,9 @@ class Adamerging:
                 lambdas.clamp_(0.0, 1.0)
             scores[str(step)] = -total / len(problem.tasks)
         rule = self._rule(lambdas.detach().cpu(), names, problem.tasks)
-        shown = 2 * self.num_steps * self.batch_size * len(problem.tasks)
-        seen = min(problem.num_samples(), shown)
-        return Found(rule, scores, seen, 0, shown / seen)
+        shown = 2 * self.num_steps * self.batch_size  # of each task, round and round
+        seen = problem.num_samples(shown)
+        return Found(rule, scores, seen, 0, shown * len(problem.tasks) / seen)
 
     def _rule(self, lambdas: Tensor, names: list[str], tasks: tuple[str, ...]) -> TaskArithmetic:
         if self.scope == "task":

@@ -37,8 +37,8 @@ class Problem(Protocol):
     def logits(self, task: str, batch: Batch, task_vector: State) -> Tensor:
         """Scores of the classes, ``(batch, classes)``, by the base moved by ``task_vector``; differentiable."""
 
-    def num_samples(self, split: str = "validation") -> int:
-        """Samples of all tasks."""
+    def num_samples(self, limit: int | None = None) -> int:
+        """Validation samples of all tasks, of each one ``limit`` at most."""
 
 
 @dataclass(frozen=True)

@@ -25,13 +25,14 @@ def next_coefficients(scores: Mapping[float, float], grid: Sequence[float] = GRI
         >>> next_coefficients({0.0: 0.1, 0.5: 0.3, 1.0: 0.2}, (0.0, 0.5, 1.0))
         ()
     """
+    grid = sorted(dict.fromkeys(grid))
     missing = tuple(value for value in grid if value not in scores)
     if missing or len(grid) < 2:
         return missing
     edge = max(scores)
     if best_coefficient(scores) != edge:
         return ()
-    step = sorted(grid)[-1] - sorted(grid)[-2]
+    step = grid[-1] - grid[-2]
     values = (round(edge + step * k, 10) for k in range(1, BEYOND + 1))
     return tuple(value for value in values if value <= LIMIT)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ class Lorahub:
     Published as Σ w φ of raw factors; here of task vectors. Needs nevergrad.
 
     Args:
-        budget: evaluations, the start at zero included.
+        budget: models to evaluate at most, the start at zero included; none is evaluated twice.
         bound: w lies in ±bound.
         regularization: weight of mean|w|.
         num_samples: labelled validation samples of each task that the loss is taken on.
@@ -51,23 +52,26 @@ class Lorahub:
 
     def _search(self, problem: Problem, nevergrad: Any) -> Found:
         start = nevergrad.p.Array(init=[0.0] * len(problem.tasks)).set_bounds(-self.bound, self.bound)
-        optimizer = nevergrad.optimizers.NGOpt(parametrization=start, budget=max(1, self.budget - 1))
+        optimizer = nevergrad.optimizers.NGOpt(parametrization=start, budget=self.budget)
         optimizer.parametrization.random_state.seed(self.seed)
-        scores: dict[str, float] = {}
-        best: tuple[float, dict[str, float]] | None = None
-        for step in range(self.budget):
-            asked = start if step == 0 else optimizer.ask()
-            weights = {task: float(value) for task, value in zip(problem.tasks, asked.value, strict=True)}
-            loss = problem.losses([TaskArithmetic(weights)], self.num_samples)[0]
-            loss += self.regularization * sum(map(abs, weights.values())) / len(weights)
-            if step > 0:
-                optimizer.tell(asked, loss)
-            scores[str(step)] = -loss
-            if best is None or loss < best[0]:
-                best = loss, weights
-        assert best is not None
-        seen = self.num_samples * len(problem.tasks)
-        return Found(TaskArithmetic(best[1]), scores, seen, seen, float(self.budget))
+        losses = {(0.0,) * len(problem.tasks): self._loss(problem, start.value)}
+        for _ in range(self.budget):
+            if len(losses) == self.budget:
+                break
+            asked = optimizer.ask()
+            point = tuple(map(float, asked.value))
+            if point not in losses:  # it begins with the start, and may come back to a point
+                losses[point] = self._loss(problem, point)
+            optimizer.tell(asked, losses[point])
+        best = dict(zip(problem.tasks, min(losses, key=losses.__getitem__), strict=True))
+        scores = {str(step): -loss for step, loss in enumerate(losses.values())}
+        seen = problem.num_samples(self.num_samples)
+        return Found(TaskArithmetic(best), scores, seen, seen, float(len(losses)))
+
+    def _loss(self, problem: Problem, point: Sequence[float]) -> float:
+        weights = {task: float(value) for task, value in zip(problem.tasks, point, strict=True)}
+        penalty = self.regularization * sum(map(abs, weights.values())) / len(weights)
+        return problem.losses([TaskArithmetic(weights)], self.num_samples)[0] + penalty
 
 
 def _nevergrad() -> Any:

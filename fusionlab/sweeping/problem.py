@@ -84,9 +84,10 @@ class SubsetProblem:
                 return self._module.log_likelihoods(task, batch)
             return self._module.logits(task, batch["images"])
 
-    def num_samples(self, split: str = "validation") -> int:
-        """Samples of the subset's tasks."""
-        return sum(len(self._data.splits[task][split]) for task in self.tasks)
+    def num_samples(self, limit: int | None = None) -> int:
+        """Validation samples of the subset's tasks, of each one ``limit`` at most."""
+        sizes = [len(self._data.splits[task]["validation"]) for task in self.tasks]
+        return sum(size if limit is None else min(size, limit) for size in sizes)
 
     def _count(self, task: str, batch: dict[str, Any]) -> None:
         """Passes count tasks alike, whatever their size, as those of points do."""

@@ -74,8 +74,8 @@ class Known:
     def logits(self, task: str, batch: dict[str, Any], task_vector: dict[str, Tensor]) -> Tensor:
         return batch["x"] @ task_vector["w"]
 
-    def num_samples(self, split: str = "validation") -> int:
-        return 80
+    def num_samples(self, limit: int | None = None) -> int:
+        return 2 * (40 if limit is None else min(limit, 40))
 
 
 def test_validated_coefficient_and_multiplier_go_beyond_their_grid() -> None:
