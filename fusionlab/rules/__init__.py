@@ -7,6 +7,7 @@ from fusionlab.rules.config import from_config, rule_name, to_config
 from fusionlab.rules.dare import Dare
 from fusionlab.rules.disjoint_mean import DisjointMean
 from fusionlab.rules.iso_c import IsoC
+from fusionlab.rules.iso_cts import IsoCts
 from fusionlab.rules.knots import Knots
 from fusionlab.rules.lines import Lines
 from fusionlab.rules.metagpt import Metagpt
@@ -22,6 +23,7 @@ __all__ = [
     "Dare",
     "DisjointMean",
     "IsoC",
+    "IsoCts",
     "Knots",
     "LinearRule",
     "Lines",

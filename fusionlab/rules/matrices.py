@@ -39,21 +39,21 @@ class Cuts:
         largest = float(sigma[0]) if sigma.numel() else 0.0
         cut = CUT * largest if cut is None else cut
         rank = int((sigma > cut).sum())
-        near = sigma[(sigma >= cut / 10) & (sigma <= cut * 10)] if largest > 0 else sigma[:0]
+        near = sigma[(sigma >= cut / 10) & (sigma <= cut * 10)] if cut > 0 else sigma[:0]
         if len(near):
-            shown = ", ".join(f"{value / largest:.2g}" for value in near[:_SHOWN].tolist())
+            shown = ", ".join(f"{value:.2g}" for value in near[:_SHOWN].tolist())
             more = f" and {len(near) - _SHOWN} more" if len(near) > _SHOWN else ""
             kept = int((near > cut).sum())
             self.near.append(
-                f"{what}: {len(near)} singular values within ten times of the cut at {cut / largest:.2g} of the "
-                f"largest ({shown}{more}); {kept} kept, {len(near) - kept} dropped"
+                f"{what}: {len(near)} singular values within ten times of the cut at {cut:.2g} ({shown}{more}; the "
+                f"largest is {largest:.2g}); {kept} kept, {len(near) - kept} dropped"
             )
         return rank
 
-    def triplets(self, matrix: Tensor, what: str) -> tuple[Tensor, Tensor, Tensor]:
+    def triplets(self, matrix: Tensor, what: str, cut: float | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """U ``(m, r)``, σ ``(r)``, Vᵀ ``(r, n)`` of a float64 matrix, without the numerically zero σ."""
         left, sigma, right = torch.linalg.svd(matrix, full_matrices=False)
-        rank = self.rank(sigma, what)
+        rank = self.rank(sigma, what, cut)
         return left[:, :rank], sigma[:rank], right[:rank]
 
     def polar_factor(self, matrix: Tensor, what: str) -> Tensor:

@@ -19,6 +19,7 @@ EVERY_RULE = {
     "dare": rules.Dare(rules.TaskArithmetic(1.0)),
     "disjoint_mean": rules.DisjointMean(),
     "iso_c": rules.IsoC(),
+    "iso_cts": rules.IsoCts(),
     "knots": rules.Knots(),
     "lines": rules.Lines(beta=0.3),
     "metagpt": rules.Metagpt(),
@@ -49,7 +50,7 @@ def tasks_of(name: str) -> tuple[str, ...]:
 
 def test_every_exported_rule_is_tested_here_and_keeps_the_protocol() -> None:
     assert known_rules().keys() == EVERY_RULE.keys()
-    assert len(EVERY_RULE) == 13
+    assert len(EVERY_RULE) == 14
     for name, rule in EVERY_RULE.items():
         assert isinstance(rule, rules.Rule), name
         assert rules.rule_name(rule) == name

@@ -1,0 +1,109 @@
+"""The rules that the field compares with, each against a slow version of it in numpy and float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fusionlab import rules
+from fusionlab.streaming import fuse
+
+KINDS = ["full", "low rank", "equal A", "equal B", "A apart by 1e-2", "one zero", "all zero", "one task", "twice"]
+Array = np.ndarray
+Reference = Callable[[list[Array]], Array]
+
+
+@pytest.fixture(params=KINDS)
+def inputs(request: pytest.FixtureRequest, task_matrices: Any) -> list[dict[str, Array]]:
+    """Task vectors of one structure: matrices that are tall and wide, a vector and a convolution."""
+    kind = request.param
+    tall, wide = task_matrices(kind, 30, 22), task_matrices(kind, 18, 26, seed=1)
+    generator = torch.Generator().manual_seed(2)
+    found = []
+    for first, second in zip(tall, wide, strict=True):
+        others = {"norm": torch.randn(40, generator=generator), "conv": torch.randn(4, 3, 2, 2, generator=generator)}
+        zero = kind == "all zero" or not first.any()
+        state = {"tall": first, "wide": second} | {name: 0.0 * v if zero else 0.1 * v for name, v in others.items()}
+        found.append({name: value.double().numpy() for name, value in state.items()})
+    return found
+
+
+def check(rule: Any, inputs: list[dict[str, Array]], reference: Reference, of_others: Reference | None = None) -> None:
+    """The rule's update in float64 to 1e-10, in float32 to 1e-5 of the largest task vector."""
+    for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
+        base = {name: torch.zeros(value.shape, dtype=dtype) for name, value in inputs[0].items()}
+        vectors = {
+            f"task {number}": {name: torch.from_numpy(value).to(dtype) for name, value in each.items()}
+            for number, each in enumerate(inputs)
+        }
+        fused = fuse(rule, base, vectors).state
+        for name in base:
+            taus = [each[name].double().numpy() for each in vectors.values()]
+            formula = reference if taus[0].ndim == 2 or of_others is None else of_others
+            expected, scale = formula(taus), max(float(np.abs(tau).max()) for tau in taus) or 1.0
+            np.testing.assert_allclose(fused[name].double().numpy(), expected, rtol=0, atol=tolerance * scale)
+
+
+def mean(taus: list[Array]) -> Array:
+    return sum(taus) / len(taus)
+
+
+def kept(matrix: Array, scale: float | None = None) -> tuple[Array, Array, Array]:
+    left, sigma, right = np.linalg.svd(matrix, full_matrices=False)
+    rank = int((sigma > 1e-5 * (sigma.max(initial=0.0) if scale is None else scale)).sum())
+    return left[:, :rank], sigma[:rank], right[:rank]
+
+
+def polar(matrix: Array) -> Array:
+    """M (MᵀM)^(-1/2) over the directions that M has: X ← (X + X⁻ᵀ)/2 between its range and its row space."""
+    left, sigma, right = kept(matrix)
+    inner = left.T @ matrix @ right.T
+    for _ in range(60):
+        inner = (inner + np.linalg.inv(inner).T) / 2 if len(sigma) else inner
+    return left @ inner @ right
+
+
+def tsv_m(taus: list[Array]) -> Array:
+    count = min(taus[0].shape) // len(taus)
+    parts = [kept(tau) for tau in taus]
+    lefts, rights = np.hstack([p[0][:, :count] for p in parts]), np.vstack([p[2][:count] for p in parts])
+    return polar(lefts) @ np.diag(np.concatenate([p[1][:count] for p in parts])) @ polar(rights.T).T
+
+
+def iso_cts(taus: list[Array]) -> Array:
+    left, sigma, right = kept(sum(taus))
+    rank, num_tasks = len(sigma), len(taus)
+    if rank == 0:
+        return 0 * taus[0]
+    common = int(0.8 * rank)
+    common = rank - round((rank - common) / num_tasks) * num_tasks
+    count = (rank - common) // num_tasks
+    space = left[:, :common]
+    lefts, sigmas, rights = [space], [sigma[:common]], [right[:common]]
+    for tau in taus:
+        own = kept(tau - space @ space.T @ tau, np.linalg.norm(tau, 2))
+        lefts, rights = [*lefts, own[0][:, :count]], [*rights, own[2][:count]]
+        sigmas.append(own[1][:count])
+    return np.concatenate(sigmas).mean() * polar(np.hstack(lefts)) @ polar(np.vstack(rights).T).T
+
+
+def test_tsv_m(inputs: list[dict[str, Array]]) -> None:
+    check(rules.TsvM(), inputs, tsv_m, mean)
+
+
+def test_iso_cts(inputs: list[dict[str, Array]]) -> None:
+    check(rules.IsoCts(), inputs, iso_cts, mean)
+
+
+def test_iso_cts_has_room_for_tasks_in_low_rank_only_by_the_rank_of_the_sum(task_matrices: Any) -> None:
+    """With min(m, n) for the rank, as the official code takes it, adapters get Iso-C; k is 0 for many tasks."""
+    for kind, differs in (("low rank", True), ("equal A", False)):
+        taus = task_matrices(kind, 40, 36, num_tasks=4)
+        base = {"w": torch.zeros(40, 36, dtype=torch.float64)}
+        vectors = {str(number): {"w": tau} for number, tau in enumerate(taus)}
+        found, plain = (fuse(rule, base, vectors).state["w"] for rule in (rules.IsoCts(), rules.IsoC()))
+        assert torch.allclose(found, plain) != differs  # of rank 12: c = 8 and k = 1; of rank 3: k = round(1/4) = 0
