@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 from argparse import ArgumentError
 from collections.abc import Sequence
 from dataclasses import fields
-from pathlib import Path
 from typing import Any, TypeVar
 
 import jsonargparse
-import yaml
 
 from fusionlab.errors import InputError, did_you_mean
+from fusionlab.files import path_of
+from fusionlab.foreign import as_json, read_yaml
 
 _T = TypeVar("_T")
 
@@ -61,24 +60,19 @@ def _with_files(argv: Sequence[str], recipe_class: type) -> list[str]:
     for argument in argv:
         flag, equals, value = argument.partition("=")
         if is_path:
-            argument = json.dumps(_read(argument, recipe_class))
+            argument = as_json(_read(argument, recipe_class), repr(argument))
         elif flag == "--config" and equals:
-            argument = f"--config={json.dumps(_read(value, recipe_class))}"
+            argument = f"--config={as_json(_read(value, recipe_class), repr(value))}"
         is_path = argument == "--config"
         found.append(argument)
     return found
 
 
 def _read(path: str, recipe_class: type) -> dict[str, Any]:
-    file = Path(path).expanduser()
-    if not file.is_file():
+    file = path_of(path)
+    if not file.exists():
         raise InputError(f"--config: {path!r} does not exist; give a YAML file")
-    try:
-        content = yaml.safe_load(file.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path!r} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path!r} holds a {type(content).__name__}, expected a mapping of keys")
+    content = read_yaml(file)
     known = [item.name for item in fields(recipe_class)]
     for key in content:
         if key not in known:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import nn
 
 from fusionlab import adapters
@@ -16,6 +14,8 @@ from fusionlab.adapters import Adapter
 from fusionlab.backbones.layout import from_disk
 from fusionlab.checkpoints import open_checkpoint
 from fusionlab.errors import InputError, name_list
+from fusionlab.files import accessed, is_there, path_of
+from fusionlab.foreign import OwnRecord, Results, RunConfig, read_json, read_yaml
 from fusionlab.linearize import LINEARIZED_METHODS, LinearizedState
 from fusionlab.runs import CONFIG, RESULTS
 from fusionlab.state import check_same_names
@@ -59,8 +59,8 @@ def load(folder: str | Path) -> Run | LoadedWeights | Adapter:
     Raises:
         InputError: nothing there, or nothing that fusionlab can read.
     """
-    folder = Path(folder).expanduser()
-    if (folder / CONFIG).is_file():
+    folder = path_of(folder)
+    if is_there(folder / CONFIG):
         return _load_run(folder)
     loaded = load_weights(folder)
     is_plain_adapter = isinstance(loaded.weights, Adapter) and loaded.labels["model"] == "finetuned"
@@ -73,12 +73,12 @@ def load_weights(folder: Path, base_model: nn.Module | None = None) -> LoadedWei
     Raises:
         InputError: no such folder, not a weights folder, or made for another base.
     """
-    if not folder.is_dir():
+    if not path_of(folder).is_dir():
         raise InputError(
             f"no folder {str(folder)!r}; give an adapter's, a fused model's or a fine-tuned model's folder"
         )
-    own = _own_record(folder)
-    labels = dict(own.get("row") or {"model": "finetuned"})
+    own = own_record(folder)
+    labels = {"model": "finetuned"} | (own.get("row") or {})
     if adapters.is_adapter(folder):
         adapter = adapters.load_adapter(folder)
         if base_model is not None:
@@ -86,7 +86,7 @@ def load_weights(folder: Path, base_model: nn.Module | None = None) -> LoadedWei
             _check_base_hash(folder, own.get("base_hash"), base_model, adapter)
             _check_point(folder, own.get("linearization_point"), base_model)
         return LoadedWeights(adapter, {"method": adapter.method} | labels)
-    if (folder / "config.json").is_file() or (folder / "open_clip_config.json").is_file():
+    if any(is_there(folder / name) for name in ("config.json", "open_clip_config.json")):
         state = open_checkpoint(folder).state()
         if base_model is not None:
             tied = adapters.tied_names(base_model)  # stored under all their names by some
@@ -96,18 +96,19 @@ def load_weights(folder: Path, base_model: nn.Module | None = None) -> LoadedWei
             _check_point(folder, own.get("linearization_point"), base_model)
         linearized = labels.get("method") in LINEARIZED_METHODS
         return LoadedWeights(LinearizedState(state) if linearized else state, labels)
-    inside = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    with accessed(folder):
+        inside = sorted(path.name for path in folder.iterdir() if path.is_dir())
     raise InputError(
         f"{str(folder)!r} holds neither adapter_config.json nor config.json; expected an adapter or a model folder"
         + (f". It has the folders {name_list(inside)}: give one below them." if inside else "")
     )
 
 
-def _own_record(folder: Path) -> dict[str, Any]:
+def own_record(folder: Path) -> dict[str, Any]:
     """What fusionlab wrote of the folder itself; empty for folders of other tools."""
     for name in ("fusion.json", "fusionlab.json"):
-        if (folder / name).is_file():
-            return dict(json.loads((folder / name).read_text()))
+        if is_there(folder / name):
+            return read_json(folder / name, OwnRecord)
     return {}
 
 
@@ -145,8 +146,8 @@ def _load_run(folder: Path) -> Run:
     results = folder / RESULTS
     return Run(
         path=folder,
-        config=yaml.safe_load((folder / CONFIG).read_text()),
-        rows=json.loads(results.read_text())["rows"] if results.is_file() else [],
+        config=read_yaml(folder / CONFIG, RunConfig),
+        rows=read_json(results, Results)["rows"] if is_there(results) else [],
         adapters={path.name: adapters.load_adapter(path) for path in _folders(folder / "adapters")},
         finetuned={path.name: load_weights(path) for path in _folders(folder / "finetuned")},
         fused={path.name: load_weights(path) for path in _folders(folder / "fused")},

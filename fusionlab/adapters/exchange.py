@@ -32,20 +32,23 @@ from fusionlab.adapters.fused_attention import (
 )
 from fusionlab.adapters.refusals import check_config, check_names
 from fusionlab.checkpoints import save_state
+from fusionlab.checkpoints.readers import load_pickle
 from fusionlab.errors import InputError, name_list
-from fusionlab.files import read_json
+from fusionlab.files import accessed, is_there, mistaken
+from fusionlab.foreign import OwnRecord, PeftConfig, read_json
 
 CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PUBLISHED, OWN, OWN_FACTORS = "linearized_adapter_model.safetensors", "fusionlab.json", "fusionlab_factors.safetensors"
 PREFIX, UNPADDED = "base_model.model.", "unpadded_ranks"
 _RAW = ("lora_a", "lora_b", "lora_a0", "lora_b0")
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _KEPT = ("lora_dropout", "task_type", "revision", "auto_mapping")
 _PART = re.compile(r"^(?P<module>.+)\.lora_(?P<part>[AB])\.(?:[^.]+\.)?weight$")
 
 
 def is_adapter(folder: str | Path) -> bool:
     """Whether ``folder`` holds an adapter rather than a full model."""
-    return (Path(folder) / CONFIG).is_file()
+    return is_there(Path(folder) / CONFIG)
 
 
 def save_adapter(folder: str | Path, adapter: Adapter) -> None:
@@ -158,10 +161,12 @@ def load_adapter(folder: str | Path) -> Adapter:
             VeRA, biases, whole modules, ...; named), or factors that do not fit the configuration.
     """
     folder = Path(folder)
-    config = _read_json(folder / CONFIG)
+    if not is_adapter(folder):
+        raise InputError(f"no {CONFIG} in {str(folder)!r}; give a folder that holds a PEFT adapter")
+    config = read_json(folder / CONFIG, PeftConfig)
     check_config(config, str(folder))
-    own = _read_json(folder / OWN) if (folder / OWN).is_file() else {}
-    if (folder / PUBLISHED).is_file():
+    own = read_json(folder / OWN, OwnRecord) if is_there(folder / OWN) else {}
+    if is_there(folder / PUBLISHED):
         return _read_published(folder, config)
     stored = _pair_up(_read_tensors(folder), config, folder)
     factors, fused_attention = from_block_adapters(stored, own.get("fused_attention", {}), own.get(OUT_COUNTED))
@@ -169,11 +174,8 @@ def load_adapter(folder: str | Path) -> Adapter:
         padded = factors[module]
         lora_a, lora_b = padded.lora_a[:rank].contiguous(), padded.lora_b[:, :rank].contiguous()
         factors[module] = Factors(lora_a, lora_b, padded.scaling * rank)
-    if "lora_alpha" in own:
-        raw = _load(folder / OWN_FACTORS)
-        for module, (lora_alpha, use_rslora) in own["lora_alpha"].items():
-            parts = {part: raw[f"{module}.{part}"] for part in _RAW}
-            factors[module] = Factors(**parts, lora_alpha=lora_alpha, use_rslora=use_rslora)
+    if own.get("lora_alpha"):
+        factors |= _read_own_factors(folder / OWN_FACTORS, own["lora_alpha"])
     return Adapter(
         factors,
         method=own.get("method", "lora"),
@@ -184,6 +186,19 @@ def load_adapter(folder: str | Path) -> Adapter:
         space=own.get("space", "delta_weight"),
         config={key: config[key] for key in _KEPT if config.get(key) is not None},
     )
+
+
+def _read_own_factors(path: Path, scalings: Mapping[str, tuple[float, bool]]) -> dict[str, Factors]:
+    """A, B, A₀ and B₀ of modules whose B₀ is not zero, with the lora_alpha and use_rslora of ``fusionlab.json``."""
+    raw, found = _load(path), {}
+    for module, (lora_alpha, use_rslora) in scalings.items():
+        names = {part: f"{module}.{part}" for part in _RAW}
+        parts = {part: raw[name] for part, name in names.items() if name in raw}
+        shapes = {part: tuple(tensor.shape) for part, tensor in parts.items()}
+        if len(parts) < len(names) or any(shapes[part] != shapes[f"{part}0"] for part in ("lora_a", "lora_b")):
+            raise InputError(f"{module} in {str(path)!r}: expected A, B, and A₀, B₀ of their shapes, got {shapes}")
+        found[module] = Factors(**parts, lora_alpha=lora_alpha, use_rslora=use_rslora)
+    return found
 
 
 def _pair_up(tensors: Mapping[str, Tensor], config: Mapping[str, Any], folder: Path) -> dict[str, Factors]:
@@ -198,9 +213,9 @@ def _pair_up(tensors: Mapping[str, Tensor], config: Mapping[str, Any], folder: P
         raise InputError(f"the adapter {str(folder)!r} has no lora_A and lora_B weights")
     factors = {}
     for module, pair in parts.items():
-        if set(pair) != {"A", "B"} or pair["A"].dim() != 2 or pair["B"].dim() != 2:
-            shapes = {part: tuple(tensor.shape) for part, tensor in pair.items()}
-            raise InputError(f"{module} in {str(folder)!r}: expected matrices lora_A and lora_B, got {shapes}")
+        if set(pair) != {"A", "B"} or not all(part.dim() == 2 and part.dtype in _FLOATS for part in pair.values()):
+            kinds = {part: f"{tuple(tensor.shape)} {tensor.dtype}" for part, tensor in pair.items()}
+            raise InputError(f"{module} in {str(folder)!r}: expected matrices lora_A and lora_B, got {kinds}")
         rank, lora_alpha = (_configured(config, module, *names) for names in (("rank", "r"), ("alpha", "lora_alpha")))
         if (pair["A"].shape[0], pair["B"].shape[1]) != (rank, rank):
             raise InputError(
@@ -257,22 +272,18 @@ def _plain(value: float) -> float:
     return int(value) if float(value).is_integer() else float(value)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise InputError(f"no {path.name} in {str(path.parent)!r}; give a folder that holds a PEFT adapter")
-    return read_json(path)
-
-
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    if (folder / WEIGHTS).is_file():
+    if is_there(folder / WEIGHTS):
         return _load(folder / WEIGHTS)
-    if (folder / PICKLED).is_file():
-        return torch.load(folder / PICKLED, map_location="cpu", weights_only=True)
+    if is_there(folder / PICKLED):
+        return load_pickle(folder / PICKLED)
     raise InputError(f"the adapter {str(folder)!r} has neither {name_list([WEIGHTS, PICKLED])}")
 
 
 def _load(path: Path) -> dict[str, Tensor]:
+    with accessed(path), open(path, "rb") as opened:
+        begins = opened.read(256)
     try:
         return load_file(path)
-    except SafetensorError as error:
-        raise InputError(f"{str(path)!r} cannot be read as safetensors: {error}") from error
+    except (SafetensorError, KeyError) as error:  # of a dtype that torch has no name for: a KeyError
+        raise InputError(f"{str(path)!r} cannot be read as safetensors: {mistaken(path, begins) or error}") from error

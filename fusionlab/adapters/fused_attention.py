@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fusionlab.adapters.factors import Adapter, Factors
+from fusionlab.errors import InputError
 from fusionlab.state import State
 
 PARTS = ("q_proj", "k_proj", "v_proj")
@@ -235,6 +236,8 @@ def from_block_adapters(
         everything = {part: [0, block.rank] for part in (*PARTS, "out_proj")}
         for part, (start, rank) in rows.get(attention, everything).items():
             whole = out if part == "out_proj" else block
+            if start + rank > whole.rank:
+                raise InputError(f"{attention}: rows {start} to {start + rank} of A for {part}, it has {whole.rank}")
             number = 0 if part == "out_proj" else PARTS.index(part)
             lora_b = whole.lora_b[number * size : (number + 1) * size, start : start + rank]
             plain = not whole.use_rslora or rank == whole.rank

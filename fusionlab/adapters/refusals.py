@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
+
+from peft import LoraConfig
 
 from fusionlab.errors import InputError, name_list
 
@@ -48,7 +51,8 @@ _REASONS = {
     "fan_in_fan_out": "the weights are stored transposed",
     "megatron_config": "the layers are Megatron's",
 }
-_KEEP_THE_BASE = {True, False, "gaussian", "eva", "orthogonal", "mica", None}
+_KEEP_THE_BASE = {"gaussian", "eva", "orthogonal", "mica"}
+_SETTING = re.compile(r"^use_|_config$")  # how PEFT names what another version knows; other fields are notes
 
 
 def check_config(config: Mapping[str, Any], where: str) -> None:
@@ -61,8 +65,9 @@ def check_config(config: Mapping[str, Any], where: str) -> None:
     kind = config.get("peft_type")
     if kind != "LORA":
         raise InputError(f"the adapter {where!r} is of PEFT type {kind!r}; expected LORA, a low-rank sum W + s·B·A")
+    settings = {item.name for item in fields(LoraConfig)} - _HARMLESS
     for key, value in config.items():
-        if value and key not in _HARMLESS:
+        if value and (key in settings or key in _REASONS or (key not in _HARMLESS and _SETTING.search(key))):
             reason = _REASONS.get(key, "this setting is not known here")
             raise InputError(
                 f"the adapter {where!r} has {key}={value!r}: {reason}; expected a plain low-rank sum W + s·B·A"
@@ -72,7 +77,7 @@ def check_config(config: Mapping[str, Any], where: str) -> None:
             f"the adapter {where!r} has bias={config['bias']!r}: biases are trained too; expected bias='none'"
         )
     init = config.get("init_lora_weights", True)
-    if init not in _KEEP_THE_BASE:
+    if not (init is None or isinstance(init, bool) or init in _KEEP_THE_BASE):
         raise InputError(
             f"the adapter {where!r} has init_lora_weights={init!r}, which changed the base weights in training, so it "
             "means nothing on the base itself; save it with PEFT's path_initial_model_for_weight_conversion first"

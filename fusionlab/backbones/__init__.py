@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TypeAlias
 
@@ -11,7 +10,10 @@ from fusionlab.backbones.clip import ClipBackbone
 from fusionlab.backbones.open_clip import OpenClipBackbone, is_open_clip
 from fusionlab.backbones.t5 import T5Backbone
 from fusionlab.backbones.vit import FROM_CONFIG, TIMM, TimmBackbone, ViTBackbone
+from fusionlab.checkpoints.hub import is_hub_id
 from fusionlab.errors import InputError, did_you_mean
+from fusionlab.files import is_there, path_of
+from fusionlab.foreign import ModelConfig, read_json
 
 ASSETS = Path(__file__).parent.parent / "assets"
 
@@ -39,16 +41,15 @@ def resolve_model(name: str) -> str:
     """
     if (ASSETS / name / "config.json").is_file():
         return str(ASSETS / name)
-    path = Path(name).expanduser()
+    path = path_of(name)
     if path.is_dir():
-        if not (path / "config.json").is_file():
+        if not is_there(path / "config.json"):
             raise InputError(f"the model folder {name!r} has no config.json; give a folder saved by save_pretrained")
         return str(path)
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        embedded = [folder.name for folder in ASSETS.iterdir() if (folder / "config.json").is_file()]
+    if not is_hub_id(name):
         raise InputError(
             f"no model folder {name!r} and it is not a hub id like 'owner/name'; "
-            f"{did_you_mean(name, embedded)} Give an embedded name, a local folder or a hub id."
+            f"{did_you_mean(name, _embedded())} Give an embedded name, a local folder or a hub id."
         )
     return name
 
@@ -101,17 +102,19 @@ def _only_float32(name: str, dtype: str) -> None:
 
 def _model_type(name: str, source: str) -> str:
     config = Path(source) / "config.json"
-    if config.is_file():
-        try:
-            return str(json.loads(config.read_text()).get("model_type", "unknown"))
-        except ValueError as error:
-            raise InputError(f"{str(config)!r} is not valid JSON: {error}") from error
-    from transformers import AutoConfig
+    if is_there(config):
+        return str(read_json(config, ModelConfig).get("model_type") or "unknown")
+    from transformers import PretrainedConfig
 
-    try:
-        return str(AutoConfig.from_pretrained(source).model_type)
+    try:  # the configuration as it is written: of a kind that transformers does not know, too
+        return str(PretrainedConfig.get_config_dict(source)[0].get("model_type") or "unknown")
     except OSError as error:
+        hint = f" {did_you_mean(name, _embedded())}" if "/" not in name else ""
         raise InputError(
             f"the model {name!r} is neither a local folder nor in the local hub cache, and the hub did not answer; "
-            f"give a local folder, or download it first ({str(error).splitlines()[0]})"
+            f"give a local folder, or download it first ({str(error).splitlines()[0]}){hint}"
         ) from error
+
+
+def _embedded() -> list[str]:
+    return [folder.name for folder in ASSETS.iterdir() if (folder / "config.json").is_file()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -12,6 +11,8 @@ from typing import Any
 
 from fusionlab.checkpoints.weight_files import WEIGHT_SUFFIXES, is_outside, looks_like_weights
 from fusionlab.errors import InputError, name_list
+from fusionlab.files import accessed, is_file, is_there
+from fusionlab.foreign import InnerModule, read_json_list
 
 # documents, pictures, data and archives: about the model, not of it
 _LEFT = (
@@ -43,11 +44,15 @@ def carried_files(folder: Path) -> list[str]:
         InputError: ``modules.json`` names a folder outside.
     """
     custom = has_custom_code(folder)
-    found = {path for path in folder.iterdir() if path.is_file() and _travels(path.name, custom)}
+    with accessed(folder):
+        found = {path for path in folder.iterdir() if is_file(path) and _travels(path.name, custom)}
     if custom:
         found |= {path for path in _files_below(folder) if path.suffix == ".py"}
     for named in named_folders(folder):
         found |= set(_files_below(folder / named))
+    for path in found:
+        with accessed(path), open(path, "rb"):  # a link whose target is gone is told now, not when it is copied
+            pass
     return sorted(path.relative_to(folder).as_posix() for path in found)
 
 
@@ -84,14 +89,18 @@ def named_folders(folder: Path) -> list[str]:
 def has_custom_code(folder: Path) -> bool:
     """Whether the folder's configurations name Python classes of its own: by ``auto_map``, or as modules."""
     own = (str(module.get("type")).partition(".")[0] != "sentence_transformers" for module in _modules(folder))
-    return any(own) or any(b'"auto_map"' in path.read_bytes() for path in folder.glob("*config*.json"))
+    return any(own) or any(b'"auto_map"' in _content(path) for path in folder.glob("*config*.json"))
+
+
+def _content(path: Path) -> bytes:
+    with accessed(path):
+        return path.read_bytes() if is_file(path) else b""
 
 
 def _modules(folder: Path) -> list[dict[str, Any]]:
     """What ``modules.json`` lists; nothing where it is absent, or another tool's."""
     path = folder / _MODULES
-    content = json.loads(path.read_bytes()) if path.is_file() else []
-    return [module for module in content if isinstance(module, dict)] if isinstance(content, list) else []
+    return read_json_list(path, InnerModule) if is_there(path) else []
 
 
 def _travels(name: str, custom: bool) -> bool:
@@ -105,4 +114,4 @@ def _travels(name: str, custom: bool) -> bool:
 def _files_below(folder: Path) -> Iterator[Path]:
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (path for name in files if (path := Path(parent) / name).is_file())
+        yield from (path for name in files if is_file(path := Path(parent) / name))

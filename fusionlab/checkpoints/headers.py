@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from fusionlab.errors import InputError, name_list
+from fusionlab.files import accessed, mistaken
 from fusionlab.streaming.weights import TensorInfo
 
 _DTYPES = {
@@ -28,6 +29,7 @@ _DTYPES = {
     "BOOL": torch.bool,
 }
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
+STORABLE = frozenset(_CODES)
 _MAX_HEADER = 100_000_000
 
 
@@ -64,16 +66,17 @@ def read_header(path: Path) -> Header:
         InputError: truncated or corrupt: no JSON, unknown dtypes, offsets that overlap, leave holes, pass the end of
             the file or do not fit the shape.
     """
-    with open(path, "rb") as file:
+    with accessed(path), open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         prefix = file.read(8)
         length = int.from_bytes(prefix, "little")
         if len(prefix) < 8 or length > min(size - 8, _MAX_HEADER):
-            raise _corrupt(path, f"it says a header of {length:,} bytes, the file has {size:,}")
+            what = mistaken(path, prefix + file.read(64))
+            raise _corrupt(path, what or f"it says a header of {length:,} bytes, the file has {size:,}")
         raw = file.read(length)
     try:
         content = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _corrupt(path, f"its header is not JSON ({error})") from error
     if not isinstance(content, dict):
         raise _corrupt(path, "its header is not a mapping")
@@ -97,9 +100,9 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[TensorInfo, int, int]:
         code, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     except (TypeError, KeyError, ValueError) as error:
         raise _corrupt(path, f"the entry of {name} lacks dtype, shape or data_offsets") from error
-    if not all(isinstance(number, int) and number >= 0 for number in (*shape, begin, end)):
+    if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
         raise _corrupt(path, f"the entry of {name} has shape {shape} and data_offsets {begin}, {end}")
-    if code not in _DTYPES:
+    if not isinstance(code, str) or code not in _DTYPES:
         known = name_list(_DTYPES, 10)
         raise InputError(
             f"{str(path)!r}: {name} is stored as {code}; expected one of {known}. Give the unquantized model."

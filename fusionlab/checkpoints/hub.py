@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from functools import partial
 from pathlib import Path
@@ -10,9 +11,11 @@ from fusionlab.checkpoints.companions import NOT_FETCHED, has_custom_code, named
 from fusionlab.checkpoints.stats import ADAPTER_FILES, ADAPTER_WEIGHTS
 from fusionlab.checkpoints.weight_files import first_file, is_index, shard_names
 from fusionlab.errors import InputError, name_list
-from fusionlab.files import read_json
+from fusionlab.files import path_of
+from fusionlab.foreign import ModelConfig, WeightIndex, read_json
 
-_ID = re.compile(r"^[\w.-]+/[\w.-]+(?:@[\w./-]+)?$")
+_ID = re.compile(r"^(?:\w[\w.-]*/)?\w[\w.-]*(?:@[\w./-]+)?$")
+_FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".json", ".yaml")
 _CONFIGS = (
     "config.json",
     "adapter_config.json",
@@ -20,9 +23,10 @@ _CONFIGS = (
 
 
 def resolve(name: str, variant: str | None = None) -> Path:
-    """The local folder or file of ``name``; a hub id (``owner/name`` or ``owner/name@revision``) is downloaded.
+    """The local folder or file of ``name``; a hub id is downloaded.
 
-    A path that exists is always meant as a path. Of the hub's files, those are fetched that belong to the model: one
+    An id is ``owner/name`` or, for the hub's oldest models, ``name`` (``gpt2``); ``@revision`` may follow. A path that
+    exists is always meant as a path. Of the hub's files, those are fetched that belong to the model: one
     kind of weights, as transformers chooses them, and what travels with them; Python files are never run.
 
     Args:
@@ -32,18 +36,20 @@ def resolve(name: str, variant: str | None = None) -> Path:
     Raises:
         InputError: neither an existing path nor a hub id, or it cannot be downloaded.
     """
-    path = Path(name).expanduser()
+    path = path_of(name)
     if path.exists():
         return path
-    if not _ID.match(name):
-        raise InputError(f"{name!r} does not exist, and is no hub id (owner/name).")
+    if not is_hub_id(name):
+        more = "; an adapter is given by its own path, not as base+adapter" if "+" in name else ""
+        raise InputError(f"{name!r} does not exist, and is no hub id (owner/name){more}.")
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return _download(name, variant)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        what = "does not exist here, and" if "/" in name else "does not exist, and is no hub id that is known here: it"
         reason = " ".join(str(error).split())
-        raise InputError(f"{name!r} does not exist here, and cannot be had from the hub: {reason[:300]}") from error
+        raise InputError(f"{name!r} {what} cannot be had from the hub: {reason[:300]}") from error
 
 
 def _download(name: str, variant: str | None) -> Path:
@@ -66,9 +72,9 @@ def _download(name: str, variant: str | None) -> Path:
             raise InputError(f"{name!r} on the hub holds none of {name_list(ADAPTER_WEIGHTS)}.")
         return folder
     config = folder / "config.json"
-    first = first_file(read_json(config) if config.is_file() else {}, has, variant, name)
+    first = first_file(read_json(config, ModelConfig) if config.is_file() else {}, has, variant, name)
     if first is not None and is_index(first):
-        fetch(*shard_names(folder / first, read_json(folder / first)))
+        fetch(*shard_names(folder / first, read_json(folder / first, WeightIndex)))
     elif first is None and not any(list(fetch(pattern).glob(pattern)) for pattern in ("*.safetensors", "*.bin")):
         raise InputError(f"{name!r} on the hub holds neither safetensors nor .bin weights.")
     fetch(*(f"{inner}/*" for inner in named_folders(folder)), *(["*.py"] if has_custom_code(folder) else []))
@@ -77,4 +83,4 @@ def _download(name: str, variant: str | None) -> Path:
 
 def is_hub_id(name: str) -> bool:
     """Whether ``name`` reads as a hub id and is no existing path."""
-    return bool(_ID.match(name)) and not Path(name).expanduser().exists()
+    return bool(_ID.match(name)) and not name.endswith(_FILES) and not os.path.lexists(name)

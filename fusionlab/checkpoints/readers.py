@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import threading
 import zipfile
 from collections.abc import Mapping
@@ -15,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusionlab.checkpoints.headers import Header, Placed, read_header
+from fusionlab.checkpoints.headers import STORABLE, Header, Placed, read_header
 from fusionlab.checkpoints.weight_files import indexed, is_index, unread_weights, weight_files
 from fusionlab.errors import InputError
-from fusionlab.files import read_json
+from fusionlab.files import accessed, is_there, mistaken, path_of
+from fusionlab.foreign import ModelConfig, read_json
 from fusionlab.streaming.weights import StateWeights, TensorInfo, Weights
 
 _READ_BYTES = 1 << 22
@@ -81,9 +81,10 @@ def open_checkpoint(path: str | Path, variant: str | None = None) -> Checkpoint:
         InputError: no weights there, a missing shard, an index that points outside its folder or does not fit its
             shards, a corrupt file, or a pickle that is more than plain tensors.
     """
-    path = Path(path).expanduser()
-    if not path.exists():
-        raise InputError(f"{str(path)!r} does not exist; give a model's folder or weight file.")
+    path = path_of(path)
+    if not (path.is_dir() or path.is_file()):
+        what = "is neither a folder nor a file" if path.exists() else "does not exist"
+        raise InputError(f"{str(path)!r} {what}; give a model's folder or weight file.")
     files: tuple[Path, ...]
     index: Path | None
     if path.is_dir():
@@ -96,32 +97,44 @@ def open_checkpoint(path: str | Path, variant: str | None = None) -> Checkpoint:
     if files[0].suffix == ".safetensors":
         weights = SafetensorsWeights({file: read_header(file) for file in files})
     else:
-        weights = StateWeights(_load_pickles(files))
+        weights = StateWeights({name: tensor for file in files for name, tensor in load_pickle(file).items()})
     return Checkpoint(path, files, weights, index)
 
 
 def _config(path: Path) -> dict[str, Any]:
     config = path / "config.json"
-    return read_json(config) if config.is_file() else {}
+    return read_json(config, ModelConfig) if is_there(config) else {}
 
 
-def _load_pickles(files: tuple[Path, ...]) -> dict[str, Tensor]:
-    state: dict[str, Tensor] = {}
-    for file in files:
-        try:
-            content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-            first_line = str(error).strip().partition("\n")[0]
+def load_pickle(file: Path) -> dict[str, Tensor]:
+    """The tensors by name in a pickled file, which is read through ``weights_only=True``.
+
+    Raises:
+        InputError: it cannot be read, is no such file, is more than tensors by name, or has one that is not dense or of
+            a dtype that safetensors could not hold.
+    """
+    with accessed(file), open(file, "rb") as opened:
+        begins = opened.read(256)
+    if what := mistaken(file, begins):
+        raise InputError(f"{str(file)!r} is not plain weights: {what}.")
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except Exception as error:  # on bytes that are no such file the unpickler raises whatever they lead it to
+        first_line = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise InputError(
+            f"{str(file)!r} is not plain weights and is not opened: {first_line} "
+            "Convert it to safetensors where it came from."
+        ) from error
+    is_state = isinstance(content, Mapping) and all(isinstance(name, str) for name in content)
+    if not is_state or not all(isinstance(item, Tensor) for item in content.values()):
+        raise InputError(f"{str(file)!r} is not a mapping of names to tensors; save the model's state_dict() alone.")
+    for name, tensor in content.items():
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.dtype not in STORABLE:
+            kind = "without values" if tensor.is_meta else f"{tensor.layout} {tensor.dtype}".replace("torch.", "")
             raise InputError(
-                f"{str(file)!r} is not plain weights and is not opened: {first_line} "
-                "Convert it to safetensors where it came from."
-            ) from error
-        if not isinstance(content, Mapping) or not all(isinstance(item, Tensor) for item in content.values()):
-            raise InputError(
-                f"{str(file)!r} is not a mapping of names to tensors; save the model's state_dict() alone."
+                f"{str(file)!r}: {name} is {kind}; expected a dense tensor, not quantized. Save it so at its origin."
             )
-        state |= content
-    return state
+    return dict(content)
 
 
 class SafetensorsWeights:
@@ -219,7 +232,8 @@ class _Handle:
     def read_into(self, offset: int, out: memoryview) -> None:
         with self._lock:
             if self._number is None:
-                self._number = os.open(self.path, os.O_RDONLY)
+                with accessed(self.path):
+                    self._number = os.open(self.path, os.O_RDONLY)
         while out:
             count = os.preadv(self._number, [out], offset)
             if count == 0:

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from fusionlab.checkpoints.headers import Header
+from fusionlab.errors import InputError
 from fusionlab.files import write_text
+from fusionlab.foreign import KeptStats, read_json
 
 STATS = "fusion_stats.json"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "fusionlab.json",
@@ -64,10 +66,8 @@ def task_vector_key(records: Iterable[Mapping[str, Any]], base_fingerprint: str 
 
 def read_squared_norms(path: Path, task_vector: str) -> dict[str, tuple[float, ...]]:
     """The squared norms kept at ``path`` for the task vector of this fingerprint: exact expansions by name, or none."""
-    try:
-        return {name: tuple(parts) for name, parts in _entries(path)[task_vector]["squared_norm"].items()}
-    except (KeyError, TypeError, AttributeError):  # none, or unreadable: measured again and written anew
-        return {}
+    entry = _entries(path).get(task_vector, {"squared_norm": {}})
+    return {name: tuple(parts) for name, parts in entry["squared_norm"].items()}
 
 
 def write_squared_norms(path: Path, task_vector: str, squared_norms: Mapping[str, tuple[float, ...]]) -> None:
@@ -82,7 +82,7 @@ def write_squared_norms(path: Path, task_vector: str, squared_norms: Mapping[str
 def _entries(path: Path) -> dict[str, Any]:
     """What is kept at ``path``; nothing where it is unreadable or of another schema, and so is written anew."""
     try:
-        content = json.loads(path.read_text())
-        return dict(content["task_vectors"]) if content["schema"] == _SCHEMA else {}
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        content = read_json(path, KeptStats)
+    except InputError:  # none, or no longer to be read: measured again
         return {}
+    return dict(content["task_vectors"]) if content.get("schema") == _SCHEMA else {}

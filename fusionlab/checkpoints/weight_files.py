@@ -10,7 +10,8 @@ from typing import Any
 
 from fusionlab.checkpoints.headers import Header, read_header
 from fusionlab.errors import InputError, name_list
-from fusionlab.files import read_json
+from fusionlab.files import accessed, is_file
+from fusionlab.foreign import WeightIndex, read_json
 
 SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
 EXPLICIT = "transformers_weights"
@@ -51,7 +52,7 @@ def weight_files(
         InputError: no weights, or not of that variant; several files of other names; a shard that is missing, an index
             that points outside the folder or does not fit its shards.
     """
-    first = first_file(config, lambda name: _is_file(folder / name), variant, str(folder))
+    first = first_file(config, lambda name: is_file(folder / name), variant, str(folder))
     if first is None:
         return (_loose_file(folder, variant),), None
     return indexed(folder, first) if is_index(first) else ((folder / first,), None)
@@ -102,7 +103,7 @@ def shard_names(index: Path, content: Mapping[str, Any]) -> list[str]:
         InputError: it has no map, or it points outside the folder.
     """
     weight_map = content.get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+    if weight_map is None:
         raise InputError(f"{str(index)!r} has no weight_map of names to files.")
     names = list(dict.fromkeys(weight_map.values()))
     if outside := [name for name in names if is_outside(name)]:
@@ -119,9 +120,9 @@ def indexed(folder: Path, name: str) -> tuple[tuple[Path, ...], Path]:
         InputError: a shard is missing, the index points outside its folder, or does not fit its shards.
     """
     index = folder / name
-    content = read_json(index)
+    content = read_json(index, WeightIndex)
     names = shard_names(index, content)
-    if missing := [each for each in names if not _is_file(folder / each)]:
+    if missing := [each for each in names if not is_file(folder / each)]:
         raise InputError(f"missing shard of {str(folder)!r}: {name_list(missing)}; download the model again.")
     if names[0].endswith(".safetensors"):
         _check_index(index, content["weight_map"], {each: read_header(folder / each) for each in names})
@@ -160,19 +161,14 @@ def is_outside(name: str) -> bool:
     return os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] in ("", ".", "..")
 
 
-def _is_file(path: Path) -> bool:
-    if path.is_symlink() and not path.exists():
-        raise InputError(f"{str(path)!r} is a link to a file that is gone ({os.readlink(path)}); download it again.")
-    return path.is_file()
-
-
 def _loose_file(folder: Path, variant: str | None) -> Path:
     """The only weight file of ``folder``, which has a name of its own.
 
     Raises:
         InputError: none, several, or files that only an index or a variant makes into a model.
     """
-    files = sorted(path for path in folder.iterdir() if path.is_file())
+    with accessed(folder):
+        files = sorted(path for path in folder.iterdir() if is_file(path))
     variants = sorted({match for path in files if (match := _variant_of(path.name))})
     if variant is not None:
         raise InputError(

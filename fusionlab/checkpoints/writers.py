@@ -17,12 +17,14 @@ from torch import Tensor
 
 from fusionlab.checkpoints.headers import Header, build_header
 from fusionlab.errors import InputError
+from fusionlab.files import accessed, path_of
 from fusionlab.state import State
 from fusionlab.streaming.weights import TensorInfo
 
 MAX_SHARD_SIZE = 5_000_000_000
 _WRITE_BYTES = 1 << 24
 _HELD_BYTES = 1 << 26
+_LONGEST_FILE = 64  # characters in the name of a file that is written into a folder
 
 
 @contextmanager
@@ -40,28 +42,58 @@ def write_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]
         the folder to write into.
 
     Raises:
-        InputError: ``path`` exists (without ``overwrite``), or the disk is full.
+        InputError: ``path`` exists (without ``overwrite``), cannot be made where it is, or the disk is full.
     """
-    path = Path(path).expanduser().absolute()
+    path = _absolute(path)
     remove_leftovers(path)
     refuse_existing(path, overwrite=overwrite)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.parent / f".{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}"
-    staging.mkdir()
-    handle = os.open(staging, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH)
+    with _staging_folder(path) as staging:
         yield staging
         _sync_tree(staging)
         _rename(staging, path, overwrite=overwrite)
         _sync(path.parent)
+
+
+def check_writable(path: str | Path) -> None:
+    """Raise unless :func:`write_folder` could begin: it is tried, and what that made is removed again.
+
+    Raises:
+        InputError: ``path`` exists, or cannot be made where it is: below a file, without the right to, too long.
+    """
+    path = _absolute(path)
+    refuse_existing(path)
+    with _staging_folder(path) as staging:
+        (staging / ("x" * _LONGEST_FILE)).touch()
+
+
+@contextmanager
+def _staging_folder(path: Path) -> Iterator[Path]:
+    """A locked folder beside ``path`` that is removed in the end, with the parents that were made for it alone."""
+    missing = [parent for parent in path.parents if not parent.exists()]
+    staging = path.parent / f".{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}"
+    with accessed(path, "written"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staging.mkdir()
+    handle = os.open(staging, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH)
+        yield staging
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise InputError(f"the disk of {str(path)!r} is full; nothing was written.") from error
+        if str(error.filename).startswith(str(staging)) or error.errno in (errno.EFBIG, errno.EROFS):
+            raise InputError(f"{str(path)!r} cannot be written: {error.strerror}; nothing was.") from error
         raise
     finally:
         os.close(handle)
         shutil.rmtree(staging, ignore_errors=True)
+        for parent in missing:
+            if parent.is_dir() and not any(parent.iterdir()):
+                parent.rmdir()
+
+
+def _absolute(path: str | Path) -> Path:
+    return Path(os.path.abspath(path_of(path)))
 
 
 def refuse_existing(path: Path, *, overwrite: bool = False) -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from argparse import ArgumentError
 from typing import Any
 
 import jsonargparse
-import yaml
 
 from fusionlab.errors import InputError, did_you_mean
+from fusionlab.foreign import as_json, parse_yaml
 from fusionlab.fusing.recipe import Recipe, read_recipe
 
 _SWITCHES = {
@@ -65,11 +64,11 @@ def _split_rule_arguments(argv: list[str]) -> tuple[dict[str, Any], list[str]]:
         flag, equals, value = argument.partition("=")
         name = flag.removeprefix("--rule.").removeprefix("init_args.")
         if pending:
-            found[pending], pending = yaml.safe_load(argument), ""
+            found[pending], pending = parse_yaml(argument, f"--rule.{pending}: {argument!r}"), ""
         elif not flag.startswith("--rule.") or name in ("class_path", "init_args"):
             rest.append(argument)
         elif equals:
-            found[name] = yaml.safe_load(value)
+            found[name] = parse_yaml(value, f"--rule.{name}: {value!r}")
         else:
             pending = name
     if pending:
@@ -98,9 +97,9 @@ def _with_recipes(argv: list[str]) -> list[str]:
     for argument in argv:
         flag, equals, value = argument.partition("=")
         if is_path:
-            argument = json.dumps(read_recipe(argument))
+            argument = as_json(read_recipe(argument), repr(argument))
         elif flag == "--config" and equals:
-            argument = f"--config={json.dumps(read_recipe(value))}"
+            argument = f"--config={as_json(read_recipe(value), repr(value))}"
         is_path = argument == "--config"
         found.append(argument)
     return found

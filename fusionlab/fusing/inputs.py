@@ -16,7 +16,8 @@ from fusionlab.checkpoints.readers import SafetensorsWeights
 from fusionlab.checkpoints.stats import adapter_files, file_records, fingerprint
 from fusionlab.checkpoints.weight_files import unread_weights
 from fusionlab.errors import InputError, name_list
-from fusionlab.files import read_json
+from fusionlab.files import is_there
+from fusionlab.foreign import OwnRecord, PeftConfig, read_json
 from fusionlab.streaming import StateWeights, TaskInput, Weights
 
 _ASSETS = Path(__file__).parents[1] / "assets"
@@ -75,11 +76,16 @@ def open_base(name: str, variant: str | None = None) -> Opened:
     Raises:
         InputError: not there, not readable, or an adapter.
     """
-    embedded = _ASSETS / name
-    path = embedded if "/" not in name and (embedded / "config.json").is_file() else resolve(name, variant)
-    if (path / "adapter_config.json").is_file():
+    path = _local(name, variant)
+    if is_there(path / "adapter_config.json"):
         raise InputError(f"base {name!r} is an adapter; give the full model it was made for, and it under finetuned.")
     return _full(name, path, open_checkpoint(path, variant))
+
+
+def _local(name: str, variant: str | None = None) -> Path:
+    """Where a base is: among the embedded models, at a path, or on the hub."""
+    is_embedded = name in (folder.name for folder in _ASSETS.iterdir() if (folder / "config.json").is_file())
+    return _ASSETS / name if is_embedded else resolve(name, variant)
 
 
 def open_input(task: str, name: str, base: Opened, cache_bytes: int, variant: str | None = None) -> Opened:
@@ -96,7 +102,7 @@ def open_input(task: str, name: str, base: Opened, cache_bytes: int, variant: st
         InputError: not there, not readable, of another architecture, or an adapter for another base.
     """
     path = resolve(name, variant)
-    if not (path / "adapter_config.json").is_file():
+    if not is_there(path / "adapter_config.json"):
         opened = _full(name, path, open_checkpoint(path, variant))
         _check_architecture(task, base, opened)
         return opened
@@ -112,7 +118,7 @@ def open_input(task: str, name: str, base: Opened, cache_bytes: int, variant: st
     names = _names_on_disk(base) if any(own not in base.weights.tensors for own in task_vector) else {}
     _check_base(task, path, adapter, base, names)
     weights = StateWeights(_Renamed(task_vector, names), base.weights.tensors, cache_bytes)
-    files, config = adapter_files(path), read_json(path / "adapter_config.json")
+    files, config = adapter_files(path), read_json(path / "adapter_config.json", PeftConfig)
     return Opened(name, path, files, weights, config, tuple(unread_weights(path, files)), adapter, names)
 
 
@@ -206,7 +212,7 @@ def _check_base(task: str, path: Path, adapter: Any, base: Opened, names: Mappin
     """Raise if the adapter was provably made for another base: by hash, by hub id, or by what its base's path holds."""
     from fusionlab.adapters import stored_name
 
-    own = read_json(path / "fusionlab.json") if (path / "fusionlab.json").is_file() else {}
+    own = read_json(path / "fusionlab.json", OwnRecord) if is_there(path / "fusionlab.json") else {}
     expected, theirs = own.get("base_hash"), Path(adapter.base_model).expanduser()
     stored = (stored_name(module, adapter.fused_attention) for module in adapter.factors)
     there = all(names.get(name, name) in base.weights.tensors for name in stored)

@@ -44,6 +44,9 @@ def translate(config: Mapping[str, Any]) -> dict[str, Any]:
         ('base', {'a': 'a', 'b': 'b'}, {'scaling_coefficient': {'a': 0.5, 'b': 1.0}})
     """
     method = config["merge_method"]
+    for key in ("merge_method", "base_model", "dtype", "out_dtype"):
+        if not isinstance(config.get(key), str | None):
+            raise InputError(f"{key}: expected text, got {config[key]!r}.")
     if method not in _PARAMETERS:
         raise InputError(f"merge_method {method!r} is not supported; {did_you_mean(str(method), _PARAMETERS)}")
     _refuse_unknown(config, _TOP, "a mergekit configuration")

@@ -16,8 +16,9 @@ from torch import Tensor
 from fusionlab import rules
 from fusionlab.checkpoints import WeightsWriter, write_folder
 from fusionlab.checkpoints.stats import STATS, read_squared_norms, task_vector_key, write_squared_norms
-from fusionlab.checkpoints.writers import refuse_existing
+from fusionlab.checkpoints.writers import check_writable
 from fusionlab.errors import InputError, did_you_mean
+from fusionlab.files import path_of
 from fusionlab.fusing import report
 from fusionlab.fusing.inputs import Opened, base_hash, open_base, open_input
 from fusionlab.fusing.recipe import Recipe, parse_size
@@ -55,7 +56,7 @@ class Prepared:
     @property
     def output(self) -> Path:
         """The folder to write."""
-        return Path(self.recipe.output).expanduser()
+        return path_of(self.recipe.output)
 
     @property
     def output_bytes(self) -> int:
@@ -86,8 +87,8 @@ def prepare(recipe: Recipe) -> Prepared:
         InputError: inputs that are missing, corrupt or do not fit, a rule that does not fit them, an output that
             exists, or too little disk or memory.
     """
-    output = Path(recipe.output).expanduser()
-    refuse_existing(output)
+    output = path_of(recipe.output)
+    check_writable(output)
     rule, notes = _rule(recipe)
     base = open_base(recipe.base, recipe.variant)
     budget = parse_size(recipe.memory_budget, "memory_budget")

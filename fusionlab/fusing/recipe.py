@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from fusionlab.errors import InputError, did_you_mean
+from fusionlab.files import path_of
+from fusionlab.foreign import read_yaml
 
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*$", re.IGNORECASE)
 
@@ -81,7 +80,7 @@ def parse_size(value: int | str, what: str) -> int:
         (1500000000, 1024, 7)
     """
     match = _SIZE.match(str(value))
-    if match is None or float(match[1]) == 0:
+    if match is None or not 0 < float(match[1]) < math.inf:
         raise InputError(f"{what}: expected bytes or a size such as 512MB or 1GB, got {value!r}.")
     unit = 1024 if match[3] else 1000
     return int(float(match[1]) * unit ** " KMGT".index(match[2].upper() or " "))
@@ -93,15 +92,10 @@ def read_recipe(path: str) -> dict[str, Any]:
     Raises:
         InputError: no such file, no YAML mapping, or a key that is not known.
     """
-    file = Path(path).expanduser()
-    if not file.is_file():
+    file = path_of(path)
+    if not file.exists():
         raise InputError(f"--config: {path!r} does not exist; give a recipe in YAML.")
-    try:
-        content = yaml.safe_load(file.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path!r} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, Mapping):
-        raise InputError(f"{path!r} holds a {type(content).__name__}, expected a mapping of recipe keys.")
+    content = read_yaml(file)
     if "merge_method" in content:
         from fusionlab.fusing.mergekit import translate
 

@@ -14,7 +14,7 @@ from fusionlab.checkpoints.companions import carried_files, carry
 from fusionlab.checkpoints.stats import content_hash
 from fusionlab.checkpoints.weight_files import EXPLICIT
 from fusionlab.errors import name_list
-from fusionlab.files import read_json
+from fusionlab.foreign import read_json
 from fusionlab.fusing.inputs import Opened
 from fusionlab.streaming import Outcome
 from fusionlab.streaming.job import num_reads, peak_bytes

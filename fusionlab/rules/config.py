@@ -85,7 +85,7 @@ def _find_class(path: str) -> type:
         return found
     try:
         found = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise InputError(f"rule {path!r} cannot be imported: {error}") from error
     if not isinstance(found, type) or not all(hasattr(found, name) for name in ("measure", "fuse", "passes")):
         raise InputError(f"rule {path!r} is not a fusion rule: it has no measure, fuse and passes.")

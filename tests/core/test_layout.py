@@ -22,6 +22,7 @@ TIERS = {
         "known_tasks",
         "leases",
         "sharding",
+        "foreign",
     },
     1: {"backbones", "adapters", "checkpoints", "streaming", "metrics", "fusion", "loading", "planning", "weights"},
     2: {
@@ -46,7 +47,7 @@ TIERS = {
 }
 # libraries a tier may import beside the standard library
 LIBRARIES = {
-    0: {"torch", "yaml", "numba", "numpy"},
+    0: {"torch", "yaml", "numba", "numpy", "pydantic"},
     1: {"torch", "yaml", "transformers", "open_clip", "timm", "peft", "datasets", "torchmetrics", "safetensors",
         "numpy", "rich", "huggingface_hub", "psutil", "scipy"},
 }  # fmt: skip

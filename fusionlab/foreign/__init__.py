@@ -1,0 +1,31 @@
+"""Files that others wrote: read with a schema of the fields that are used, and refused by name where one is wrong."""
+
+from fusionlab.foreign.reading import as_json, parse_yaml, read_json, read_json_list, read_yaml
+from fusionlab.foreign.schemas import (
+    InnerModule,
+    KeptStats,
+    ModelConfig,
+    OwnRecord,
+    PeftConfig,
+    Results,
+    RunConfig,
+    Schema,
+    WeightIndex,
+)
+
+__all__ = [
+    "InnerModule",
+    "KeptStats",
+    "ModelConfig",
+    "OwnRecord",
+    "PeftConfig",
+    "Results",
+    "RunConfig",
+    "Schema",
+    "WeightIndex",
+    "as_json",
+    "parse_yaml",
+    "read_json",
+    "read_json_list",
+    "read_yaml",
+]

@@ -1,0 +1,166 @@
+"""Schemas of files that others wrote: the types of the fields that are read here; other fields pass."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, PositiveInt
+
+
+def _compiles(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"a regular expression ({error})") from error
+    return pattern
+
+
+Pattern = Annotated[str, AfterValidator(_compiles)]
+Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
+Rows = Annotated[tuple[NonNegativeInt, PositiveInt], Field(strict=False)]
+
+
+class Schema(BaseModel):
+    """Types of fields; others pass. Nothing is converted."""
+
+    model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=())
+
+
+class PeftConfig(Schema):
+    """``adapter_config.json`` of a LoRA adapter, as PEFT writes it."""
+
+    peft_type: str | None = None
+    base_model_name_or_path: str | None = None
+    revision: str | None = None
+    task_type: str | None = None
+    auto_mapping: dict[str, Any] | None = None
+    inference_mode: bool | None = None
+    r: PositiveInt = 8
+    lora_alpha: FiniteFloat = 8
+    rank_pattern: dict[Pattern, PositiveInt] | None = None
+    alpha_pattern: dict[Pattern, FiniteFloat] | None = None
+    use_rslora: bool | None = None
+    lora_dropout: Share | None = None
+    target_modules: list[str] | Pattern | None = None
+    exclude_modules: list[str] | Pattern | None = None
+    target_parameters: list[str] | None = None
+    modules_to_save: list[str] | None = None
+    layers_to_transform: list[int] | int | None = None
+    layers_pattern: list[str] | str | None = None
+    layer_replication: list[Any] | None = None
+    init_lora_weights: bool | str | None = None
+    bias: str = "none"
+    lora_bias: bool | None = None
+    use_dora: bool | None = None
+    fan_in_fan_out: bool | None = None
+    loftq_config: dict[str, Any] | None = None
+
+
+class OwnRecord(Schema):
+    """``fusionlab.json`` and ``fusion.json``: what this package wrote of an adapter or a model."""
+
+    method: str = "lora"
+    space: str = "delta_weight"
+    a0_hash: str = ""
+    seed: int | None = None
+    base_hash: str | None = None
+    linearization_point: str | None = None
+    fused_attention: dict[str, dict[Literal["q_proj", "k_proj", "v_proj", "out_proj"], Rows]] = {}
+    out_proj_counted: PositiveInt | None = None
+    lora_alpha: dict[str, Annotated[tuple[FiniteFloat, bool], Field(strict=False)]] = {}
+    cosines: dict[str, dict[str, FiniteFloat]] | None = None
+    row: dict[str, Any] | None = None
+
+
+class ResultRow(Schema):
+    """A row of ``results.json``."""
+
+    model: str
+    method: str | None
+    task: str
+    split: str
+    metric: str
+    value: FiniteFloat
+    num_samples: NonNegativeInt
+    rule: str | None
+    scaling_coefficients: dict[str, Any] | None
+    fused_tasks: list[str] | None
+    finetuned_on: str | None
+    denominator: str | None
+    data_version: str | None
+    seed: int | None
+
+
+class Results(Schema):
+    """``results.json``."""
+
+    rows: list[ResultRow]
+
+
+class Named(Schema):
+    """A task as a configuration defines it."""
+
+    name: str
+
+
+class DataArguments(Schema):
+    """Arguments of a data module."""
+
+    tasks: list[str | Named]
+
+
+class DataPart(Schema):
+    """A data module in a configuration."""
+
+    init_args: DataArguments
+
+
+class ModelPart(Schema):
+    """A module in a configuration."""
+
+    class_path: str
+    init_args: dict[str, Any]
+
+
+class RunConfig(Schema):
+    """``config.yaml`` of a run."""
+
+    model: ModelPart
+    data: DataPart
+    seed_everything: int
+    trainer: dict[str, Any] | None = None
+
+
+class Measured(Schema):
+    """One entry of ``fusion_stats.json``."""
+
+    squared_norm: dict[str, list[FiniteFloat]]
+
+
+class KeptStats(Schema):
+    """``fusion_stats.json``."""
+
+    task_vectors: dict[str, Measured]
+
+
+class ModelConfig(Schema):
+    """``config.json`` of transformers."""
+
+    model_type: str | None = None
+    architectures: list[str] | None = None
+    tie_word_embeddings: bool | None = None
+    quantization_config: dict[str, Any] | None = None
+
+
+class InnerModule(Schema):
+    """One entry of ``modules.json``, by which sentence-transformers names the parts of a model."""
+
+    type: str | None = None
+    path: str | None = None
+
+
+class WeightIndex(Schema):
+    """``*.index.json``: which file holds which tensor."""
+
+    weight_map: dict[str, str] | None = None
