@@ -14,7 +14,7 @@ import torch
 
 from fusionlab.errors import InputError, name_list
 from fusionlab.files import accessed, mistaken
-from fusionlab.streaming.weights import TensorInfo
+from fusionlab.tensors.lazy import TensorInfo
 
 _DTYPES = {
     "F64": torch.float64,

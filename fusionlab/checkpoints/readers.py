@@ -19,10 +19,9 @@ from fusionlab.checkpoints.weight_files import indexed, is_index, unread_weights
 from fusionlab.errors import InputError
 from fusionlab.files import accessed, is_there, mistaken, path_of
 from fusionlab.foreign import ModelConfig, read_json
-from fusionlab.streaming.weights import StateWeights, TensorInfo, Weights
+from fusionlab.tensors.lazy import StateWeights, TensorInfo, Weights
 
 _READ_BYTES = 1 << 22
-_HEAD_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -156,23 +155,6 @@ class SafetensorsWeights:
         self._handles = {file: _Handle(file) for file in headers}
         self._local = threading.local()
 
-    @cached_property
-    def ties(self) -> dict[str, str]:
-        """Matrices that hold the very bytes of an earlier one: the format cannot say that two names are one tensor."""
-        alike: dict[tuple[Any, ...], list[str]] = {}
-        for name, info in self.tensors.items():
-            if len(info.shape) > 1 and info.numel:
-                head = torch.empty(min(_HEAD_BYTES, info.nbytes), dtype=torch.uint8)
-                self._read_bytes(name, 0, head)
-                alike.setdefault((info.shape, info.dtype, head.numpy().tobytes()), []).append(name)
-        found: dict[str, str] = {}
-        for names in alike.values():
-            for position, name in enumerate(names):
-                same = (first for first in names[:position] if first not in found and self._same_bytes(first, name))
-                if (first := next(same, None)) is not None:
-                    found[name] = first
-        return found
-
     def read(self, name: str) -> Tensor:
         """The whole tensor as it is stored."""
         info = self.tensors[name]
@@ -209,16 +191,6 @@ class SafetensorsWeights:
     def _read_data(self, name: str, begin: int, out: memoryview) -> None:
         file, placed = self._places[name]
         self._handles[file].read_into(placed.offset + begin, out)
-
-    def _same_bytes(self, first: str, second: str) -> bool:
-        size = self.tensors[first].nbytes
-        for begin in range(0, size, _READ_BYTES):
-            pieces = [torch.empty(min(_READ_BYTES, size - begin), dtype=torch.uint8) for _ in range(2)]
-            for name, piece in zip((first, second), pieces, strict=True):
-                self._read_bytes(name, begin, piece)
-            if not torch.equal(*pieces):
-                return False
-        return True
 
 
 class _Handle:

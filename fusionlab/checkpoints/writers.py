@@ -19,7 +19,7 @@ from fusionlab.checkpoints.headers import Header, build_header
 from fusionlab.errors import InputError
 from fusionlab.files import accessed, path_of
 from fusionlab.state import State
-from fusionlab.streaming.weights import TensorInfo
+from fusionlab.tensors.lazy import TensorInfo
 
 MAX_SHARD_SIZE = 5_000_000_000
 _WRITE_BYTES = 1 << 24

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from fusionlab.errors import InputError, name_list
 from fusionlab.files import is_there
 from fusionlab.foreign import OwnRecord, PeftConfig, read_json
 from fusionlab.streaming import StateWeights, TaskInput, Weights
+from fusionlab.tensors.architecture import Architecture
 
 _ASSETS = Path(__file__).parents[1] / "assets"
 _HEAD_ELEMENTS = 1024
@@ -59,6 +61,11 @@ class Opened:
     def fingerprint(self) -> str:
         """One hash over them."""
         return fingerprint(self.records)
+
+    @cached_property
+    def architecture(self) -> Architecture:
+        """What its ``config.json`` says that it is."""
+        return Architecture(self.path if self.path.is_dir() else self.path.parent, self.config)
 
     @property
     def task_input(self) -> TaskInput:

@@ -17,7 +17,7 @@ from fusionlab import rules
 from fusionlab.checkpoints import WeightsWriter, write_folder
 from fusionlab.checkpoints.stats import STATS, read_squared_norms, task_vector_key, write_squared_norms
 from fusionlab.checkpoints.writers import check_writable
-from fusionlab.errors import InputError, did_you_mean
+from fusionlab.errors import InputError, did_you_mean, name_list
 from fusionlab.files import path_of
 from fusionlab.fusing import report
 from fusionlab.fusing.inputs import Opened, base_hash, open_base, open_input
@@ -25,6 +25,8 @@ from fusionlab.fusing.recipe import Recipe, parse_size
 from fusionlab.rules import LinearRule, Rule
 from fusionlab.streaming import CastWeights, Job, Outcome, Plan, Resources, TaskInput, TensorInfo, fuse, make_plan, run
 from fusionlab.streaming.job import inner_linear_rule, num_reads, peak_bytes
+from fusionlab.tensors.identity import Ties, equal_matrices
+from fusionlab.tensors.lazy import NamedWeights
 
 UNTUNED = 0.3
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -41,6 +43,7 @@ class Prepared:
         job: what the engine will do.
         tensors: what the output will hold, in full weights.
         as_adapter: whether the output is an adapter.
+        untied: names that change apart from what the base ties them to, which is beside them.
         notes: what the user should know, for the plan and ``fusion.json``.
     """
 
@@ -51,6 +54,7 @@ class Prepared:
     tensors: Mapping[str, TensorInfo]
     as_adapter: bool
     resources: Resources
+    untied: Mapping[str, str]
     notes: tuple[str, ...]
 
     @property
@@ -68,7 +72,7 @@ class Prepared:
     @property
     def bytes_to_read(self) -> int:
         """Bytes of tensors that go through the engine, over all passes."""
-        plan, base = self.job.plan, self.base.weights.tensors
+        plan, base = self.job.plan, self.job.base.tensors
         fused = sum(base[name].nbytes for name in plan.fused)
         for task, opened in self.inputs.items():
             fused += sum(opened.weights.tensors[source].nbytes for source in plan.sources[task].values())
@@ -96,15 +100,16 @@ def prepare(recipe: Recipe) -> Prepared:
     inputs = {
         task: open_input(task, name, base, cache_bytes, recipe.variant) for task, name in recipe.finetuned.items()
     }
-    job = _job(recipe, rule, base, inputs)
+    job, untied = _job(recipe, rule, base, inputs)
     tensors = _output_tensors(job, base)
     resources = Resources(recipe.threads or len(os.sched_getaffinity(0)), budget)
     as_adapter = _as_adapter(recipe, rule, inputs)
-    prepared = Prepared(recipe, base, inputs, job, tensors, as_adapter, resources, tuple(notes))
+    prepared = Prepared(recipe, base, inputs, job, tensors, as_adapter, resources, untied, tuple(notes))
     _check_memory(prepared)
     _check_disk(output, prepared.output_bytes)
     _try_rule(job)
-    return replace(prepared, notes=(*notes, *report.unread_notes(base, inputs), *report.tokenizer_notes(base, inputs)))
+    notes += [*_tie_notes(base, untied), *report.unread_notes(base, inputs), *report.tokenizer_notes(base, inputs)]
+    return replace(prepared, notes=tuple(notes))
 
 
 def fuse_folder(prepared: Prepared, advance: Callable[[int], None] | None = None) -> str:
@@ -147,23 +152,26 @@ def _dtype(name: str | None, what: str) -> torch.dtype | None:
     return None if name is None else _DTYPES[name]
 
 
-def _job(recipe: Recipe, rule: Rule, base: Opened, inputs: Mapping[str, Opened]) -> Job:
+def _job(recipe: Recipe, rule: Rule, base: Opened, inputs: Mapping[str, Opened]) -> tuple[Job, Mapping[str, str]]:
     dtype, input_dtype = _dtype(recipe.dtype, "dtype"), _dtype(recipe.input_dtype, "input_dtype")
     task_inputs = {task: opened.task_input for task, opened in inputs.items()}
-    weights = base.weights
+    names = dict.fromkeys(name for opened in (base, *inputs.values()) for name in opened.weights.tensors)
+    ties = Ties.between(base.architecture.may_be_tied(names), base.weights, task_inputs)
+    stored = NamedWeights(base.weights, ties.names(base.weights, task_inputs))
+    weights = stored
     if input_dtype is not None:
-        weights = CastWeights(weights, input_dtype)
+        weights = NamedWeights(CastWeights(base.weights, input_dtype), stored.names)
         task_inputs = {
             task: item if item.is_task_vector else TaskInput(CastWeights(item.weights, input_dtype))
             for task, item in task_inputs.items()
         }
-    plan = make_plan(weights, task_inputs, mismatched_tensors=recipe.mismatched_tensors)
+    plan = make_plan(weights, task_inputs, mismatched_tensors=recipe.mismatched_tensors, ties=ties)
     dtypes = {
         name: dtype if dtype is not None and info.dtype.is_floating_point else info.dtype
-        for name, info in base.weights.tensors.items()
+        for name, info in stored.tensors.items()
     }
     known = _known(base, inputs, plan) if input_dtype is None else {}
-    return Job(rule, weights, task_inputs, plan, dtypes, known, recipe.cosines)
+    return Job(rule, weights, task_inputs, plan, dtypes, known, recipe.cosines), ties.apart
 
 
 def _stats(base: Opened, opened: Opened) -> tuple[Path, str]:
@@ -201,16 +209,20 @@ def _keep_stats(prepared: Prepared, outcome: Outcome) -> list[str]:
 
 def _output_tensors(job: Job, base: Opened) -> dict[str, TensorInfo]:
     """What to write: all names of the base, but for those that only a pickle holds twice and loading ties again."""
-    config = base.config
-    texts = [config, *(value for value in config.values() if isinstance(value, Mapping))]
-    tied = all(text.get("tie_word_embeddings", True) for text in texts)
-    dropped = {
-        name
-        for name in job.plan.aliases
-        if base.files[0].suffix != ".safetensors" and (tied or name.endswith("embed_tokens.weight"))
-    }
-    infos = base.weights.tensors
+    dropped = job.plan.aliases if base.files[0].suffix != ".safetensors" else {}
+    infos = job.base.tensors
     return {name: TensorInfo(info.shape, job.dtypes[name]) for name, info in infos.items() if name not in dropped}
+
+
+def _tie_notes(base: Opened, untied: Mapping[str, str]) -> list[str]:
+    notes = [
+        f"{name} changes apart from {own}, to which the base ties it: they are two tensors here"
+        for name, own in untied.items()
+    ]
+    if base.architecture.source is None and (equal := equal_matrices(base.weights)):
+        pairs = name_list(f"{first} and {name}" for first, name in equal)
+        notes.append(f"equal tensors, taken for different ones, as config.json names no known architecture: {pairs}")
+    return notes
 
 
 def _as_adapter(recipe: Recipe, rule: Rule, inputs: Mapping[str, Opened]) -> bool:
@@ -285,7 +297,7 @@ def _write_adapter(prepared: Prepared, staging: Path, resources: Resources) -> t
     own_names = {on_disk: name for name, on_disk in names.items()}
     coefficients = {own_names.get(name, name): of for name, of in outcome.coefficients.items()}
     fused = combine({task: opened.adapter for task, opened in prepared.inputs.items()}, coefficients)
-    details: dict[str, Any] = {"base_hash": base_hash(prepared.base.weights, fused, names)}
+    details: dict[str, Any] = {"base_hash": base_hash(prepared.job.base, fused, names)}
     fused = replace(fused, base_model=fused.base_model or prepared.recipe.base)
     ranks, error = save_fused_adapter(staging, fused, prepared.recipe.rank)
     if prepared.recipe.rank is not None:

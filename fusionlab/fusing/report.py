@@ -28,7 +28,7 @@ _TOKENIZER = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "tokeni
 
 def plan_text(prepared: Prepared) -> str:
     """What would be done, with every number that was checked."""
-    plan, tensors = prepared.job.plan, prepared.base.weights.tensors
+    plan, tensors = prepared.job.plan, prepared.job.base.tensors
     elements = sum(tensors[name].numel for name in plan.fused)
     needed, what = peak_bytes(prepared.job)
     lines = [
@@ -69,7 +69,7 @@ def fusion_record(prepared: Prepared, outcome: Outcome, details: Mapping[str, An
         "cosines": outcome.cosines,
         "tensors": {
             "fused": len(plan.fused),
-            "elements": sum(prepared.base.weights.tensors[name].numel for name in plan.fused),
+            "elements": sum(prepared.job.base.tensors[name].numel for name in plan.fused),
             "from_base": dict(plan.copied),
             "tied": dict(plan.aliases),
             "not_used": {task: list(names) for task, names in plan.ignored.items()},
@@ -102,7 +102,7 @@ def write_reports(folder: Path, prepared: Prepared, record: Mapping[str, Any]) -
     carry(source, folder)
     config = folder / "config.json"
     if config.is_file():
-        content = read_json(config)
+        content = prepared.base.architecture.untied_config() if prepared.untied else read_json(config)
         content.pop(EXPLICIT, None)  # names the base's own weights
         if prepared.recipe.dtype is not None:
             content = _with_dtype(content, prepared.recipe.dtype)

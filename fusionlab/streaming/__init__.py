@@ -4,7 +4,7 @@ from fusionlab.streaming.engine import run
 from fusionlab.streaming.job import DEFAULT_MEMORY_BUDGET, Job, Outcome, Resources, Sink
 from fusionlab.streaming.memory import FusedState, Measured, fuse, measure
 from fusionlab.streaming.planning import Plan, make_plan
-from fusionlab.streaming.weights import CastWeights, StateWeights, TaskInput, TensorInfo, Weights
+from fusionlab.tensors.lazy import CastWeights, StateWeights, TaskInput, TensorInfo, Weights
 
 __all__ = [
     "DEFAULT_MEMORY_BUDGET",

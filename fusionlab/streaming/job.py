@@ -13,7 +13,7 @@ from torch import Tensor
 from fusionlab.rules.base import LinearRule, Rule, Statistics
 from fusionlab.rules.kernels import CUT
 from fusionlab.streaming.planning import Plan
-from fusionlab.streaming.weights import TaskInput, TensorInfo, Weights
+from fusionlab.tensors.lazy import TaskInput, TensorInfo, Weights
 
 DEFAULT_MEMORY_BUDGET = 1_000_000_000
 Sums = Mapping[str, Mapping[str, tuple[float, ...]]]

@@ -15,7 +15,8 @@ from fusionlab.state import State
 from fusionlab.streaming.engine import run
 from fusionlab.streaming.job import DEFAULT_MEMORY_BUDGET, Job, Resources
 from fusionlab.streaming.planning import MismatchedTensors, make_plan
-from fusionlab.streaming.weights import StateWeights, TaskInput
+from fusionlab.tensors.identity import Ties, sharing_memory
+from fusionlab.tensors.lazy import StateWeights, TaskInput
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,8 @@ def _job(
     weights = StateWeights(base)
     inputs = {task: TaskInput(StateWeights(state, weights.tensors), True) for task, state in task_vectors.items()}
     inputs |= {task: TaskInput(StateWeights(state)) for task, state in finetuned.items()}
-    plan = make_plan(weights, inputs, mismatched_tensors=mismatched_tensors, model=model)
+    ties = Ties.between(sharing_memory(base), weights, inputs)
+    plan = make_plan(weights, inputs, mismatched_tensors=mismatched_tensors, model=model, ties=ties)
     return Job(rule, weights, inputs, plan, {name: info.dtype for name, info in weights.tensors.items()})
 
 

@@ -9,7 +9,8 @@ from typing import Literal
 import torch
 
 from fusionlab.errors import InputError, did_you_mean, name_list
-from fusionlab.streaming.weights import TaskInput, Weights
+from fusionlab.tensors.identity import Ties
+from fusionlab.tensors.lazy import TaskInput, Weights
 
 MismatchedTensors = Literal["error", "base"]
 
@@ -35,19 +36,29 @@ class Plan:
     sources: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
+NO_TIES = Ties({}, {}, {})
+
+
 def make_plan(
     base: Weights,
     inputs: Mapping[str, TaskInput],
     *,
     mismatched_tensors: MismatchedTensors = "error",
     model: Iterable[str] = (),
+    ties: Ties = NO_TIES,
 ) -> Plan:
     """Decide for every parameter of ``base``; nothing is left out in silence.
 
     Floating-point parameters that every input holds in the base's shape are fused. Others keep the base's values:
     integer buffers that are equal everywhere, parameters no task vector touches, and, only with
-    ``mismatched_tensors="base"``, those that differ in shape or are missing. A tensor under two names that is tied in
-    the base and in every input is fused once. ``model`` are the names of the whole model where ``base`` is part of it.
+    ``mismatched_tensors="base"``, those that differ in shape or are missing. A tensor under two names is fused once.
+
+    Args:
+        base: what fusion adds to.
+        inputs: by task, in recipe order.
+        mismatched_tensors: what to do with tensors that do not fit: an ``error``, or take the ``base``'s.
+        model: the names of the whole model where ``base`` is part of it.
+        ties: which names are one tensor.
 
     Raises:
         InputError: no inputs; or names, shapes or integer buffers differ and ``mismatched_tensors`` is ``"error"``.
@@ -56,14 +67,14 @@ def make_plan(
         raise InputError("there is nothing to fuse: give at least one fine-tuned model or adapter.")
     if mismatched_tensors not in ("error", "base"):
         raise InputError(f"mismatched_tensors: expected error or base, got {mismatched_tensors!r}.")
-    aliases = {name: first for name, first in base.ties.items() if _tied_everywhere(inputs, first, name)}
+    aliases = {name: first for name, first in ties.first.items() if name in base.tensors}
     names = [name for name in base.tensors if name not in aliases]
     copied: dict[str, str] = {}
     ignored: dict[str, tuple[str, ...]] = {}
-    sources = {task: _sources(names, aliases, task_input.weights) for task, task_input in inputs.items()}
+    sources = {task: _sources(names, ties, task_input) for task, task_input in inputs.items()}
     for task, task_input in inputs.items():
         problems = _problems(base, names, task, task_input, sources[task])
-        extra = _extra(base, task_input.weights)
+        extra = _extra(base, ties, task_input.weights)
         if (problems or extra) and mismatched_tensors == "error":
             raise InputError(_mismatch_message(base, task, task_input, problems, extra))
         copied.update(problems)
@@ -89,29 +100,18 @@ def make_plan(
     )
 
 
-def _tied_everywhere(inputs: Mapping[str, TaskInput], first: str, second: str) -> bool:
-    """Whether no input holds two different tensors for the two names."""
-    for task_input in inputs.values():
-        held = {
-            task_input.weights.ties.get(name, name) for name in (first, second) if name in task_input.weights.tensors
-        }
-        if len(held) > 1:
-            return False
-    return True
+def _sources(names: Iterable[str], ties: Ties, task_input: TaskInput) -> dict[str, str]:
+    """Name -> the name under which the input holds it; absent where it does not."""
+    weights = task_input.weights
+    if task_input.is_task_vector:
+        return {name: name for name in names if name in weights.tensors}
+    return {name: held for name in names if (held := ties.held_as(name, weights)) is not None}
 
 
-def _sources(names: Iterable[str], aliases: Mapping[str, str], weights: Weights) -> dict[str, str]:
-    """Name -> the name under which ``weights`` holds it; absent where it does not."""
-    under = {first: name for name, first in aliases.items() if name in weights.tensors}
-    held = {name: name if name in weights.tensors else under.get(name) for name in names}
-    return {name: source for name, source in held.items() if source is not None}
-
-
-def _extra(base: Weights, weights: Weights) -> tuple[str, ...]:
+def _extra(base: Weights, ties: Ties, weights: Weights) -> tuple[str, ...]:
     """Names that the base lacks, but for those tied to one that it has."""
-    known = {weights.ties.get(name, name) for name in weights.tensors if name in base.tensors}
-    unknown = (name for name in weights.tensors if name not in base.tensors)
-    return tuple(name for name in unknown if weights.ties.get(name, name) not in known)
+    known = base.tensors
+    return tuple(name for name in weights.tensors if name not in known and ties.first.get(name) not in known)
 
 
 def _problems(

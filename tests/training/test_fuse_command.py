@@ -190,28 +190,39 @@ def test_pickled_weights_and_single_files(models: Path) -> None:
     assert (models / "a.pt.fusion_stats.json").is_file()
 
 
+TIED = {"architectures": ["LlamaForCausalLM"], "tie_word_embeddings": True}
+EMBED = "model.embed_tokens.weight"
+
+
+def with_llama_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The embedding under the name that the architecture ties ``lm_head.weight`` to."""
+    return {EMBED if name == "embed.weight" else name: tensor for name, tensor in state.items()}
+
+
 def test_a_pickled_base_with_tied_names_is_stored_once(models: Path) -> None:
     for name in ("base", "a", "b"):
-        state = load_file(models / name / "model.safetensors")
+        state = with_llama_names(load_file(models / name / "model.safetensors"))
         (models / name / "model.safetensors").unlink()
-        torch.save(state | {"lm_head.weight": state["embed.weight"]}, models / name / "pytorch_model.bin")
+        torch.save(state | {"lm_head.weight": state[EMBED]}, models / name / "pytorch_model.bin")
+        (models / name / "config.json").write_text(json.dumps(CONFIG | TIED))
     assert main([*FLAGS, "--rule", "average"]) == 0
-    assert load_file(models / "out" / "model.safetensors").keys() == SHAPES.keys()
-    (models / "base" / "config.json").write_text(json.dumps(CONFIG | {"tie_word_embeddings": False}))
+    assert load_file(models / "out" / "model.safetensors").keys() == with_llama_names(state_of(0)).keys()
+    (models / "base" / "config.json").write_text(json.dumps(CONFIG | TIED | {"tie_word_embeddings": False}))
     assert main([*FLAGS[:-1], "untied", "--rule", "average"]) == 0
     untied = load_file(models / "untied" / "model.safetensors")
-    assert torch.equal(untied["lm_head.weight"], untied["embed.weight"])
+    assert torch.equal(untied["lm_head.weight"], untied[EMBED])
 
 
 def test_a_safetensors_base_keeps_its_names_and_counts_tied_ones_once(models: Path) -> None:
-    for name in ("base", "a"):
-        state = load_file(models / name / "model.safetensors")
-        save(models / name, state | {"lm_head.weight": state["embed.weight"].clone()})
+    for name in ("base", "a", "b"):
+        state = with_llama_names(load_file(models / name / "model.safetensors"))
+        more = {"lm_head.weight": state[EMBED].clone()} if name != "b" else {}
+        save(models / name, state | more, CONFIG | TIED)
     assert main(FLAGS) == 0  # b has no lm_head: its embedding stands for it
     fused = load_file(models / "out" / "model.safetensors")
-    assert torch.equal(fused["lm_head.weight"], fused["embed.weight"])
+    assert torch.equal(fused["lm_head.weight"], fused[EMBED])
     record = json.loads((models / "out" / "fusion.json").read_text())
-    assert record["tensors"]["tied"] == {"lm_head.weight": "embed.weight"}
+    assert record["tensors"]["tied"] == {"lm_head.weight": EMBED}
     expected = sum(((state_of(1)[name] - state_of(0)[name]).double() ** 2).sum() for name in SHAPES) ** 0.5
     assert record["norms"]["a"] == pytest.approx(expected.item(), rel=1e-12)
 

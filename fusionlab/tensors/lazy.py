@@ -1,4 +1,4 @@
-"""Weights as the engine reads them: piece by piece, by several threads, from files or from memory."""
+"""Tensors by name that need not be in memory: read piece by piece, by several threads, from files or from memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -59,11 +59,6 @@ class Weights(Protocol):
         """The whole tensor as it is stored."""
         ...
 
-    @property
-    def ties(self) -> Mapping[str, str]:
-        """Later name -> first name of tensors that are one and the same under several names."""
-        ...
-
 
 @dataclass(frozen=True)
 class TaskInput:
@@ -108,19 +103,6 @@ class StateWeights:
         sizes = [4 * info.numel for info in self.tensors.values()] if self._is_lazy else []
         return max(min(sum(sizes), self._cache_bytes), max(sizes, default=0))
 
-    @property
-    def ties(self) -> dict[str, str]:
-        """Names that share their memory with an earlier one."""
-        if self._is_lazy:
-            return {}
-        first: dict[tuple[Any, ...], str] = {}
-        found = {}
-        for name, tensor in self._state.items():
-            key = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
-            if tensor.numel() and first.setdefault(key, name) != name:
-                found[name] = first[key]
-        return found
-
     def read(self, name: str) -> Tensor:
         """The tensor itself, computed if need be."""
         if not self._is_lazy:
@@ -161,7 +143,7 @@ class CastWeights:
             name: TensorInfo(info.shape, dtype) if info.dtype.is_floating_point else info
             for name, info in weights.tensors.items()
         }
-        self.device, self.ties, self.held_bytes = weights.device, weights.ties, weights.held_bytes
+        self.device, self.held_bytes = weights.device, weights.held_bytes
 
     def read(self, name: str) -> Tensor:
         """The whole tensor, rounded."""
@@ -175,3 +157,25 @@ class CastWeights:
         rounded = torch.empty_like(out, dtype=self.tensors[name].dtype)
         self._weights.read_into(name, start, rounded)
         out.copy_(rounded)
+
+
+class NamedWeights:
+    """Weights under other names.
+
+    Args:
+        weights: what is read.
+        names: name -> the name there; one tensor may have several.
+    """
+
+    def __init__(self, weights: Weights, names: Mapping[str, str]) -> None:
+        self.weights, self.names = weights, dict(names)
+        self.tensors = {name: weights.tensors[own] for name, own in names.items()}
+        self.device, self.held_bytes = weights.device, weights.held_bytes
+
+    def read(self, name: str) -> Tensor:
+        """The whole tensor as it is stored."""
+        return self.weights.read(self.names[name])
+
+    def read_into(self, name: str, start: int, out: Tensor) -> None:
+        """Fill the flat ``out`` from the flat index ``start`` on, converted to its dtype."""
+        self.weights.read_into(self.names[name], start, out)

@@ -1,0 +1,1 @@
+"""What a parameter is: one answer for readers, planning, adapters and rules."""
