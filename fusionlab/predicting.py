@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,14 @@ def labelled(logits: Tensor, class_names: Sequence[str], task: str, paths: Seque
 
 
 def write_predictions(path: Path, predictions: Sequence[dict[str, Any]]) -> None:
-    """Write one CSV line per input, whole or not at all; the columns are the keys of the first prediction."""
-    with written_whole(path) as beside, beside.open("w", newline="") as file:
+    """Write one line per input, whole or not at all: JSON where the file is called ``.jsonl``, else CSV.
+
+    The columns of CSV are the keys of the first prediction.
+    """
+    with written_whole(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
+        if path.suffix == ".jsonl":
+            file.writelines(json.dumps(prediction, ensure_ascii=False) + "\n" for prediction in predictions)
+            return
         writer = csv.DictWriter(file, fieldnames=list(predictions[0]) if predictions else [])
         writer.writeheader()
         writer.writerows(predictions)

@@ -69,6 +69,7 @@ def inject(
     seed: int = 0,
     init: str = "default",
     base_model_name: str = "",
+    task_type: str | None = None,
 ) -> InjectionReport:
     """Put one trainable adapter per task into ``model``, in place, all started from one A₀; freeze everything else.
 
@@ -89,6 +90,7 @@ def inject(
         seed: seed of A₀.
         init: ``default``, or PEFT's ``gaussian``, ``orthogonal``, ``olora``, ``pissa`` or ``pissa_niter_N``.
         base_model_name: hub id or path of the base, written into exported adapters.
+        task_type: what PEFT calls the model's kind, such as ``CAUSAL_LM``, written into them too.
 
     Raises:
         InputError: a target name or the scope matches nothing, a task is there already, or a value is out of range.
@@ -111,7 +113,7 @@ def inject(
         lora_b = torch.zeros(linears[name].out_features, rank) if lora_b0 is None else lora_b0
         factors[name] = Factors(lora_a0, lora_b, lora_alpha, lora_a0=lora_a0, lora_b0=lora_b0)
     split = tuple(name for name in split_names(model) if any(module.startswith(f"{name}.") for module in modules))
-    config = {"lora_dropout": dropout}
+    config = {"lora_dropout": dropout} | ({} if task_type is None else {"task_type": task_type})
     start = Adapter(factors, method, base_model_name, a0_hash, seed, fused_attention=split, config=config)
     trained = {id(parameter) for task in injected.trained for parameter in trainable_parameters(model, task)}
     for parameter in model.parameters():

@@ -160,7 +160,7 @@ class _Local:
         if suffix == ".tsv":
             options["sep"] = "\t"
         paths = {base: [str(file) for file in found]}
-        with _input_errors(self.task, f"{name} ({found[0]})"), _no_progress_bars():
+        with _input_errors(self.task, f"{name} ({found[0]})"), no_progress_bars():
             return datasets.load_dataset(
                 builder, data_files=paths, split=f"{base}{bracket}{part}", cache_dir=str(self.cache), **options
             )
@@ -240,7 +240,7 @@ def _input_errors(task: Task, what: str) -> Iterator[None]:
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
+def no_progress_bars() -> Iterator[None]:
     """Local files are read in a moment; only downloads deserve a bar."""
     import datasets
 

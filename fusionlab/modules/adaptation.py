@@ -61,6 +61,7 @@ class LowRank:
         dropout: dropout on the adapter's input while training.
         target_modules: names of the linear layers to adapt.
         seed: seed of A₀.
+        task_type: what PEFT calls the model's kind, written into adapters.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class LowRank:
         dropout: float,
         target_modules: Sequence[str],
         seed: int,
+        task_type: str | None = None,
     ) -> None:
         self.backbone, self.method = backbone, method
         self.report: InjectionReport | None = None
@@ -83,6 +85,7 @@ class LowRank:
             "dropout": dropout,
             "target_modules": target_modules,
             "seed": seed,
+            "task_type": task_type,
         }
 
     def add(self, tasks: Sequence[str]) -> dict[str, list[nn.Parameter]]:
@@ -94,7 +97,12 @@ class LowRank:
         model, name = self.backbone.model, self.backbone.name
         scope = self.backbone.scope
         self.report = adapters.inject(
-            model, tasks, method=self.method, scope=scope, base_model_name=name, **self.settings
+            model,
+            tasks,
+            method=self.method,
+            scope=scope,
+            base_model_name=name,
+            **self.settings,
         )
         return {task: adapters.trainable_parameters(model, task) for task in tasks}
 
@@ -182,6 +190,7 @@ def make_adaptation(
     dropout: float,
     target_modules: Sequence[str] | None,
     seed: int,
+    task_type: str | None = None,
 ) -> Adaptation:
     """What ``method`` trains on ``backbone``; arguments as in :class:`LowRank`.
 
@@ -190,7 +199,7 @@ def make_adaptation(
     """
     if method not in ON_ALL_WEIGHTS:
         targets = tuple(target_modules or backbone.default_target_modules)
-        return LowRank(backbone, method, rank, lora_alpha, dropout, targets, seed)
+        return LowRank(backbone, method, rank, lora_alpha, dropout, targets, seed, task_type)
     if dropout or target_modules:
         setting = f"dropout {dropout}" if dropout else f"target_modules {list(target_modules or ())}"
         raise InputError(

@@ -62,6 +62,8 @@ class FusionModule(LightningModule, ABC):
 
     default_backbone: ClassVar[str]
     default_learning_rates: ClassVar[Mapping[str, float]]
+    task_type: ClassVar[str | None] = None
+    """What PEFT calls the kind of model, written into adapters."""
 
     def __init__(
         self,
@@ -102,6 +104,7 @@ class FusionModule(LightningModule, ABC):
             dropout=dropout,
             target_modules=target_modules,
             seed=seed,
+            task_type=self.task_type,
         )
         self.active: str | None = None
         self.application: Application = plain

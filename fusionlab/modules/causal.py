@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -16,7 +17,7 @@ from fusionlab.backbones.answer_tree import AnswerTree
 from fusionlab.backbones.causal import ALL_LINEAR, CausalBackbone
 from fusionlab.backbones.label_words import check_words
 from fusionlab.errors import InputError, did_you_mean
-from fusionlab.metrics import Accuracy, Perplexity, RankedAccuracy, ScoreCorrelation, parse_score
+from fusionlab.metrics import Accuracy, Perplexity, RankedAccuracy, ScoreCorrelation, lowest_argmax, parse_score
 from fusionlab.modules.applying import Linearized
 from fusionlab.modules.base import FusionModule, Method
 
@@ -55,6 +56,7 @@ class CausalModule(FusionModule):
     """
 
     default_backbone = ""
+    task_type = "CAUSAL_LM"
     default_learning_rates: ClassVar[dict[str, float]] = {
         "lora": 2e-4, "l_lora": 1e-3, "tangent_lora": 1e-3, "tangent": 1e-4, "full": 2e-5,
     }  # fmt: skip
@@ -188,19 +190,21 @@ class CausalModule(FusionModule):
 
     def log_likelihoods(self, task: str, batch: dict[str, Any]) -> Tensor:
         """What the task's label words are ranked by, float32, shape ``(batch, num_words)``."""
-        of_tokens = self.backbone.log_likelihoods(
-            batch["prompt_ids"], batch["prompt_mask"], self.trees[task], self.output
-        )
+        tree = self.trees[task]
+        of_tokens = self.backbone.log_likelihoods(batch["prompt_ids"], batch["prompt_mask"], tree, self.output)
+        return self._ranked_by(of_tokens, tree, self.tasks[task].label_words)
+
+    def _ranked_by(self, of_tokens: Tensor, tree: AnswerTree, words: Sequence[str]) -> Tensor:
+        """The answers' scores from log p of their tokens, shape ``(batch, answers, longest)``, as ``ranking`` says."""
         if self.ranking == "whole":
             return of_tokens.sum(2)
-        lengths = torch.tensor(self.trees[task].lengths, device=of_tokens.device) - 1
+        lengths = torch.tensor(tree.lengths, device=of_tokens.device) - 1
         before_end = torch.arange(of_tokens.shape[2], device=of_tokens.device) < lengths[:, None]
         total = (of_tokens * before_end).sum(2)
         if self.ranking == "without_end":
             return total
-        if self.ranking == "per_token":
-            return total / lengths
-        return total / torch.tensor([len(word.encode()) for word in self.tasks[task].label_words], device=total.device)
+        sizes = lengths if self.ranking == "per_token" else lengths.new_tensor([len(word.encode()) for word in words])
+        return total / sizes
 
     def generate(self, task: str, batch: dict[str, Any]) -> list[str]:
         """The greedy answers to the batch's prompts; where the network is linearized, by its linearized logits."""
@@ -218,11 +222,23 @@ class CausalModule(FusionModule):
         return [self.backbone.decode(answer) for answer in answers]
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[dict[str, Any]]:
-        """Answer a batch of prompts."""
-        answers = self._generated(batch, batch["end_ids"])  # more than rows where the batch is padded
-        predictions = [{**row, "answer": answer} for row, answer in zip(batch["row"], answers, strict=False)]
-        self.predictions += predictions
-        return predictions
+        """Answer a batch of questions: by the best of their choices, or by a text of its own."""
+        answers = self._generated(batch, batch["end_ids"]) if not all(batch["choices"]) else batch["row"]
+        found = []
+        for place, (row, choices, answer) in enumerate(zip(batch["row"], batch["choices"], answers, strict=True)):
+            if not choices:
+                found.append({**row, "answer": answer})
+                continue
+            only = slice(place, place + 1)
+            tree = AnswerTree.of(choices, self.device)
+            of_tokens = self.backbone.log_likelihoods(
+                batch["prompt_ids"][only], batch["prompt_mask"][only], tree, self.output
+            )
+            scores = self._ranked_by(of_tokens, tree, row["choices"])[0]
+            best = row["choices"][int(lowest_argmax(scores))]
+            found.append({**row, "answer": best, "scores": [round(score, 5) for score in scores.tolist()]})
+        self.predictions += found
+        return found
 
 
 def _load(backbone: str | nn.Module | None, dtype: str) -> nn.Module:

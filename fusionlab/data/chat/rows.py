@@ -101,16 +101,39 @@ def question(content: str, templated: bool, system: str | None) -> tuple[Message
     return _with_system([_message("user", content)], system)
 
 
+def read_question(row: Mapping[str, Any], *, templated: bool, system: str | None) -> tuple[Message, ...] | str:
+    """What one row asks: its ``messages``, its ``prompt`` (a text as it stands, or messages), or its ``instruction``.
+
+    Raises:
+        InputError: the row has none of them, or ends in an answer.
+    """
+    given = row.get("messages") if row.get("messages") is not None else row.get("prompt")
+    if isinstance(given, str):
+        return given
+    if given is None:
+        if row.get("instruction") is None:
+            raise InputError("a row needs messages, a prompt or an instruction")
+        return question(_asked(row), templated, system)
+    messages = _messages(given, "messages")
+    if messages[-1]["role"] == "assistant":
+        raise InputError("the last message is the assistant's, so that nothing waits for an answer")
+    return _with_system(messages, system)
+
+
 def _instruction(row: Mapping[str, Any], templated: bool, system: str | None) -> Said:
-    instruction = _string(row["instruction"], "instruction", "empty instruction")
-    more = row.get("input")
-    if more is not None and not isinstance(more, str):
-        raise InputError(f"input must be text or empty, got {more!r}")
     output = _string(row["output"], "output", "empty completion")
-    asked = question(f"{instruction}\n{more}" if more and more.strip() else instruction, templated, system)
+    asked = question(_asked(row), templated, system)
     if isinstance(asked, str):
         return Plain(asked, output)
     return Conversation((*asked, _message("assistant", output)), len(asked))
+
+
+def _asked(row: Mapping[str, Any]) -> str:
+    """The instruction, and its input on a line of its own where there is one."""
+    instruction, more = _string(row["instruction"], "instruction", "empty instruction"), row.get("input")
+    if more is not None and not isinstance(more, str):
+        raise InputError(f"input must be text or empty, got {more!r}")
+    return f"{instruction}\n{more}" if more and more.strip() else instruction
 
 
 def _conversation(messages: Sequence[Message], first_answer: int, system: str | None) -> Conversation:

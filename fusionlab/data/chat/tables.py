@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import numpy as np
 from fusionlab.data.chat.encoding import Encoder
 from fusionlab.data.chat.rows import Conversation, NothingToLearnError, Plain, Said
 from fusionlab.data.chat.split import Samples
+from fusionlab.data.sources import no_progress_bars
 from fusionlab.data.tokens import Ragged
 from fusionlab.errors import InputError
 
@@ -86,15 +89,15 @@ def encode_table(
             "is_empty": False,
         }
 
-    return EncodedTable(
-        table.map(
+    with nullcontext() if sys.stderr.isatty() else no_progress_bars():
+        encoded = table.map(
             encode,
             remove_columns=table.column_names,
             features=Features(features),
             new_fingerprint=fingerprint,
             cache_file_name=str(cache / f"{fingerprint}.arrow"),
         )
-    )
+    return EncodedTable(encoded)
 
 
 def last_answer(said: Said) -> str:

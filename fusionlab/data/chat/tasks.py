@@ -19,6 +19,7 @@ from fusionlab.data.base import TaskData, check_positive, refuse_keys
 from fusionlab.data.cache import cache_root
 from fusionlab.data.chat.cutting import Cutter
 from fusionlab.data.chat.encoding import IGNORED, Encoded, Encoder
+from fusionlab.data.chat.prompts import STDIN, PromptBatches, read_questions
 from fusionlab.data.chat.rows import Conversation, Message, Plain, Said, find_format, question, read_row
 from fusionlab.data.chat.source import ChatSource
 from fusionlab.data.chat.split import ChatSplit, PackedSplit, Samples
@@ -101,7 +102,7 @@ class ChatTasks(TaskData):
 
     def __init__(
         self,
-        tasks: list[str | dict],
+        tasks: list[str | dict] | None = None,
         batch_size: int = 8,
         eval_batch_size: int = 32,
         max_length: int = 1024,
@@ -119,7 +120,9 @@ class ChatTasks(TaskData):
         cache_dir: str | None = None,
         seed: int = 42,
     ) -> None:
-        super().__init__(parse_tasks(tasks, TEXT_TASKS), batch_size, eval_batch_size, max_samples, seed)
+        super().__init__(
+            {} if tasks is None else parse_tasks(tasks, TEXT_TASKS), batch_size, eval_batch_size, max_samples, seed
+        )
         check_positive(max_length=max_length)
         for task in self.definitions.values():
             refuse_keys(task, _IMAGE_KEYS, "whose inputs are texts")
@@ -131,7 +134,7 @@ class ChatTasks(TaskData):
         if on_empty not in ("error", "skip"):
             raise InputError(f"on_empty must be 'error' or 'skip', got {on_empty!r}")
         for what, path in (("chat_template_path", chat_template_path), ("prompts", prompts)):
-            if path is not None and path not in ("none", "-") and not Path(path).expanduser().is_file():
+            if path is not None and path not in ("none", STDIN) and not Path(path).expanduser().is_file():
                 raise InputError(f"data.{what}: no file {path!r}")
         self.max_length, self.packing, self.system = max_length, packing, system
         self.completion_only_loss, self.assistant_only_loss = completion_only_loss, assistant_only_loss
@@ -194,6 +197,11 @@ class ChatTasks(TaskData):
         template = None if source is None else Template(source, cutter, self.moment)
         return Encoder(cutter, template, self.max_length, self.completion_only_loss, self.assistant_only_loss)
 
+    @property
+    def _end_ids(self) -> tuple[int, ...]:
+        end = None if self.encoder.template is None else self.encoder.template.end_token
+        return () if end is None else (end,)
+
     def _said(self, task: Task, row: Mapping[str, Any]) -> Said:
         if is_ranked(task):
             source = self._source(task)
@@ -218,7 +226,30 @@ class ChatTasks(TaskData):
         """Learnt tokens of each training sample, or row of packed ones."""
         return {name: split.loss_counts for name, split in splits.items()}
 
+    def predict_dataloader(self) -> PromptBatches:
+        """Batches of the questions to answer.
+
+        Raises:
+            InputError: no ``prompts`` given, or a line of them is no question.
+        """
+        if self.prompts is None:
+            raise InputError("predict needs --data.prompts, a file of one JSON row a line, or - for the standard input")
+        questions = read_questions(self.prompts, self.encoder, self.system)
+        return PromptBatches(questions, self.eval_batch_size, self._end_ids)
+
     # loading
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load the splits that the stage needs; nothing for ``predict``, which answers questions as they are.
+
+        Raises:
+            InputError: no tasks, or the data cannot be read as they say.
+        """
+        if stage == "predict":
+            return
+        if not self.definitions:
+            raise InputError("data.tasks: give at least one name or {name: ..., path: ...}")
+        super().setup(stage)
 
     def load_task(self, task: Task, splits: list[SplitName]) -> None:
         """Read the rows, and their tokens from the cache or into it.
@@ -247,9 +278,8 @@ class ChatTasks(TaskData):
                 f"metric {metric!r} does not fit task {task.name!r}, whose rows are of kind {kind!r}; expected "
                 f"{' or '.join(_METRICS[str(kind)])}"
             )
-        end = None if self.encoder.template is None else self.encoder.template.end_token
         answers = tuple(_learnt(self.encoder.encode(self._answered("x", word))) for word in words or ())
-        return ChatTask(task.name, str(kind), metric, words, answers, () if end is None else (end,))
+        return ChatTask(task.name, str(kind), metric, words, answers, self._end_ids)
 
     def _split_of(self, task: Task, source: TextSource | ChatSource, split: SplitName) -> ChatSplit | PackedSplit:
         table, numbers, targets = self._table(task, source, split)
