@@ -75,7 +75,9 @@ def fuse_adapters(rule: Rule, base: State, adapters: Mapping[str, Adapter]) -> F
     if isinstance(rule, LinearRule):
         measured = measure(rule, adapted, task_vectors, model=base)
         weights: Adapter | State = combine(adapters, measured.coefficients)
-        return FusedModel(rule, weights, measured.scaling_coefficients, measured.norms, measured.cosines)
+        return FusedModel(
+            rule, weights, measured.scaling_coefficients, measured.norms, measured.cosines, measured.remarks
+        )
     fused = fuse(rule, adapted, task_vectors, model=base)
     linearized = any(is_linearized(adapter) for adapter in adapters.values())
     state = LinearizedState(fused.state) if linearized else fused.state

@@ -4,6 +4,7 @@ from fusionlab.rules.average import Average
 from fusionlab.rules.base import LinearRule, Rule, Statistics, TaskVectors, coefficients_by_norms
 from fusionlab.rules.breadcrumbs import Breadcrumbs
 from fusionlab.rules.config import from_config, rule_name, to_config
+from fusionlab.rules.consensus import Consensus
 from fusionlab.rules.dare import Dare
 from fusionlab.rules.disjoint_mean import DisjointMean
 from fusionlab.rules.iso_c import IsoC
@@ -20,6 +21,7 @@ from fusionlab.rules.tsv_m import TsvM
 __all__ = [
     "Average",
     "Breadcrumbs",
+    "Consensus",
     "Dare",
     "DisjointMean",
     "IsoC",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fusionlab.rules import kernels, scratch
-from fusionlab.rules.base import TaskVectors
+from fusionlab.rules.base import Statistics, TaskVectors
 from fusionlab.rules.kernels import CUT, LANES
 
 
@@ -43,6 +43,16 @@ def _pair_sums(task_vectors: TaskVectors, *, norms: bool, products: bool) -> dic
         wide = stacked.double()
         sums = torch.stack([partial_sums(wide[i] * wide[j]) for i, j in keys.values()])
     return dict(zip(keys, sums, strict=True))
+
+
+def cosines(name: str, tasks: tuple[str, ...], statistics: Statistics) -> dict[tuple[int, int], float]:
+    """The cosine of every pair of task vectors of one parameter, by their numbers; 0 where one is zero, in -1..1."""
+    norms = [math.sqrt(statistics.sum(f"squared_norm/{task}", [name])) for task in tasks]
+    found = {}
+    for key, pair in pair_keys(tasks, norms=False, products=True).items():
+        scale = norms[pair[0]] * norms[pair[1]]
+        found[pair] = min(1.0, max(-1.0, statistics.sum(key, [name]) / scale)) if scale else 0.0
+    return found
 
 
 def pair_keys(tasks: tuple[str, ...], *, norms: bool, products: bool) -> dict[str, tuple[int, int]]:

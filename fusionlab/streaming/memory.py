@@ -47,12 +47,14 @@ class Measured:
         scaling_coefficients: the same, by task where each has one.
         norms: ‖τ_t‖ by task.
         cosines: cosine similarity of every pair of task vectors.
+        remarks: by name, what the user should know of them.
     """
 
     coefficients: dict[str, dict[str, float]]
     scaling_coefficients: dict[str, Any]
     norms: dict[str, float]
     cosines: dict[str, dict[str, float]]
+    remarks: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def fuse(
@@ -112,7 +114,7 @@ def measure(
     """The coefficients, norms and cosines that :func:`fuse` would report for a linear rule; arguments as there."""
     job = _job(rule, base, task_vectors, finetuned, "error", model)
     outcome = run(job, None, Resources(threads or torch.get_num_threads()))
-    return Measured(outcome.coefficients, outcome.scaling_coefficients, outcome.norms, outcome.cosines)
+    return Measured(outcome.coefficients, outcome.scaling_coefficients, outcome.norms, outcome.cosines, outcome.remarks)
 
 
 def _job(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from fusionlab import rules
+from fusionlab.errors import InputError
 from fusionlab.streaming import fuse
 
 KINDS = ["full", "low rank", "equal A", "equal B", "A apart by 1e-2", "one zero", "all zero", "one task", "twice"]
@@ -91,6 +93,19 @@ def iso_cts(taus: list[Array]) -> Array:
     return np.concatenate(sigmas).mean() * polar(np.hstack(lefts)) @ polar(np.vstack(rights).T).T
 
 
+def consensus(taus: list[Array]) -> Array:
+    total = sum(taus)
+    masks = [np.abs(tau) > 0.4 * np.abs(total - tau) for tau in taus]
+    return 0.3 * total * (np.sum(masks, axis=0) >= 2)
+
+
+def largest(vector: Array, count: int) -> Array:
+    order = np.argsort(-np.abs(vector), kind="stable")
+    mask = np.zeros(len(vector), dtype=bool)
+    mask[order[:count]] = True
+    return mask
+
+
 def test_tsv_m(inputs: list[dict[str, Array]]) -> None:
     check(rules.TsvM(), inputs, tsv_m, mean)
 
@@ -107,3 +122,21 @@ def test_iso_cts_has_room_for_tasks_in_low_rank_only_by_the_rank_of_the_sum(task
         vectors = {str(number): {"w": tau} for number, tau in enumerate(taus)}
         found, plain = (fuse(rule, base, vectors).state["w"] for rule in (rules.IsoCts(), rules.IsoC()))
         assert torch.allclose(found, plain) != differs  # of rank 12: c = 8 and k = 1; of rank 3: k = round(1/4) = 0
+
+
+def test_consensus(inputs: list[dict[str, Array]]) -> None:
+    if len(inputs) > 1:
+        check(rules.Consensus(), inputs, consensus)
+    else:
+        with pytest.raises(InputError, match="at least 2 tasks need, got 1: task 0; give more tasks"):
+            check(rules.Consensus(), inputs, consensus)
+
+
+def test_consensus_by_task(task_matrices: Any) -> None:
+    thresholds = {"task 0": 0.2, "task 1": 0.6, "task 2": 1.0, "task 3": 0.4}
+    taus = [each.numpy() for each in task_matrices("full")]
+    total = sum(taus)
+    masks = [np.abs(tau) > share * np.abs(total - tau) for tau, share in zip(taus, thresholds.values(), strict=True)]
+    expected = total * (np.sum(masks, axis=0) >= 3)
+    check(rules.Consensus(1.0, thresholds, min_tasks=3), [{"w": tau} for tau in taus], lambda _: expected)
+    assert 0.05 < (expected != 0).mean() < 0.95
