@@ -11,6 +11,7 @@ from fusionlab.rules.iso_c import IsoC
 from fusionlab.rules.iso_cts import IsoCts
 from fusionlab.rules.knots import Knots
 from fusionlab.rules.lines import Lines
+from fusionlab.rules.localize_and_stitch import LocalizeAndStitch
 from fusionlab.rules.metagpt import Metagpt
 from fusionlab.rules.slerp import Slerp
 from fusionlab.rules.task_arithmetic import TaskArithmetic
@@ -29,6 +30,7 @@ __all__ = [
     "Knots",
     "LinearRule",
     "Lines",
+    "LocalizeAndStitch",
     "Metagpt",
     "Rule",
     "Slerp",

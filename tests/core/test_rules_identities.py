@@ -23,6 +23,7 @@ EVERY_RULE = {
     "iso_cts": rules.IsoCts(),
     "knots": rules.Knots(),
     "lines": rules.Lines(beta=0.3),
+    "localize_and_stitch": rules.LocalizeAndStitch(),
     "metagpt": rules.Metagpt(),
     "slerp": rules.Slerp(),
     "task_arithmetic": rules.TaskArithmetic(0.3),
@@ -51,7 +52,7 @@ def tasks_of(name: str) -> tuple[str, ...]:
 
 def test_every_exported_rule_is_tested_here_and_keeps_the_protocol() -> None:
     assert known_rules().keys() == EVERY_RULE.keys()
-    assert len(EVERY_RULE) == 15
+    assert len(EVERY_RULE) == 16
     for name, rule in EVERY_RULE.items():
         assert isinstance(rule, rules.Rule), name
         assert rules.rule_name(rule) == name
@@ -94,6 +95,7 @@ def test_zero_task_vectors_give_the_base(name: str) -> None:
         rules.Breadcrumbs(keep=1.0, gamma=0.0),
         rules.TsvM(),
         rules.Knots(density=1.0, scaling_coefficient=1.0),
+        rules.LocalizeAndStitch(density=1.0),
     ],
     ids=lambda rule: rules.rule_name(rule),
 )
@@ -170,6 +172,10 @@ def test_dare_draws_differ_by_task_name_and_seed() -> None:
         ({"class_path": "slerp", "init_args": {"t": -0.1}}, "slerp.t: expected a number"),
         ({"class_path": "consensus", "init_args": {"mask_threshold": 0.0}}, "expected positive numbers, got 0.0"),
         ({"class_path": "consensus", "init_args": {"min_tasks": 0}}, "expected at least 1, got 0"),
+        (
+            {"class_path": "localize_and_stitch", "init_args": {"density": 2.0}},
+            r"density: expected a number in \[0, 1\]",
+        ),
         ({"class_path": "breadcrumbs", "init_args": {"keep": 0.9, "gamma": 0.2}}, "expected at most 1"),
         ({"class_path": "trim", "init_args": {"rule": "ties"}}, "Ties trims already"),
         ({"class_path": "trim", "init_args": {"rule": "tsv_m"}}, "TsvM works on whole tensors"),

@@ -140,3 +140,24 @@ def test_consensus_by_task(task_matrices: Any) -> None:
     expected = total * (np.sum(masks, axis=0) >= 3)
     check(rules.Consensus(1.0, thresholds, min_tasks=3), [{"w": tau} for tau in taus], lambda _: expected)
     assert 0.05 < (expected != 0).mean() < 0.95
+
+
+def test_localize_and_stitch(inputs: list[dict[str, Array]]) -> None:
+    names = list(inputs[0])
+    flat = [np.concatenate([each[name].astype(np.float32).ravel() for name in names]) for each in inputs]
+    kept_entries = [tau * largest(tau, int(0.1 * tau.size)) for tau in flat]
+    count = np.sum([tau != 0 for tau in kept_entries], axis=0)
+    whole = sum(tau.astype(float) for tau in kept_entries) / np.maximum(count, 1)
+    ends = np.cumsum([inputs[0][name].size for name in names])[:-1]
+    parts = dict(zip(names, np.split(whole, ends), strict=True))
+    rounded = [{name: value.astype(np.float32).astype(float) for name, value in each.items()} for each in inputs]
+    shapes = {value.shape: name for name, value in inputs[0].items()}
+    check(rules.LocalizeAndStitch(), rounded, lambda taus: parts[shapes[taus[0].shape]].reshape(taus[0].shape))
+
+
+def test_localize_and_stitch_by_tensor(inputs: list[dict[str, Array]]) -> None:
+    def reference(taus: list[Array]) -> Array:
+        chosen = [tau * largest(tau.ravel(), max(1, int(0.3 * tau.size))).reshape(tau.shape) for tau in taus]
+        return sum(chosen) / np.maximum(np.sum([tau != 0 for tau in chosen], axis=0), 1)
+
+    check(rules.LocalizeAndStitch(0.3, "tensor"), inputs, reference)
