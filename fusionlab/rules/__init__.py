@@ -13,6 +13,7 @@ from fusionlab.rules.knots import Knots
 from fusionlab.rules.lines import Lines
 from fusionlab.rules.localize_and_stitch import LocalizeAndStitch
 from fusionlab.rules.metagpt import Metagpt
+from fusionlab.rules.model_stock import ModelStock
 from fusionlab.rules.slerp import Slerp
 from fusionlab.rules.task_arithmetic import TaskArithmetic
 from fusionlab.rules.ties import Ties
@@ -32,6 +33,7 @@ __all__ = [
     "Lines",
     "LocalizeAndStitch",
     "Metagpt",
+    "ModelStock",
     "Rule",
     "Slerp",
     "Statistics",

@@ -25,6 +25,7 @@ EVERY_RULE = {
     "lines": rules.Lines(beta=0.3),
     "localize_and_stitch": rules.LocalizeAndStitch(),
     "metagpt": rules.Metagpt(),
+    "model_stock": rules.ModelStock(),
     "slerp": rules.Slerp(),
     "task_arithmetic": rules.TaskArithmetic(0.3),
     "ties": rules.Ties(),
@@ -52,12 +53,12 @@ def tasks_of(name: str) -> tuple[str, ...]:
 
 def test_every_exported_rule_is_tested_here_and_keeps_the_protocol() -> None:
     assert known_rules().keys() == EVERY_RULE.keys()
-    assert len(EVERY_RULE) == 16
+    assert len(EVERY_RULE) == 17
     for name, rule in EVERY_RULE.items():
         assert isinstance(rule, rules.Rule), name
         assert rules.rule_name(rule) == name
     linear = {name for name, rule in EVERY_RULE.items() if isinstance(rule, rules.LinearRule)}
-    assert linear == {"average", "task_arithmetic", "metagpt", "lines"}
+    assert linear == {"average", "task_arithmetic", "metagpt", "lines", "model_stock"}
 
 
 @pytest.mark.parametrize("name", EVERY_RULE)
@@ -96,6 +97,7 @@ def test_zero_task_vectors_give_the_base(name: str) -> None:
         rules.TsvM(),
         rules.Knots(density=1.0, scaling_coefficient=1.0),
         rules.LocalizeAndStitch(density=1.0),
+        rules.ModelStock(),
     ],
     ids=lambda rule: rules.rule_name(rule),
 )

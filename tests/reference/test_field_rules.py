@@ -99,6 +99,15 @@ def consensus(taus: list[Array]) -> Array:
     return 0.3 * total * (np.sum(masks, axis=0) >= 2)
 
 
+def model_stock(taus: list[Array]) -> Array:
+    count, flat = len(taus), [tau.ravel() for tau in taus]
+    norms = [np.linalg.norm(tau) for tau in flat]
+    pairs = [(i, j) for i in range(count) for j in range(i)]
+    cosines = [flat[i] @ flat[j] / (norms[i] * norms[j]) if norms[i] * norms[j] else 0.0 for i, j in pairs]
+    cosine = np.mean(cosines) if pairs else 1.0
+    return count * cosine / (1 + (count - 1) * cosine) * mean(taus)
+
+
 def largest(vector: Array, count: int) -> Array:
     order = np.argsort(-np.abs(vector), kind="stable")
     mask = np.zeros(len(vector), dtype=bool)
@@ -161,3 +170,20 @@ def test_localize_and_stitch_by_tensor(inputs: list[dict[str, Array]]) -> None:
         return sum(chosen) / np.maximum(np.sum([tau != 0 for tau in chosen], axis=0), 1)
 
     check(rules.LocalizeAndStitch(0.3, "tensor"), inputs, reference)
+
+
+def test_model_stock(inputs: list[dict[str, Array]]) -> None:
+    check(rules.ModelStock(), inputs, model_stock)
+
+
+def test_model_stock_names_what_works_against_one_another() -> None:
+    """A negative mean cosine, and task vectors that cancel out, where the formula has a pole."""
+    one, other = torch.tensor([1.0, 0.0]), torch.tensor([-0.6, 0.8])
+    vectors = {"a": {"v": one, "w": one, "x": one}, "b": {"v": other, "w": -one, "x": one + other}}
+    base = {name: torch.zeros(2) for name in "vwx"}
+    fused = fuse(rules.ModelStock(), base, vectors)
+    assert list(fused.remarks) == ["v", "w"]
+    assert "mean cosine of the task vectors is -0.6000: a step of -3.0000" in fused.remarks["v"][0]
+    assert "cancel out" in fused.remarks["w"][0]
+    torch.testing.assert_close(fused.state["v"], -3.0 * (one + other) / 2)
+    assert not fused.state["w"].any()
