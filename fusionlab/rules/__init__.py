@@ -14,6 +14,7 @@ from fusionlab.rules.lines import Lines
 from fusionlab.rules.localize_and_stitch import LocalizeAndStitch
 from fusionlab.rules.metagpt import Metagpt
 from fusionlab.rules.model_stock import ModelStock
+from fusionlab.rules.nuslerp import Nuslerp
 from fusionlab.rules.slerp import Slerp
 from fusionlab.rules.task_arithmetic import TaskArithmetic
 from fusionlab.rules.ties import Ties
@@ -34,6 +35,7 @@ __all__ = [
     "LocalizeAndStitch",
     "Metagpt",
     "ModelStock",
+    "Nuslerp",
     "Rule",
     "Slerp",
     "Statistics",

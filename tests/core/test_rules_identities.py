@@ -26,6 +26,7 @@ EVERY_RULE = {
     "localize_and_stitch": rules.LocalizeAndStitch(),
     "metagpt": rules.Metagpt(),
     "model_stock": rules.ModelStock(),
+    "nuslerp": rules.Nuslerp(),
     "slerp": rules.Slerp(),
     "task_arithmetic": rules.TaskArithmetic(0.3),
     "ties": rules.Ties(),
@@ -53,12 +54,12 @@ def tasks_of(name: str) -> tuple[str, ...]:
 
 def test_every_exported_rule_is_tested_here_and_keeps_the_protocol() -> None:
     assert known_rules().keys() == EVERY_RULE.keys()
-    assert len(EVERY_RULE) == 17
+    assert len(EVERY_RULE) == 18
     for name, rule in EVERY_RULE.items():
         assert isinstance(rule, rules.Rule), name
         assert rules.rule_name(rule) == name
     linear = {name for name, rule in EVERY_RULE.items() if isinstance(rule, rules.LinearRule)}
-    assert linear == {"average", "task_arithmetic", "metagpt", "lines", "model_stock"}
+    assert linear == {"average", "task_arithmetic", "metagpt", "lines", "model_stock", "nuslerp"}
 
 
 @pytest.mark.parametrize("name", EVERY_RULE)
@@ -172,6 +173,7 @@ def test_dare_draws_differ_by_task_name_and_seed() -> None:
         (3, "expected a name or"),
         ({"class_path": "average", "init_args": {"weights": {"a": 1.0, "b": -1.0}}}, "sum to 0"),
         ({"class_path": "slerp", "init_args": {"t": -0.1}}, "slerp.t: expected a number"),
+        ({"class_path": "nuslerp", "init_args": {"weights": {"a": 1.0, "b": -1.0}}}, "sum to 0"),
         ({"class_path": "consensus", "init_args": {"mask_threshold": 0.0}}, "expected positive numbers, got 0.0"),
         ({"class_path": "consensus", "init_args": {"min_tasks": 0}}, "expected at least 1, got 0"),
         (
@@ -207,6 +209,7 @@ def test_two_transforms_before_metagpt_are_refused() -> None:
         (rules.TaskArithmetic(math.nan), "expected finite numbers, got nan"),
         (rules.Average({"a": 1.0}), "average.weights has no value for b, c"),
         (rules.Slerp(), "slerp is between two models, got 3"),
+        (rules.Nuslerp(), "nuslerp is between two task vectors, got 3"),
         (rules.Consensus(min_tasks=4), "at least 4 tasks need, got 3"),
         (rules.Consensus(mask_threshold={"a": 0.4}), "consensus.mask_threshold has no value for b, c"),
         (rules.Dare(rules.Average(), {"a": 0.5}), "dare.drop_rate has no value for 'b'"),

@@ -108,6 +108,15 @@ def model_stock(taus: list[Array]) -> Array:
     return count * cosine / (1 + (count - 1) * cosine) * mean(taus)
 
 
+def nuslerp(taus: list[Array], t: float = 1 / 3) -> Array:
+    first, second = taus
+    norm = np.linalg.norm(first) * np.linalg.norm(second)
+    angle = math.acos(np.clip(np.sum(first * second) / norm, -1, 1)) if norm else math.pi / 2
+    if math.sin(angle) < 1e-6:
+        return (1 - t) * first + t * second
+    return (math.sin((1 - t) * angle) * first + math.sin(t * angle) * second) / math.sin(angle)
+
+
 def largest(vector: Array, count: int) -> Array:
     order = np.argsort(-np.abs(vector), kind="stable")
     mask = np.zeros(len(vector), dtype=bool)
@@ -187,3 +196,13 @@ def test_model_stock_names_what_works_against_one_another() -> None:
     assert "cancel out" in fused.remarks["w"][0]
     torch.testing.assert_close(fused.state["v"], -3.0 * (one + other) / 2)
     assert not fused.state["w"].any()
+
+
+def test_nuslerp(inputs: list[dict[str, Array]]) -> None:
+    pair = {"task 0": 2.0, "task 1": 1.0}
+    if len(inputs) > 1:
+        check(rules.Nuslerp(pair), inputs[:2], nuslerp)
+        check(rules.Nuslerp(pair), [inputs[0], {name: -2 * value for name, value in inputs[0].items()}], nuslerp)
+    else:
+        with pytest.raises(InputError, match="between two task vectors, got 1: task 0"):
+            check(rules.Nuslerp(), inputs, nuslerp)
