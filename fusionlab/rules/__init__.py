@@ -9,6 +9,7 @@ from fusionlab.rules.dare import Dare
 from fusionlab.rules.disjoint_mean import DisjointMean
 from fusionlab.rules.iso_c import IsoC
 from fusionlab.rules.iso_cts import IsoCts
+from fusionlab.rules.karcher import Karcher
 from fusionlab.rules.knots import Knots
 from fusionlab.rules.lines import Lines
 from fusionlab.rules.localize_and_stitch import LocalizeAndStitch
@@ -29,6 +30,7 @@ __all__ = [
     "DisjointMean",
     "IsoC",
     "IsoCts",
+    "Karcher",
     "Knots",
     "LinearRule",
     "Lines",

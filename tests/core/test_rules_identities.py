@@ -21,6 +21,7 @@ EVERY_RULE = {
     "disjoint_mean": rules.DisjointMean(),
     "iso_c": rules.IsoC(),
     "iso_cts": rules.IsoCts(),
+    "karcher": rules.Karcher(),
     "knots": rules.Knots(),
     "lines": rules.Lines(beta=0.3),
     "localize_and_stitch": rules.LocalizeAndStitch(),
@@ -54,7 +55,7 @@ def tasks_of(name: str) -> tuple[str, ...]:
 
 def test_every_exported_rule_is_tested_here_and_keeps_the_protocol() -> None:
     assert known_rules().keys() == EVERY_RULE.keys()
-    assert len(EVERY_RULE) == 18
+    assert len(EVERY_RULE) == 19
     for name, rule in EVERY_RULE.items():
         assert isinstance(rule, rules.Rule), name
         assert rules.rule_name(rule) == name
@@ -99,6 +100,7 @@ def test_zero_task_vectors_give_the_base(name: str) -> None:
         rules.Knots(density=1.0, scaling_coefficient=1.0),
         rules.LocalizeAndStitch(density=1.0),
         rules.ModelStock(),
+        rules.Karcher(),
     ],
     ids=lambda rule: rules.rule_name(rule),
 )
@@ -174,6 +176,7 @@ def test_dare_draws_differ_by_task_name_and_seed() -> None:
         ({"class_path": "average", "init_args": {"weights": {"a": 1.0, "b": -1.0}}}, "sum to 0"),
         ({"class_path": "slerp", "init_args": {"t": -0.1}}, "slerp.t: expected a number"),
         ({"class_path": "nuslerp", "init_args": {"weights": {"a": 1.0, "b": -1.0}}}, "sum to 0"),
+        ({"class_path": "karcher", "init_args": {"tolerance": 0.0}}, "must be positive"),
         ({"class_path": "consensus", "init_args": {"mask_threshold": 0.0}}, "expected positive numbers, got 0.0"),
         ({"class_path": "consensus", "init_args": {"min_tasks": 0}}, "expected at least 1, got 0"),
         (

@@ -117,6 +117,28 @@ def nuslerp(taus: list[Array], t: float = 1 / 3) -> Array:
     return (math.sin((1 - t) * angle) * first + math.sin(t * angle) * second) / math.sin(angle)
 
 
+def karcher(thetas: list[Array]) -> Array:
+    """On the vectors themselves, each step by logarithms and the exponential map."""
+    lengths = [np.linalg.norm(theta) for theta in thetas]
+    units = [theta / length for theta, length in zip(thetas, lengths, strict=True) if length > 0]
+    if not units:
+        return 0 * thetas[0]
+    point = sum(units) / np.linalg.norm(sum(units))
+    for _ in range(10):
+        logarithms = []
+        for unit in units:
+            across = unit - np.sum(unit * point) * point
+            size = np.linalg.norm(across)
+            angle = math.atan2(size, np.sum(unit * point))
+            logarithms.append(angle / size * across if angle > 1e-5 else 0 * across)
+        step = sum(logarithms) / len(units)
+        size = np.linalg.norm(step)
+        if size < 1e-5:
+            break
+        point = math.cos(size) * point + math.sin(size) * step / size
+    return np.mean(lengths) * point
+
+
 def largest(vector: Array, count: int) -> Array:
     order = np.argsort(-np.abs(vector), kind="stable")
     mask = np.zeros(len(vector), dtype=bool)
@@ -206,3 +228,26 @@ def test_nuslerp(inputs: list[dict[str, Array]]) -> None:
     else:
         with pytest.raises(InputError, match="between two task vectors, got 1: task 0"):
             check(rules.Nuslerp(), inputs, nuslerp)
+
+
+def test_karcher(inputs: list[dict[str, Array]]) -> None:
+    """Over a base of zeros the weights are the task vectors: far apart on the sphere."""
+    check(rules.Karcher(), inputs, karcher)
+
+
+@pytest.mark.parametrize("near", [1.0, 1e-2, 1e-4])
+def test_karcher_of_models_near_one_another(near: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    base = {"w": torch.randn(30, 20, generator=generator, dtype=torch.float64)}
+    taus = [near * torch.randn(30, 20, generator=generator, dtype=torch.float64) for _ in range(4)]
+    fused = fuse(rules.Karcher(), base, {str(number): {"w": tau} for number, tau in enumerate(taus)}).state["w"]
+    expected = karcher([(base["w"] + tau).numpy() for tau in taus])
+    np.testing.assert_allclose(fused.numpy(), expected, rtol=0, atol=1e-10)
+
+
+def test_karcher_where_directions_cancel_out() -> None:
+    base = {"w": torch.zeros(3), "v": torch.zeros(3)}
+    one = torch.tensor([1.0, 2.0, 3.0])
+    fused = fuse(rules.Karcher(), base, {"a": {"w": one, "v": one}, "b": {"w": -3 * one, "v": one}})
+    torch.testing.assert_close(fused.state, {"w": -one, "v": one})
+    assert fused.remarks == {"w": ("the directions of the weights cancel out: their plain mean is taken",)}
