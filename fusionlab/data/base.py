@@ -74,7 +74,7 @@ class TaskData(LightningDataModule, ABC):
                 self.load_task(task, missing)
 
     def train_dataloader(self) -> StepLoader:
-        """Micro-batches ``{task: batch}`` for this process."""
+        """Micro-batches ``{task: batch}`` for this process, from the first one on that was not trained on yet."""
         splits = {name: self._split(name, "train") for name in self.training_tasks or self.definitions}
         if self.trainer is None:
             return StepLoader(splits, self.batch_size, seed=self.seed, loss_counts=self.loss_counts(splits))
@@ -86,11 +86,17 @@ class TaskData(LightningDataModule, ABC):
             world_size=self.trainer.world_size,
             length_multiple=self.trainer.accumulate_grad_batches,
             loss_counts=self.loss_counts(splits),
+            trained=self._batches_trained,
         )
 
     def loss_counts(self, splits: Mapping[str, Split]) -> dict[str, Tensor]:
         """What each training sample weighs in its task's loss, int64; tasks whose samples weigh alike are left out."""
         return {}
+
+    def _batches_trained(self) -> int:
+        """Batches of this run over all epochs and restarts, as the trainer counts them and keeps in its checkpoints."""
+        assert self.trainer is not None
+        return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
 
     def val_dataloader(self) -> list[int]:
         """One empty batch: the module scores by :func:`fusionlab.evaluate`, which takes :meth:`eval_batches` itself."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -34,8 +34,9 @@ class StepLoader:
     """Micro-batches ``{task: batch}`` of all tasks, in an order that is a pure function of (seed, task, step).
 
     Every task gives a batch at every step; a short task reshuffles and goes on. An epoch is as long as the longest task
-    needs. The stream goes on over epochs, and over a restart from ``state_dict``: the next batch after a resume is the
-    one that would have come without it.
+    needs. The stream goes on over epochs and restarts: the next batch after a resume is the one that would have come
+    without it. Where that is, ``trained`` says, or else ``state_dict``, which Lightning restores inside an epoch only,
+    and not where the length of the run was asked for before.
 
     Args:
         splits: the training split of each task.
@@ -48,6 +49,7 @@ class StepLoader:
         loss_counts: of tasks whose samples weigh differently in the loss, what each weighs (int64), such as its learnt
             tokens. Their batches say ``loss_tokens``: the mean weight of the batches that make one update, over ranks
             and accumulated steps, so that the mean of their losses is that of the whole update's tokens.
+        trained: the number of batches that were trained on before, asked when an epoch begins.
 
     Raises:
         InputError: a task has fewer training samples than there are processes.
@@ -63,6 +65,7 @@ class StepLoader:
         world_size: int = 1,
         length_multiple: int = 1,
         loss_counts: Mapping[str, Tensor] | None = None,
+        trained: Callable[[], int] | None = None,
     ) -> None:
         short = [f"{task} ({len(split)})" for task, split in splits.items() if len(split) < world_size]
         if short:
@@ -74,6 +77,7 @@ class StepLoader:
         self.batch_size = batch_size
         self.rank = rank
         self.step = 0
+        self._trained = trained
         global_batch_size = batch_size * world_size
         self._orders = {
             task: TrainingOrder(len(split), global_batch_size, seed=seed, task=task)
@@ -90,6 +94,8 @@ class StepLoader:
 
     def __iter__(self) -> Iterator[dict[str, Batch]]:
         """One epoch from the current step on; nothing moves before the first batch is asked for."""
+        if self._trained is not None:
+            self.step = self._trained()
         for _ in range(len(self)):
             batch = self.batch(self.step)
             self.step += 1
