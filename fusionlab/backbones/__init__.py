@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypeAlias
 
-from fusionlab.backbones.causal import CausalBackbone
+from fusionlab.backbones.causal import GGUF, CausalBackbone
 from fusionlab.backbones.clip import ClipBackbone
 from fusionlab.backbones.open_clip import OpenClipBackbone, is_open_clip
 from fusionlab.backbones.t5 import T5Backbone
@@ -60,7 +60,8 @@ def load_backbone(name: str, dtype: str = "float32") -> Backbone:
     Args:
         name: an embedded name (``tiny-clip``), a local folder or a hub id in transformers' format, or open_clip's
             ``ARCHITECTURE:TAG``, ``ARCHITECTURE:FILE``, ``local-dir:FOLDER`` or ``hf-hub:OWNER/NAME``; for a ViT also
-            ``timm:ARCHITECTURE``, ``timm:FOLDER``, or ``config:FILE``, random weights by a configuration.
+            ``timm:ARCHITECTURE``, ``timm:FOLDER``, or ``config:FILE``, random weights by a configuration; for a language
+            model also a GGUF file.
         dtype: dtype of the frozen weights; ``bfloat16`` for T5 and causal language models only.
 
     Raises:
@@ -73,6 +74,10 @@ def load_backbone(name: str, dtype: str = "float32") -> Backbone:
     if is_open_clip(name):
         _only_float32(name, dtype)
         return OpenClipBackbone.load(name, name=name)
+    if name.endswith(GGUF):
+        if not Path(name).expanduser().is_file():
+            raise InputError(f"no GGUF file {name!r}; give the path of one")
+        return CausalBackbone.load(str(Path(name).expanduser()), name=name, dtype=dtype)
     source = resolve_model(name)
     model_type = _model_type(name, source)
     if model_type == "t5":

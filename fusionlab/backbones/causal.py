@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,8 +20,10 @@ from fusionlab.metrics import lowest_argmax
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 ALL_LINEAR = "all-linear"
+GGUF = ".gguf"
 _MAX_LOGITS = 1 << 28  # of one call that scores answers
 _EXACT = 1e-3  # log-likelihoods of a way to compute them may differ by so much from those of each answer alone
+_log = logging.getLogger(__name__)
 Output: TypeAlias = Callable[[Callable[[], Tensor]], Tensor]
 
 
@@ -34,6 +38,8 @@ class CausalBackbone(nn.Module):
         model: any of transformers' ``AutoModelForCausalLM``.
         tokenizer: the matching tokenizer.
         name: what the user called the model; it goes into adapters and result rows.
+        is_converted: whether the weights are on disk in another form only, so that others cannot load them from
+            ``name``.
 
     Raises:
         InputError: the tokenizer has more tokens than the model.
@@ -42,7 +48,7 @@ class CausalBackbone(nn.Module):
     scope = ""
     full_scopes = ("",)
 
-    def __init__(self, model: Any, tokenizer: Any, *, name: str) -> None:
+    def __init__(self, model: Any, tokenizer: Any, *, name: str, is_converted: bool = False) -> None:
         super().__init__()
         rows = model.get_input_embeddings().weight.shape[0]
         largest = max(tokenizer.get_vocab().values(), default=-1) + 1
@@ -53,15 +59,15 @@ class CausalBackbone(nn.Module):
             )
         self.model = model.requires_grad_(False).eval()
         self.tokenizer = tokenizer
-        self.name = name
+        self.name, self.is_converted = name, is_converted
         self._side_by_side: bool | None = None
 
     @classmethod
     def load(cls, source: str, *, name: str, dtype: str = "float32") -> CausalBackbone:
-        """Load from a local folder or a hub id.
+        """Load from a local folder, a hub id or a GGUF file, whose weights are dequantized.
 
         Args:
-            source: folder or hub id.
+            source: folder, hub id or file.
             name: what the user called it.
             dtype: ``float32`` or ``bfloat16``; adapters are float32 in either case.
 
@@ -72,18 +78,21 @@ class CausalBackbone(nn.Module):
 
         if dtype not in DTYPES:
             raise InputError(f"dtype must be {' or '.join(DTYPES)}, got {dtype!r}")
+        is_gguf = source.endswith(GGUF)
+        more = _dequantized(source) if is_gguf else {"pretrained_model_name_or_path": source}
+        where = {key: value for key, value in more.items() if key != "quantization_config"}
         try:
-            config = AutoConfig.from_pretrained(source)
-            if getattr(config, "quantization_config", None) is not None:
+            config = AutoConfig.from_pretrained(**where)
+            if not is_gguf and getattr(config, "quantization_config", None) is not None:
                 raise InputError(
                     f"the model {name!r} is quantized, and adapters are trained on the weights themselves here; give "
                     f"the model that it was made from, or dequantize it first (model.dequantize() in transformers)"
                 )
             with quiet():
                 loaded: Any = AutoModelForCausalLM.from_pretrained(
-                    source, dtype=DTYPES[dtype], output_loading_info=True, config=config
+                    **more, dtype=DTYPES[dtype], output_loading_info=True, **({} if is_gguf else {"config": config})
                 )
-            tokenizer = AutoTokenizer.from_pretrained(source)
+            tokenizer = AutoTokenizer.from_pretrained(**where)
         except UNREADABLE as error:
             if isinstance(error, InputError):
                 raise
@@ -94,7 +103,11 @@ class CausalBackbone(nn.Module):
                 f"the language model {name!r} lacks weights: {name_list(sorted(info['missing_keys']))}; give a "
                 f"complete one saved by save_pretrained"
             )
-        return cls(model, tokenizer, name=name)
+        if is_gguf:
+            _log.warning(
+                "%s is dequantized to %s: its weights are those of the quantized model, stored wider", name, dtype
+            )
+        return cls(model, tokenizer, name=name, is_converted=is_gguf)
 
     @property
     def encoder(self) -> Any:
@@ -266,6 +279,17 @@ class CausalBackbone(nn.Module):
         if self.model.generation_config is not None:
             self.model.generation_config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+
+
+def _dequantized(file: str) -> dict[str, Any]:
+    """Arguments of ``from_pretrained`` for a GGUF file."""
+    if importlib.util.find_spec("gguf") is None:
+        raise InputError(f"{file!r} is a GGUF file, which needs gguf: install fusionlab[gguf]")
+    from transformers import GgufConfig
+
+    path = Path(file)
+    config = GgufConfig(dequantize=True)
+    return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name, "quantization_config": config}
 
 
 def _before_end(tokens: Sequence[int], ends: set[int]) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -11,11 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MetricCollection
 
-from fusionlab.adapters import enable_gradient_checkpointing
+from fusionlab.adapters import base_state, enable_gradient_checkpointing
 from fusionlab.backbones import load_backbone
 from fusionlab.backbones.answer_tree import AnswerTree
 from fusionlab.backbones.causal import ALL_LINEAR, CausalBackbone
 from fusionlab.backbones.label_words import check_words
+from fusionlab.backbones.layout import to_disk
+from fusionlab.checkpoints import save_state, write_folder
 from fusionlab.errors import InputError, did_you_mean
 from fusionlab.metrics import Accuracy, Perplexity, RankedAccuracy, ScoreCorrelation, lowest_argmax, parse_score
 from fusionlab.modules.applying import Linearized
@@ -32,7 +35,8 @@ class CausalModule(FusionModule):
     A task's loss is the mean over its learnt tokens in all micro-batches and processes of a step.
 
     Args:
-        backbone: a local folder or a hub id of a causal language model.
+        backbone: a local folder or a hub id of a causal language model, or a GGUF file, which is dequantized and
+            written to ``base/`` of the run.
         method: ``lora`` trains A and B; ``l_lora`` each adapted layer expanded to first order in (A, B);
             ``tangent_lora`` the whole network expanded so; ``full`` all weights; ``tangent`` those, the whole network
             expanded to first order. With ``weights``, a tangent method scores them linearized.
@@ -104,7 +108,21 @@ class CausalModule(FusionModule):
             InputError: the trainer's precision is float16, or as in :meth:`prepare_tasks`.
         """
         self.prepare_tasks(self.trainer.datamodule.tasks)
+        if stage == "fit" and self.backbone.is_converted:
+            self.backbone.name = str(self._converted)  # where adapters point
         super().setup(stage)
+
+    @property
+    def _converted(self) -> Path:
+        return Path(self.trainer.default_root_dir) / "base"
+
+    def on_fit_start(self) -> None:
+        """As every module; a base that is on disk in another form only is written once."""
+        super().on_fit_start()
+        if self.backbone.is_converted and self.trainer.is_global_zero and not self._converted.is_dir():
+            with write_folder(self._converted) as unfinished:
+                self.backbone.save_files(unfinished)
+                save_state(unfinished, to_disk(self.base_model, base_state(self.base_model)), {"format": "pt"})
 
     def prepare_tasks(self, tasks: dict[str, Any]) -> None:
         """Take the tasks' label words as tokens, on this device.
