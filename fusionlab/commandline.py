@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from argparse import ArgumentError
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from typing import Any, TypeVar
 
 import jsonargparse
+import yaml
 
 from fusionlab.errors import InputError, did_you_mean
 from fusionlab.files import path_of
-from fusionlab.foreign import as_json, read_yaml
+from fusionlab.foreign import as_json, check_keys, parse_yaml, read_yaml
 
 _T = TypeVar("_T")
 
@@ -31,6 +32,7 @@ def parse(recipe_class: type[_T], argv: Sequence[str], command: str, switches: d
     """
     parser = build_parser(recipe_class, command, switches)
     flags = [action.option_strings[-1] for action in parser._actions if action.option_strings]
+    argv = checked_flags(argv, [item.name for item in fields(recipe_class) if "dict[" in str(item.type)])
     try:
         values: dict[str, Any] = parser.parse_args(_with_files(argv, recipe_class)).as_dict()
     except ArgumentError as error:
@@ -52,6 +54,72 @@ def build_parser(recipe_class: type, command: str, switches: dict[str, str]) -> 
     for name, text in switches.items():
         parser.add_argument(f"--{name}", action="store_true", help=text)
     return parser
+
+
+def checked_flags(argv: Sequence[str], mappings: Sequence[str]) -> list[str]:
+    """``argv`` with the files in front, so that every flag overrides them.
+
+    Args:
+        argv: a command's arguments.
+        mappings: the options that are mappings, whose entries have flags of their own (``--finetuned.TASK PATH``).
+
+    Raises:
+        InputError: a list, a mapping or an entry of one is given by two flags, of which the first would be dropped.
+    """
+    refuse_repeated_keys()
+    given: dict[str, list[str]] = {}
+    for flag, value in _flags(argv):
+        given.setdefault(flag, []).append(value)
+    for flag, values in given.items():
+        is_entry = any(flag.startswith(f"{name}.") for name in mappings)
+        if len(values) > 1 and (is_entry or any(value.lstrip()[:1] in ("[", "{") for value in values)):
+            raise InputError(f"--{flag} is given {len(values)} times: {', '.join(values)}; only one counts, keep it")
+    for name in mappings:
+        entries = [flag.removeprefix(f"{name}.") for flag in given if flag.startswith(f"{name}.")]
+        for whole in given.get(name, []) if entries else []:
+            content = parse_yaml(whole, f"--{name} {whole}")
+            twice = [entry for entry in entries if isinstance(content, dict) and entry in map(str, content)]
+            is_last = list(given).index(name) > list(given).index(f"{name}.{entries[0]}")
+            if twice or is_last:
+                lost = ", ".join(twice or entries)
+                raise InputError(f"--{name} {whole} and --{name}.{lost}: only one of them would count; keep one")
+    return _files_first(argv)
+
+
+def _flags(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(name, value) of each flag that sets something; appending (``--NAME+=VALUE``) and files are left out."""
+    for position, argument in enumerate(argv):
+        flag, equals, value = argument.partition("=")
+        if not flag.startswith("--") or flag.endswith("+") or flag == "--config":
+            continue
+        following = argv[position + 1] if position + 1 < len(argv) else "--"
+        yield (
+            flag.removeprefix("--").replace(".init_args.", "."),
+            value if equals or following.startswith("--") else following,
+        )
+
+
+def _files_first(argv: Sequence[str]) -> list[str]:
+    files: list[str] = []
+    rest: list[str] = []
+    for argument in argv:
+        is_path = bool(files) and files[-1] == "--config"
+        (files if is_path or argument.partition("=")[0] == "--config" else rest).append(argument)
+    return [*files, *rest]
+
+
+def refuse_repeated_keys() -> None:
+    """From now on a key given twice in one mapping, in a file or a flag, is an error and not the last one's value."""
+    plain = jsonargparse.get_loader("yaml")
+    if getattr(plain, "checks_keys", False):
+        return
+
+    def load(stream: str) -> Any:
+        check_keys(stream, "what is given")
+        return plain(stream)
+
+    load.checks_keys = True  # type: ignore[attr-defined]
+    jsonargparse.set_loader("yaml", load, exceptions=(yaml.YAMLError,))
 
 
 def _with_files(argv: Sequence[str], recipe_class: type) -> list[str]:

@@ -27,6 +27,7 @@ from fusionlab.callbacks import (
     TrainOnly,
     WholeCheckpointIO,
 )
+from fusionlab.commandline import checked_flags
 from fusionlab.data import ImageTasks
 from fusionlab.errors import InputError, did_you_mean, name_list
 from fusionlab.modules import ClipModule, FusionModule
@@ -254,6 +255,7 @@ def main(argv: list[str]) -> int:
 
 
 def _run(argv: list[str]) -> int:
+    argv = [argv[0], *checked_flags(argv[1:], ["fusion.rules"])]
     try:
         FusionCLI(
             FusionModule,

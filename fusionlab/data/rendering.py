@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from fusionlab.data.labels import LABEL_COLUMNS, Labels, find_column, read_labels
+from fusionlab.data.labels import Labels, read_labels
 from fusionlab.data.sources import Source, open_source, remainder, split_rows
 from fusionlab.errors import InputError, did_you_mean, name_list
 from fusionlab.tasks import Task, check_duplicates
 
+_NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
 _FIELD = re.compile(r"\{([^{}]+)\}")
 
 
@@ -107,14 +109,16 @@ class TextSource:
         if self.label_words is None or self._labels is None:
             _check_column(self.task, row, str(self.task.target_column), "score")
             return f"{float(row[str(self.task.target_column)]):.1f}"
-        column = find_column(self.task, row, self.task.label_column, [n for n in LABEL_COLUMNS if n in row], "label")
-        label, names = row[column], self._labels.class_names
-        if isinstance(label, int) and 0 <= label < len(names):
-            return self.label_words[label]
-        for known in (names, self.label_words):
-            if label in known:
-                return self.label_words[known.index(label)]
-        raise InputError(f"task {self.task.name!r} has no label {label!r}; it has {name_list(names)}")
+        _check_column(self.task, row, self._labels.column, "label")
+        label = row[self._labels.column]
+        place = self._labels.place(label)
+        if place is not None:
+            return self.label_words[place]
+        if label in self.label_words:
+            return str(label)
+        raise InputError(
+            f"task {self.task.name!r} has no label {label!r}; it has {name_list(self._labels.class_names)}"
+        )
 
     def _table(self, split: str) -> tuple[Texts, np.ndarray]:
         table = self.source.tables[split]
@@ -146,12 +150,15 @@ class TextSource:
         column = task.target_column or ""
         _check_column(task, table.features, column, "score")
         feature = table.features[column]
-        if not (isinstance(feature, Value) and feature.dtype.startswith(("float", "int", "uint"))):
+        scores = np.array([_score(value) for value in table[column][:]], np.float32)
+        bad = [str(row) for row in np.flatnonzero(~np.isfinite(scores))]
+        if not isinstance(feature, Value) or (len(bad) == len(scores) and feature.dtype.endswith("string")):
             raise InputError(f"target_column {column!r} of task {task.name!r} holds no numbers but {feature}")
-        scores = np.array([np.nan if value is None else value for value in table[column][:]], np.float32)
-        bad = int((~np.isfinite(scores)).sum())
         if bad:
-            raise InputError(f"task {task.name!r}: {bad} of {len(scores)} rows of {split} have no number in {column!r}")
+            raise InputError(
+                f"task {task.name!r}: {len(bad)} of {len(scores)} rows of {split} have no number in {column!r}: rows "
+                f"{name_list(bad)}, counted from 0"
+            )
         return scores
 
 
@@ -222,6 +229,13 @@ def _check_column(task: Task, features: Mapping[str, Any], column: str, what: st
 
 def _text(value: Any) -> str:
     return "" if value is None else str(value)
+
+
+def _score(value: Any) -> float:
+    """A number, or a text that is one; else NaN."""
+    if isinstance(value, str):
+        return float(value) if _NUMBER.fullmatch(value) else math.nan
+    return float(value) if isinstance(value, int | float) else math.nan
 
 
 def _rendered(template: str, columns: Mapping[str, Sequence[str]], row: int) -> str:

@@ -22,7 +22,7 @@ from fusionlab.data.pixels import DECODE_ERRORS, decode
 from fusionlab.errors import InputError, name_list
 from fusionlab.tasks import Task
 
-_FORMAT = 1
+_FORMAT = 2
 """Raise to drop every cache, after a change to decoding or to the files below."""
 _IMAGE_COLUMNS = ("image", "img", "image_path", "path", "file", "file_name", "filename")
 _CHUNK = 256
@@ -130,9 +130,10 @@ class StoredImages:
         from datasets import Image, Value
 
         table = self._source.tables[split]
-        matching = [name for name, feature in table.features.items() if isinstance(feature, Image)]
-        matching += [name for name in _IMAGE_COLUMNS if name in table.features]
-        column = find_column(self.task, table.features, self.task.image_column, matching, "image")
+        images = [name for name, feature in table.features.items() if isinstance(feature, Image)]
+        called = [[name] for name in _IMAGE_COLUMNS if name in table.features]
+        candidates = [*([name] for [name] in called if name in images), images, *called]
+        column = find_column(self.task, table.features, self.task.image_column, candidates, "image")
         feature = table.features[column]
         table, dtype = table.select_columns([column]), getattr(feature, "dtype", "")
         if isinstance(feature, Image):

@@ -1,6 +1,6 @@
 """Files that others wrote: read with a schema of the fields that are used, and refused by name where one is wrong."""
 
-from fusionlab.foreign.reading import as_json, parse_yaml, read_json, read_json_list, read_yaml
+from fusionlab.foreign.reading import as_json, check_keys, parse_yaml, read_json, read_json_list, read_yaml
 from fusionlab.foreign.schemas import (
     InnerModule,
     KeptStats,
@@ -24,6 +24,7 @@ __all__ = [
     "Schema",
     "WeightIndex",
     "as_json",
+    "check_keys",
     "parse_yaml",
     "read_json",
     "read_json_list",

@@ -57,12 +57,48 @@ def parse_yaml(text: str | bytes, what: str) -> Any:
     """The value that a YAML text stands for; a date stays the text that it is written as.
 
     Raises:
-        InputError: it is not YAML; the message begins with ``what``.
+        InputError: it is not YAML, or gives a key twice in one mapping; the message begins with ``what``.
     """
     try:
+        check_keys(text, what)
         return yaml.load(text, _Loader)
+    except InputError:
+        raise
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{what} is not YAML: {' '.join(str(error).split())}") from error
+
+
+def check_keys(text: str | bytes, what: str) -> None:
+    """Raise if a mapping anywhere in a YAML text gives a key twice, of which the first would be dropped without a word.
+
+    Raises:
+        InputError: naming the key and its lines; the message begins with ``what``.
+        yaml.YAMLError: it is no YAML.
+    """
+    loader = _Loader(text)
+    try:
+        nodes, seen = [loader.get_single_node()], set()
+        while nodes:
+            node = nodes.pop()
+            if id(node) in seen or not isinstance(node, yaml.CollectionNode):
+                continue
+            seen.add(id(node))
+            lines: dict[str, int] = {}
+            for child in node.value:
+                if not isinstance(node, yaml.MappingNode):
+                    nodes.append(child)
+                    continue
+                key, value = child
+                nodes += [key, value]
+                if key.tag == "tag:yaml.org,2002:merge":
+                    continue
+                name = str(loader.construct_object(key, deep=True))
+                if name in lines:
+                    where = f"in lines {lines[name]} and {key.start_mark.line + 1}"
+                    raise InputError(f"{what}: the key {name!r} is given twice, {where}, and one would count; keep one")
+                lines[name] = key.start_mark.line + 1
+    finally:
+        loader.dispose()
 
 
 def as_json(content: Any, what: str) -> str:

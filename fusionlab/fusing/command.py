@@ -8,6 +8,7 @@ from typing import Any
 
 import jsonargparse
 
+from fusionlab.commandline import checked_flags
 from fusionlab.errors import InputError, did_you_mean
 from fusionlab.foreign import as_json, parse_yaml
 from fusionlab.fusing.recipe import Recipe, read_recipe
@@ -44,7 +45,7 @@ def parse(argv: list[str]) -> Recipe:
     Raises:
         InputError: an unknown key or flag, a value of the wrong type, or a required one that is missing.
     """
-    rule_arguments, rest = _split_rule_arguments(argv)
+    rule_arguments, rest = _split_rule_arguments(checked_flags(argv, ["finetuned"]))
     try:
         values: dict[str, Any] = build_parser().parse_args(_with_recipes(rest)).as_dict()
     except ArgumentError as error:

@@ -104,4 +104,4 @@ def read_recipe(path: str) -> dict[str, Any]:
     for key in content:
         if key not in known:
             raise InputError(f"{path!r}: unknown key {key!r}; {did_you_mean(str(key), known)}")
-    return dict(content)
+    return content

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import yaml
-
 from fusionlab import rules as fusion_rules
 from fusionlab.errors import InputError, did_you_mean, name_list
+from fusionlab.files import path_of
+from fusionlab.foreign import read_yaml
 from fusionlab.samplers import derive_seed
 from fusionlab.search import GRID, Adamerging, Search, is_search, search_from_config
 
@@ -144,13 +144,10 @@ class SweepRecipe:
     def _fit(self) -> dict[str, Any]:
         if not isinstance(self.fit, str):
             return dict(self.fit)
-        path = Path(self.fit).expanduser()
-        if not path.is_file():
+        file = path_of(self.fit)
+        if not file.is_file():
             raise InputError(f"fit: no file {self.fit!r}; give a configuration of fit, or its keys")
-        content = yaml.safe_load(path.read_text())
-        if not isinstance(content, dict):
-            raise InputError(f"fit: {self.fit!r} holds a {type(content).__name__}, expected keys of fit")
-        return content
+        return read_yaml(file)
 
 
 def _is_sum(rule: fusion_rules.Rule | Search) -> bool:
