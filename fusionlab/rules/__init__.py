@@ -16,6 +16,7 @@ from fusionlab.rules.localize_and_stitch import LocalizeAndStitch
 from fusionlab.rules.metagpt import Metagpt
 from fusionlab.rules.model_stock import ModelStock
 from fusionlab.rules.nuslerp import Nuslerp
+from fusionlab.rules.sce import Sce
 from fusionlab.rules.slerp import Slerp
 from fusionlab.rules.task_arithmetic import TaskArithmetic
 from fusionlab.rules.ties import Ties
@@ -39,6 +40,7 @@ __all__ = [
     "ModelStock",
     "Nuslerp",
     "Rule",
+    "Sce",
     "Slerp",
     "Statistics",
     "TaskArithmetic",

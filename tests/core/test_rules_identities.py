@@ -28,6 +28,7 @@ EVERY_RULE = {
     "metagpt": rules.Metagpt(),
     "model_stock": rules.ModelStock(),
     "nuslerp": rules.Nuslerp(),
+    "sce": rules.Sce(),
     "slerp": rules.Slerp(),
     "task_arithmetic": rules.TaskArithmetic(0.3),
     "ties": rules.Ties(),
@@ -55,7 +56,7 @@ def tasks_of(name: str) -> tuple[str, ...]:
 
 def test_every_exported_rule_is_tested_here_and_keeps_the_protocol() -> None:
     assert known_rules().keys() == EVERY_RULE.keys()
-    assert len(EVERY_RULE) == 19
+    assert len(EVERY_RULE) == 20
     for name, rule in EVERY_RULE.items():
         assert isinstance(rule, rules.Rule), name
         assert rules.rule_name(rule) == name
@@ -168,6 +169,10 @@ def test_dare_draws_differ_by_task_name_and_seed() -> None:
         ({"class_path": "ties", "init_args": [0.1]}, "init_args: expected a mapping"),
         ({"class_path": "lines"}, "init_args lacks beta"),
         ({"class_path": "dare"}, "init_args lacks rule"),
+        ({"class_path": "sce", "init_args": {"density": -0.1}}, "sce.density: expected a number"),
+        (
+            "lie between 0 and 1, got density 0.95",
+        ),
         ({"class_path": "dare", "init_args": {"rule": "tie"}}, "rule 'tie': no such rule; did you mean 'ties'"),
         ({"class_path": "dare", "init_args": {"rule": "average", "drop_rate": 1.0}}, "1 drops everything"),
         ({"class_path": "nowhere.Rule"}, "'nowhere.Rule' cannot be imported"),

@@ -12,6 +12,7 @@ import torch
 
 from fusionlab import rules
 from fusionlab.errors import InputError
+from fusionlab.samplers import derive_seed
 from fusionlab.streaming import fuse
 
 KINDS = ["full", "low rank", "equal A", "equal B", "A apart by 1e-2", "one zero", "all zero", "one task", "twice"]
@@ -251,3 +252,44 @@ def test_karcher_where_directions_cancel_out() -> None:
     fused = fuse(rules.Karcher(), base, {"a": {"w": one, "v": one}, "b": {"w": -3 * one, "v": one}})
     torch.testing.assert_close(fused.state, {"w": -one, "v": one})
     assert fused.remarks == {"w": ("the directions of the weights cancel out: their plain mean is taken",)}
+
+
+def sce(taus: list[Array], density: float) -> Array:
+    taus = np.stack(taus)
+    if density < 1:
+        variance = ((taus - sum(taus) / len(taus)) ** 2).sum(0) / len(taus)
+        count = int(density * np.count_nonzero(variance))
+        ranked = np.sqrt(variance).astype(np.float32).ravel()  # equal but for the rounding of a mean is equal
+        taus = taus * largest(ranked, count).reshape(variance.shape)
+    weights = np.array([(tau**2).mean() for tau in taus])
+    weights = weights / weights.sum() if weights.sum() else np.full(len(taus), 1 / len(taus))
+    elected = np.where(taus.sum(0) >= 0, 1, -1)
+    agreeing = (np.sign(taus) == elected) * weights.reshape(-1, *[1] * (taus.ndim - 1))
+    divisor = agreeing.sum(0)
+    return (agreeing * taus).sum(0) / np.where(divisor == 0, 1, divisor)
+
+
+@pytest.mark.parametrize("density", [0.0, 0.1, 0.6, 1.0])
+def test_sce(inputs: list[dict[str, Array]], density: float) -> None:
+    check(rules.Sce(density), inputs, lambda taus: sce(taus, density))
+    check(rules.Sce(density, 0.5), inputs, lambda taus: 0.5 * sce(taus, density))
+
+
+def test_sce_counts_entries_that_differ_over_many_blocks() -> None:
+    """A tensor of many blocks of which one half is equal in all tasks, with variances that are often equal."""
+    generator = torch.Generator().manual_seed(0)
+    taus = [torch.randint(-2, 3, (400, 500), generator=generator).double() for _ in range(3)]
+    for tau in taus[1:]:
+        tau[:200] = taus[0][:200]
+    check(rules.Sce(0.3), [{"w": tau.numpy()} for tau in taus], lambda found: sce(found, 0.3))
+
+
+def splitmix64(seed: int, count: int) -> list[int]:
+    """The generator in Python's integers, after Vigna's splitmix64.c, with the upper half of its range first."""
+    mask, drawn = (1 << 64) - 1, []
+    for _ in range(count):
+        seed = (seed + 0x9E3779B97F4A7C15) & mask
+        mixed = ((seed ^ (seed >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & mask
+        drawn.append(((mixed ^ (mixed >> 31)) + (1 << 63)) & mask)
+    return drawn
