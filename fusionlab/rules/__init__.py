@@ -6,6 +6,7 @@ from fusionlab.rules.breadcrumbs import Breadcrumbs
 from fusionlab.rules.config import from_config, rule_name, to_config
 from fusionlab.rules.consensus import Consensus
 from fusionlab.rules.dare import Dare
+from fusionlab.rules.della import Della
 from fusionlab.rules.disjoint_mean import DisjointMean
 from fusionlab.rules.iso_c import IsoC
 from fusionlab.rules.iso_cts import IsoCts
@@ -28,6 +29,7 @@ __all__ = [
     "Breadcrumbs",
     "Consensus",
     "Dare",
+    "Della",
     "DisjointMean",
     "IsoC",
     "IsoCts",

@@ -18,6 +18,7 @@ EVERY_RULE = {
     "breadcrumbs": rules.Breadcrumbs(keep=0.9, gamma=0.1),
     "consensus": rules.Consensus(),
     "dare": rules.Dare(rules.TaskArithmetic(1.0)),
+    "della": rules.Della(rules.TaskArithmetic(1.0)),
     "disjoint_mean": rules.DisjointMean(),
     "iso_c": rules.IsoC(),
     "iso_cts": rules.IsoCts(),
@@ -56,7 +57,7 @@ def tasks_of(name: str) -> tuple[str, ...]:
 
 def test_every_exported_rule_is_tested_here_and_keeps_the_protocol() -> None:
     assert known_rules().keys() == EVERY_RULE.keys()
-    assert len(EVERY_RULE) == 20
+    assert len(EVERY_RULE) == 21
     for name, rule in EVERY_RULE.items():
         assert isinstance(rule, rules.Rule), name
         assert rules.rule_name(rule) == name
@@ -171,8 +172,10 @@ def test_dare_draws_differ_by_task_name_and_seed() -> None:
         ({"class_path": "dare"}, "init_args lacks rule"),
         ({"class_path": "sce", "init_args": {"density": -0.1}}, "sce.density: expected a number"),
         (
+            {"class_path": "della", "init_args": {"rule": "average", "density": 0.95}},
             "lie between 0 and 1, got density 0.95",
         ),
+        ({"class_path": "della", "init_args": {"rule": "average", "density": 1.5}}, "della.density: expected a number"),
         ({"class_path": "dare", "init_args": {"rule": "tie"}}, "rule 'tie': no such rule; did you mean 'ties'"),
         ({"class_path": "dare", "init_args": {"rule": "average", "drop_rate": 1.0}}, "1 drops everything"),
         ({"class_path": "nowhere.Rule"}, "'nowhere.Rule' cannot be imported"),

@@ -284,6 +284,21 @@ def test_sce_counts_entries_that_differ_over_many_blocks() -> None:
     check(rules.Sce(0.3), [{"w": tau.numpy()} for tau in taus], lambda found: sce(found, 0.3))
 
 
+def della(tau: Array, name: str, task: str, density: float, epsilon: float, seed: int) -> Array:
+    rows = tau.reshape(len(tau) if tau.ndim > 1 else 1, -1)
+    kept = np.empty_like(rows)
+    for row, found in zip(np.abs(rows), kept, strict=True):
+        for rank, position in enumerate(np.argsort(row, kind="stable")):
+            found[position] = density - epsilon + rank / max(1, len(row) - 1) * 2 * epsilon
+    if rows.shape[1] == 1:
+        kept[:] = density
+    draws = splitmix64(derive_seed(seed, task, name), tau.size)  # uniform over 0..2^64
+    remains = np.array(
+        [draw >= round((1 - float(share)) * 2**64) for draw, share in zip(draws, kept.ravel(), strict=True)]
+    )
+    return (rows.ravel() * remains / kept.ravel()).reshape(tau.shape)
+
+
 def splitmix64(seed: int, count: int) -> list[int]:
     """The generator in Python's integers, after Vigna's splitmix64.c, with the upper half of its range first."""
     mask, drawn = (1 << 64) - 1, []
@@ -293,3 +308,59 @@ def splitmix64(seed: int, count: int) -> list[int]:
         mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & mask
         drawn.append(((mixed ^ (mixed >> 31)) + (1 << 63)) & mask)
     return drawn
+
+
+@pytest.mark.parametrize("density", [0.3, 0.7])
+def test_della(inputs: list[dict[str, Array]], density: float) -> None:
+    names = {value.shape: name for name, value in inputs[0].items()}
+    rounded = [{name: value.astype(np.float32).astype(float) for name, value in each.items()} for each in inputs]
+
+    def reference(taus: list[Array]) -> Array:
+        name = names[taus[0].shape]
+        return 0.4 * sum(della(tau, name, f"task {number}", density, 0.2, 5) for number, tau in enumerate(taus))
+
+    check(rules.Della(rules.TaskArithmetic(0.4), density, epsilon=0.2, seed=5), rounded, reference)
+
+
+def test_della_keeps_large_entries_more_often_and_the_sum_on_average() -> None:
+    generator = torch.Generator().manual_seed(0)
+    tau = torch.randn(300, 400, generator=generator)
+    base = {"w": torch.zeros(300, 400)}
+    fused = [
+        fuse(rules.Della(rules.TaskArithmetic(1.0), 0.4, 0.3, seed=seed), base, {"a": {"w": tau}}).state["w"]
+        for seed in range(40)
+    ]
+    rank = tau.abs().argsort(1).argsort(1) / 399
+    often = sum((each != 0).float() for each in fused) / len(fused)
+    for low, high in ((0.0, 0.1), (0.45, 0.55), (0.9, 1.0)):
+        chosen = (rank >= low) & (rank <= high)
+        assert float(often[chosen].mean()) == pytest.approx(0.1 + 0.6 * (low + high) / 2, abs=0.01)
+    assert float(sum(each.double().sum() for each in fused) / len(fused)) == pytest.approx(float(tau.sum()), abs=300)
+
+
+def test_della_before_rules_of_every_kind(task_matrices: Any) -> None:
+    """Trims, elections, norms and whole matrices come after it as after DARE; MetaGPT's norms are those before."""
+    base = {"w": torch.zeros(36, 28), "v": torch.zeros(30)}
+    generator = torch.Generator().manual_seed(1)
+    vectors = {
+        f"task {number}": {"w": each.float(), "v": torch.randn(30, generator=generator)}
+        for number, each in enumerate(task_matrices("full"))
+    }
+    dropped = {
+        task: {
+            name: torch.from_numpy(della(tau.double().numpy(), name, task, 0.5, 0.1, 0)).float()
+            for name, tau in state.items()
+        }
+        for task, state in vectors.items()
+    }
+    inner: Any
+    for inner in (rules.Ties(), rules.DisjointMean(), rules.TsvM(), rules.Knots(), rules.ModelStock()):
+        found, expected = fuse(rules.Della(inner), base, vectors).state, fuse(inner, base, dropped).state
+        for name in base:
+            torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-5)
+    for rescale in ("probability", "l1", "none"):
+        found = fuse(rules.Della(rules.Metagpt(), rescale=rescale), base, vectors).scaling_coefficients
+        assert found == fuse(rules.Metagpt(), base, vectors).scaling_coefficients
+    kept = fuse(rules.Della(rules.TaskArithmetic(1.0), rescale="l1"), base, {"a": vectors["task 0"]}).state
+    for name in base:
+        assert float(kept[name].abs().sum()) == pytest.approx(float(vectors["task 0"][name].abs().sum()), rel=1e-5)
