@@ -18,6 +18,7 @@ from fusionlab.adapters.fused_attention import (
     split_names,
     split_state,
     stored_name,
+    stored_shapes,
     stored_state,
     stored_task_vector,
 )
@@ -70,6 +71,7 @@ __all__ = [
     "split_names",
     "split_state",
     "stored_name",
+    "stored_shapes",
     "stored_state",
     "stored_task_vector",
     "tasks_of",

@@ -127,15 +127,16 @@ def truncate(adapter: Adapter, rank: int) -> tuple[Adapter, float]:
         dtype = torch.promote_types(of_module.lora_a.dtype, torch.float32)
         left_q, left_r = torch.linalg.qr(left)
         right_q, right_r = torch.linalg.qr(right.T)
-        u, sigma, v = torch.linalg.svd(of_module.scaling * left_r @ right_r.T)
+        u, sigma, v = torch.linalg.svd(of_module.scaling * left_r @ right_r.T, full_matrices=False)
         squares.append(sigma.square().sum().item())
         if right.shape[0] > rank:
             roots = sigma[:rank].sqrt()
             left, right = left_q @ u[:, :rank] * roots, roots[:, None] * (right_q @ v.T[:, :rank]).T
             dropped.append(sigma[rank:].square().sum().item())
-            factors[module] = Factors(right.to(dtype), left.to(dtype), lora_alpha=right.shape[0])
+            factors[module] = of_module.with_matrices(right.to(dtype), left.to(dtype), right.shape[0])
         else:
-            factors[module] = Factors(right.to(dtype), left.to(dtype), of_module.scaling * right.shape[0])
+            scaled = of_module.scaling * right.shape[0]
+            factors[module] = of_module.with_matrices(right.to(dtype), left.to(dtype), scaled)
     total = math.fsum(squares)
     truncated = replace(adapter, factors=factors, method="lora", a0_hash="", seed=None)
     return truncated, math.sqrt(math.fsum(dropped) / total) if total else 0.0
@@ -196,9 +197,10 @@ def _concatenate(module: str, adapters: Mapping[str, Adapter], lambdas: Mapping[
         left, right = adapter.terms(module, torch.float64)
         lefts.append(lambdas[task] * adapter.factors[module].scaling * left)
         rights.append(right)
-    dtype = torch.promote_types(next(iter(adapters.values())).factors[module].lora_a.dtype, torch.float32)
+    first = next(iter(adapters.values())).factors[module]
+    dtype = torch.promote_types(first.lora_a.dtype, torch.float32)
     lora_a, lora_b = torch.cat(rights).to(dtype), torch.cat(lefts, dim=1).to(dtype)
-    return Factors(lora_a, lora_b, lora_alpha=lora_a.shape[0])
+    return first.with_matrices(lora_a, lora_b, lora_a.shape[0])
 
 
 def _alike(adapters: Mapping[str, Adapter]) -> bool:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -22,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fusionlab.adapters.factors import Adapter, Factors, hash_initial
+from fusionlab.adapters.factors import FAN_IN_FAN_OUT, Adapter, Factors, hash_initial
 from fusionlab.adapters.fused_attention import (
     OUT_COUNTED,
     STORED_OUT,
@@ -30,7 +29,8 @@ from fusionlab.adapters.fused_attention import (
     times_out_counts,
     to_block_adapters,
 )
-from fusionlab.adapters.refusals import check_config, check_names
+from fusionlab.adapters.layers import PREFIX, in_peft_shapes, pair_up
+from fusionlab.adapters.refusals import check_config
 from fusionlab.checkpoints import save_state
 from fusionlab.checkpoints.readers import load_pickle
 from fusionlab.errors import InputError, name_list
@@ -39,11 +39,9 @@ from fusionlab.foreign import OwnRecord, PeftConfig, read_json
 
 CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PUBLISHED, OWN, OWN_FACTORS = "linearized_adapter_model.safetensors", "fusionlab.json", "fusionlab_factors.safetensors"
-PREFIX, UNPADDED = "base_model.model.", "unpadded_ranks"
+UNPADDED = "unpadded_ranks"
 _RAW = ("lora_a", "lora_b", "lora_a0", "lora_b0")
-_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _KEPT = ("lora_dropout", "task_type", "revision", "auto_mapping")
-_PART = re.compile(r"^(?P<module>.+)\.lora_(?P<part>[AB])\.(?:[^.]+\.)?weight$")
 
 
 def is_adapter(folder: str | Path) -> bool:
@@ -92,8 +90,7 @@ def write_adapter(
         own[UNPADDED] = dict(unpadded)
     tensors = {}
     for module, factors in stored.items():
-        tensors[f"{PREFIX}{module}.lora_A.weight"] = factors.lora_a
-        tensors[f"{PREFIX}{module}.lora_B.weight"] = factors.lora_b
+        tensors |= {f"{PREFIX}{module}.{part}": tensor for part, tensor in in_peft_shapes(factors).items()}
     save_state(folder, tensors, name=WEIGHTS, max_shard_size=sys.maxsize)
     moved = {module: factors for module, factors in adapter.factors.items() if factors.lora_b0 is not None}
     (folder / OWN_FACTORS).unlink(missing_ok=True)
@@ -107,7 +104,11 @@ def write_adapter(
         if not module.endswith(STORED_OUT)
     }
     (folder / OWN).write_text(json.dumps(own, indent=2, sort_keys=True) + "\n")
-    (folder / CONFIG).write_text(json.dumps(peft_config(adapter, settings), indent=2, sort_keys=True) + "\n")
+    config = peft_config(adapter, settings)
+    layouts = {factors.layout for factors in stored.values() if factors.layout != "embedding"}
+    if layouts == {"transposed"}:
+        config[FAN_IN_FAN_OUT] = True
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def _written_out(adapter: Adapter, module: str) -> Factors:
@@ -116,7 +117,7 @@ def _written_out(adapter: Adapter, module: str) -> Factors:
     if factors.lora_b0 is None:
         return factors
     left, right = adapter.terms(module, torch.promote_types(factors.lora_a.dtype, torch.float32))
-    return Factors(right, left, factors.scaling * right.shape[0])
+    return factors.with_matrices(right, left, factors.scaling * right.shape[0])
 
 
 def peft_config(adapter: Adapter, settings: Mapping[str, tuple[int, float, bool]]) -> dict[str, Any]:
@@ -168,12 +169,12 @@ def load_adapter(folder: str | Path) -> Adapter:
     own = read_json(folder / OWN, OwnRecord) if is_there(folder / OWN) else {}
     if is_there(folder / PUBLISHED):
         return _read_published(folder, config)
-    stored = _pair_up(_read_tensors(folder), config, folder)
+    stored = pair_up(_read_tensors(folder), config, str(folder))
     factors, fused_attention = from_block_adapters(stored, own.get("fused_attention", {}), own.get(OUT_COUNTED))
     for module, rank in own.get(UNPADDED, {}).items():
         padded = factors[module]
         lora_a, lora_b = padded.lora_a[:rank].contiguous(), padded.lora_b[:, :rank].contiguous()
-        factors[module] = Factors(lora_a, lora_b, padded.scaling * rank)
+        factors[module] = padded.with_matrices(lora_a, lora_b, padded.scaling * rank)
     if own.get("lora_alpha"):
         factors |= _read_own_factors(folder / OWN_FACTORS, own["lora_alpha"])
     return Adapter(
@@ -184,7 +185,8 @@ def load_adapter(folder: str | Path) -> Adapter:
         seed=own.get("seed"),
         fused_attention=fused_attention,
         space=own.get("space", "delta_weight"),
-        config={key: config[key] for key in _KEPT if config.get(key) is not None},
+        config={key: config[key] for key in _KEPT if config.get(key) is not None}
+        | ({FAN_IN_FAN_OUT: True} if config.get(FAN_IN_FAN_OUT) else {}),
     )
 
 
@@ -201,31 +203,6 @@ def _read_own_factors(path: Path, scalings: Mapping[str, tuple[float, bool]]) ->
     return found
 
 
-def _pair_up(tensors: Mapping[str, Tensor], config: Mapping[str, Any], folder: Path) -> dict[str, Factors]:
-    """Factors by module from ``<module>.lora_A.weight`` and ``.lora_B.weight``, with ranks and alphas by the config."""
-    check_names([name for name in tensors if not _PART.match(name)], str(folder))
-    parts: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        match = _PART.match(name.removeprefix(PREFIX))
-        assert match is not None
-        parts.setdefault(match["module"], {})[match["part"]] = tensor
-    if not parts:
-        raise InputError(f"the adapter {str(folder)!r} has no lora_A and lora_B weights")
-    factors = {}
-    for module, pair in parts.items():
-        if set(pair) != {"A", "B"} or not all(part.dim() == 2 and part.dtype in _FLOATS for part in pair.values()):
-            kinds = {part: f"{tuple(tensor.shape)} {tensor.dtype}" for part, tensor in pair.items()}
-            raise InputError(f"{module} in {str(folder)!r}: expected matrices lora_A and lora_B, got {kinds}")
-        rank, lora_alpha = (_configured(config, module, *names) for names in (("rank", "r"), ("alpha", "lora_alpha")))
-        if (pair["A"].shape[0], pair["B"].shape[1]) != (rank, rank):
-            raise InputError(
-                f"{module} in {str(folder)!r}: the configuration says rank {rank}, the factors have "
-                f"{tuple(pair['A'].shape)} and {tuple(pair['B'].shape)}"
-            )
-        factors[module] = Factors(pair["A"], pair["B"], lora_alpha, bool(config.get("use_rslora", False)))
-    return factors
-
-
 def _read_published(folder: Path, config: Mapping[str, Any]) -> Adapter:
     """The paper's own L-LoRA files: factors one ``.model`` deeper, initial values by position, found by their shape.
 
@@ -239,7 +216,7 @@ def _read_published(folder: Path, config: Mapping[str, Any]) -> Adapter:
             initial.setdefault(name.removeprefix(PREFIX).partition(".params0_values.")[0], []).append(tensor)
         elif ".model.lora_" in name:
             tensors[name.replace(".model.lora_", ".lora_")] = tensor
-    for module, of_module in _pair_up(tensors, config, folder).items():
+    for module, of_module in pair_up(tensors, config, str(folder)).items():
         starts = [value for value in initial.get(module, []) if value.shape == of_module.lora_a.shape]
         if not starts:
             shape = tuple(of_module.lora_a.shape)
@@ -252,15 +229,6 @@ def _read_published(folder: Path, config: Mapping[str, Any]) -> Adapter:
     base_model = config.get("base_model_name_or_path") or ""
     kept = {key: config[key] for key in _KEPT if config.get(key) is not None}
     return Adapter(factors, "l_lora", base_model, a0_hash, config=kept)
-
-
-def _configured(config: Mapping[str, Any], module: str, pattern: str, field: str) -> Any:
-    """The rank or alpha of ``module``, by PEFT's matching of patterns."""
-    from peft.utils.other import get_pattern_key
-
-    patterns = config.get(f"{pattern}_pattern") or {}
-    module = module.removesuffix(f".{STORED_OUT}")  # PEFT gives fused attention's parts one rank and alpha
-    return patterns.get(get_pattern_key(list(patterns), module), config.get(field, 8))
 
 
 def _pattern_key(module: str, modules: Mapping[str, Any]) -> str:

@@ -16,6 +16,8 @@ from fusionlab.state import State
 
 Method = Literal["lora", "l_lora", "tangent_lora"]
 METHODS: tuple[str, ...] = get_args(Method)
+FAN_IN_FAN_OUT = "fan_in_fan_out"  # PEFT's flag for transposed layers: one for all, set by the last one
+Layout = Literal["linear", "transposed", "embedding", "convolution"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,9 @@ class Factors:
         use_rslora: scale by ``lora_alpha / sqrt(rank)`` instead.
         lora_a0: A₀, what A started from; None where it is not known, or where A is frozen and is A₀.
         lora_b0: B₀, what B started from; None for zeros.
+        layout: how the base stores the weight: ``(out, in)``; ``(in, out)`` of a ``transposed`` linear layer (Conv1D)
+            or an ``embedding``; or ``(out, in, *kernel)`` of a ``convolution``, whose A has in·kernel columns.
+        kernel: of a convolution.
     """
 
     lora_a: Tensor
@@ -37,6 +42,8 @@ class Factors:
     use_rslora: bool = False
     lora_a0: Tensor | None = None
     lora_b0: Tensor | None = None
+    layout: Layout = "linear"
+    kernel: tuple[int, ...] = ()
 
     @property
     def rank(self) -> int:
@@ -44,8 +51,26 @@ class Factors:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Shape ``(out, in)`` of the weight that is adapted."""
+        """Shape ``(out, in)`` of B·A."""
         return self.lora_b.shape[0], self.lora_a.shape[1]
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """Shape of the weight that is adapted, as the base stores it."""
+        rows, columns = self.shape
+        if self.layout == "convolution":
+            return (rows, columns // math.prod(self.kernel), *self.kernel)
+        return (rows, columns) if self.layout == "linear" else (columns, rows)
+
+    def stored(self, product: Tensor) -> Tensor:
+        """A matrix ``(out, in)``, such as B·A, as the base stores the weight."""
+        if self.layout in ("transposed", "embedding"):
+            return product.T.contiguous()
+        return product.reshape(self.stored_shape)
+
+    def with_matrices(self, lora_a: Tensor, lora_b: Tensor, lora_alpha: float) -> Factors:
+        """Other factors of the same layer, which started from B₀ = 0."""
+        return Factors(lora_a, lora_b, lora_alpha, layout=self.layout, kernel=self.kernel)
 
     @property
     def scaling(self) -> float:
@@ -104,16 +129,16 @@ class Adapter:
         return torch.cat([lora_b - lora_b0, lora_b0], dim=1), torch.cat([lora_a0, lora_a - lora_a0])
 
     def delta_weight(self, module: str) -> Tensor:
-        """τ of one adapted weight, float32 (float64 where the factors are), shape ``(out, in)``.
+        """τ of one adapted weight, float32 (float64 where the factors are), as the base stores it.
 
         Raises:
             InputError: the adapter does not adapt ``module``.
         """
         if module not in self.factors:
             raise InputError(f"the adapter has no module {module!r}; {did_you_mean(module, self.factors)}")
-        dtype = torch.promote_types(self.factors[module].lora_a.dtype, torch.float32)
-        left, right = self.terms(module, dtype)
-        return (left @ right).mul_(self.factors[module].scaling)
+        factors = self.factors[module]
+        left, right = self.terms(module, torch.promote_types(factors.lora_a.dtype, torch.float32))
+        return factors.stored((left @ right).mul_(factors.scaling))
 
     def task_vector(self) -> State:
         """τ by parameter name (``<module>.weight``), each computed when it is asked for."""
@@ -162,7 +187,8 @@ def merge_adapter(base_state: State, adapter: Adapter) -> dict[str, Tensor]:
     ``base_state`` is not changed, so that merging again from it gives the same result.
 
     Raises:
-        InputError: the base lacks an adapted weight, or its shape differs.
+        InputError: the base lacks an adapted weight, its shape differs, or only its layer could tell whether it is
+            stored transposed.
     """
     task_vector = adapter.task_vector()
     missing = [name for name in task_vector if name not in base_state]
@@ -170,9 +196,13 @@ def merge_adapter(base_state: State, adapter: Adapter) -> dict[str, Tensor]:
         raise InputError(f"the base has no {name_list(missing)}; was the adapter made for {adapter.base_model!r}?")
     merged_state = dict(base_state)
     for name in task_vector:
-        base, shape = base_state[name], adapter.factors[name.removesuffix(".weight")].shape
-        if base.shape != shape:
-            raise InputError(f"{name}: the adapter changes a weight {shape}, the base has {tuple(base.shape)}")
+        base, factors = base_state[name], adapter.factors[name.removesuffix(".weight")]
+        if base.shape != factors.stored_shape:
+            raise InputError(
+                f"{name}: the adapter changes a weight {factors.stored_shape}, the base has {tuple(base.shape)}"
+            )
+        if adapter.config.get(FAN_IN_FAN_OUT) and factors.layout == "linear" and len(set(factors.shape)) == 1:
+            raise InputError(f"{name}: whether it is stored transposed is not known; {FAN_IN_FAN_OUT} is set")
         delta_weight = task_vector[name].to(base.device)
         merged_state[name] = (base.to(delta_weight.dtype) + delta_weight).to(base.dtype)
     return merged_state

@@ -164,6 +164,15 @@ def stored_task_vector(adapter: Adapter) -> State:
     return stored_state(task_vector, adapter.fused_attention)
 
 
+def stored_shapes(adapter: Adapter) -> dict[str, tuple[int, ...]]:
+    """Shapes of what :func:`stored_task_vector` gives, without computing it."""
+    shapes = {}
+    for module, factors in adapter.factors.items():
+        name, shape = stored_name(module, adapter.fused_attention), factors.stored_shape
+        shapes[name] = (3 * shape[0], *shape[1:]) if name.endswith(".in_proj_weight") else shape
+    return shapes
+
+
 def stored_name(module: str, attentions: Iterable[str]) -> str:
     """The name on disk of the parameter that an adapter of ``module`` changes.
 

@@ -32,6 +32,7 @@ _HARMLESS = {
         "qalora_group_size",
         "ensure_weight_tying",
         "bias",
+        "fan_in_fan_out",
     ),
 }
 _REASONS = {
@@ -48,7 +49,6 @@ _REASONS = {
     "monteclora_config": "the factors are sampled",
     "kasa_config": "KaSA changes the base weights",
     "velora_config": "VeLoRA changes the layer's input",
-    "fan_in_fan_out": "the weights are stored transposed",
     "megatron_config": "the layers are Megatron's",
 }
 _KEEP_THE_BASE = {"gaussian", "eva", "orthogonal", "mica"}
@@ -104,5 +104,5 @@ def check_names(others: Sequence[str], where: str) -> None:
     named = [kind for pattern, kind in kinds.items() if any(re.search(pattern, name) for name in others)]
     raise InputError(
         f"the adapter {where!r} has {', '.join(named) or 'tensors'} beside lora_A and lora_B: {name_list(others, 3)}; "
-        "expected a plain low-rank sum W + s·B·A of linear layers"
+        "expected a plain low-rank sum W + s·B·A"
     )

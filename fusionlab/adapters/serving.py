@@ -53,10 +53,10 @@ def save_fused_adapter(folder: str | Path, adapter: Adapter, rank: int | None = 
 def _unit_scaled(factors: Factors) -> Factors:
     dtype = torch.promote_types(factors.lora_a.dtype, torch.float32)
     lora_b = factors.lora_b if factors.scaling == 1 else factors.lora_b.double() * factors.scaling
-    return Factors(factors.lora_a.to(dtype), lora_b.to(dtype), lora_alpha=factors.rank)
+    return factors.with_matrices(factors.lora_a.to(dtype), lora_b.to(dtype), factors.rank)
 
 
 def _padded(factors: Factors, rank: int) -> Factors:
     """The same product at a larger rank: rows of zeros below A, columns of zeros beside B."""
     more = rank - factors.rank
-    return Factors(F.pad(factors.lora_a, (0, 0, 0, more)), F.pad(factors.lora_b, (0, more)), lora_alpha=rank)
+    return factors.with_matrices(F.pad(factors.lora_a, (0, 0, 0, more)), F.pad(factors.lora_b, (0, more)), rank)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from fusionlab.checkpoints.weight_files import unread_weights
 from fusionlab.errors import InputError, name_list
 from fusionlab.files import is_there
 from fusionlab.foreign import OwnRecord, PeftConfig, read_json
-from fusionlab.streaming import StateWeights, TaskInput, Weights
+from fusionlab.streaming import StateWeights, TaskInput, TensorInfo, Weights
 from fusionlab.tensors.architecture import Architecture
 
 _ASSETS = Path(__file__).parents[1] / "assets"
@@ -113,7 +113,7 @@ def open_input(task: str, name: str, base: Opened, cache_bytes: int, variant: st
         opened = _full(name, path, open_checkpoint(path, variant))
         _check_architecture(task, base, opened)
         return opened
-    from fusionlab.adapters import load_adapter, stored_task_vector  # imports peft, which takes seconds
+    from fusionlab.adapters import load_adapter, stored_shapes, stored_task_vector  # imports peft, which takes seconds
 
     adapter = load_adapter(path)
     if adapter.method == "tangent_lora":
@@ -121,12 +121,39 @@ def open_input(task: str, name: str, base: Opened, cache_bytes: int, variant: st
             f"adapter {task!r} is a tangent_lora: it acts under the linearized forward only and is no task vector of "
             "weights. Fuse such adapters in a run (fit), or use lora or l_lora adapters."
         )
-    task_vector = stored_task_vector(adapter)
-    names = _names_on_disk(base) if any(own not in base.weights.tensors for own in task_vector) else {}
+    shapes = stored_shapes(adapter)
+    names = _names_on_disk(base) if any(own not in base.weights.tensors for own in shapes) else {}
+    adapter = _laid_out(task, adapter, base, names)
     _check_base(task, path, adapter, base, names)
-    weights = StateWeights(_Renamed(task_vector, names), base.weights.tensors, cache_bytes)
+    infos = {names.get(own, own): TensorInfo(shape, torch.float32) for own, shape in stored_shapes(adapter).items()}
+    weights = StateWeights(_Renamed(stored_task_vector(adapter), names), infos, cache_bytes)
     files, config = adapter_files(path), read_json(path / "adapter_config.json", PeftConfig)
     return Opened(name, path, files, weights, config, tuple(unread_weights(path, files)), adapter, names)
+
+
+def _laid_out(task: str, adapter: Any, base: Opened, names: Mapping[str, str]) -> Any:
+    """The adapter with the layout that each of its linear layers has in the base, which PEFT's one flag cannot say.
+
+    Raises:
+        InputError: a square weight of a layer that may be stored transposed, and no architecture that says so.
+    """
+    factors = dict(adapter.factors)
+    for module, of_module in adapter.factors.items():
+        info = base.weights.tensors.get(names.get(f"{module}.weight", f"{module}.weight"))
+        if of_module.layout != "linear" or info is None or len(info.shape) != 2:
+            continue
+        is_transposed = base.architecture.is_transposed(module)
+        if is_transposed is None:
+            rows, columns = info.shape
+            if rows == columns:
+                raise InputError(
+                    f"adapter {task!r}: whether {base.name!r} stores {module}.weight {tuple(info.shape)} transposed, "
+                    "as GPT-2 does, is not known; give the base with the config.json that names its class."
+                )
+            is_transposed = info.shape == of_module.shape[::-1]
+        if is_transposed:
+            factors[module] = replace(of_module, layout="transposed")
+    return replace(adapter, factors=factors)
 
 
 def _names_on_disk(base: Opened) -> dict[str, str]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fusionlab import adapters
-from fusionlab.adapters import Adapter, Factors
+from fusionlab.adapters import Adapter
 from fusionlab.adapters.injection import adapter_name
 from fusionlab.errors import InputError, did_you_mean, name_list
 from fusionlab.linearize import (
@@ -117,7 +117,7 @@ def as_linearized(weights: Weights) -> Adapter | LinearizedState:
     factors = {}
     for module, of_module in weights.factors.items():
         left, right = weights.terms(module, torch.promote_types(of_module.lora_a.dtype, torch.float32))
-        factors[module] = Factors(right, left, of_module.scaling * right.shape[0])
+        factors[module] = of_module.with_matrices(right, left, of_module.scaling * right.shape[0])
     return replace(weights, factors=factors, method="tangent_lora")
 
 

@@ -15,6 +15,8 @@ from fusionlab.tensors.classes import COMPUTED, ModelClass, auto_class, find_cla
 
 _TIES = "_tied_weights_keys"
 _FLAG = "tie_word_embeddings"
+_CONV1D = "Conv1D"  # transformers' linear layer that stores its weight (in, out)
+_CONV1D_NAMES = ("c_attn", "c_fc", "c_proj", "q_attn")  # which it has in transformers' models
 _PLAIN = re.compile(r"^[\w.]+\.(weight|bias)$")
 
 
@@ -141,6 +143,19 @@ class Architecture:
                 if {target, source} & set(inside):
                     found[prefix + target] = Tie(prefix + source, partial(self._flag, where))
         return found
+
+    def is_transposed(self, module: str) -> bool | None:
+        """Whether a linear layer stores its weight ``(in, out)``; None where that cannot be told."""
+        leaf = module.rpartition(".")[2]
+        if self.source is None:
+            return None if leaf in _CONV1D_NAMES else False
+        makers = self.source.makers(leaf)
+        if _CONV1D not in makers and (makers or not self.source.mentions_name(_CONV1D)):
+            return False
+        if makers == {_CONV1D}:
+            return True
+        parts = dict(self.model.named_modules()) if self.model is not None else {}
+        return type(parts[module]).__name__ == _CONV1D if module in parts else None
 
     def _declared(
         self, of: ModelClass, where: tuple[str, ...] | None, prefix: str, above: tuple[str, ...]

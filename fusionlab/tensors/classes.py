@@ -70,6 +70,13 @@ class SourceFile:
         found = library_file(class_name) if module.partition(".")[0] == "transformers" else None
         return None if found is None else _file(found).find(class_name)
 
+    def makers(self, attribute: str) -> set[str]:
+        """What is called to make ``self.ATTRIBUTE``, anywhere in this file or in the modeling files that it imports."""
+        pattern = re.compile(rf"self\.{re.escape(attribute)}\s*=\s*(?:\w+\.)*(\w+)\(")
+        files = [_file(path) for path in self._imported.values() if isinstance(path, Path) and path.is_file()]
+        near = (file for file in (self, *files) if file.path.stem.startswith("modeling_") or file is self)
+        return {name for file in near for text in file._texts.values() for name in pattern.findall(text)}
+
     @cached_property
     def _imported(self) -> dict[str, Path | str]:
         """Class name -> the file that a relative import names, or the module of an absolute one."""
@@ -169,6 +176,14 @@ class ModelClass:
                 text = ast.unparse(node.value)
                 return text.removeprefix("self.") if re.fullmatch(r"self(\.\w+)+", text) else None
         return None
+
+    def mentions_name(self, name: str) -> bool:
+        """Whether the file of this class, or of one that it inherits from, has the word ``name``."""
+        return any(re.search(rf"\b{name}\b", each.path.read_text(encoding="utf-8")) for each in self.lineage)
+
+    def makers(self, attribute: str) -> set[str]:
+        """What is called to make ``self.ATTRIBUTE`` in the files of this class and of those that it inherits from."""
+        return {name for path in {each.path for each in self.lineage} for name in _file(path).makers(attribute)}
 
     def of(self, class_name: str) -> ModelClass | None:
         """Another class as this one's file knows it."""

@@ -25,6 +25,7 @@ from fusionlab.__main__ import main
 from fusionlab.streaming import fuse
 from fusionlab.tensors.architecture import Architecture
 
+pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to:UserWarning")
 TEXT = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 40}
 LLAMA = TEXT | {"num_key_value_heads": 1}
 IMAGE = {key: TEXT[key] for key in TEXT if key != "vocab_size"} | {"image_size": 8, "patch_size": 4}
@@ -136,6 +137,7 @@ UNTIED: dict[str, tuple[Callable[[], Any], str]] = {
         "lm_head",
     ),
     "llama, layer 1 is layer 0": (lambda: grown(llama(), "model.layers.0", "model.layers.1"), "layers.0.mlp.up_proj"),
+    "gpt2, layer 1 is layer 0": (lambda: grown(gpt2(), "transformer.h.0", "transformer.h.1"), "h.0.attn.c_attn"),
     "vit, layer 1 is layer 0": (lambda: grown(vit(), "vit.layers.0", "vit.layers.1"), "layers.1.mlp.fc1"),
     "llama, new projections start at zero": (
         lambda: zeroed(llama(), "model.layers.0.mlp.down_proj.weight", "model.layers.1.mlp.down_proj.weight"),
