@@ -78,7 +78,7 @@ def local_fingerprint(task: Task) -> str:
     """
     root = Path(task.path or "").expanduser()
     digest = hashlib.sha256()
-    files = [root] if root.is_file() else sorted(file for file in root.rglob("*") if file.is_file())
+    files = [root] if root.is_file() else files_below(root)
     for file in files:
         stat = file.stat()
         digest.update(f"{file.relative_to(root)}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
