@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from fusionlab.backbones.causal import GGUF, CausalBackbone
 from fusionlab.backbones.clip import ClipBackbone
-from fusionlab.backbones.open_clip import OpenClipBackbone, is_open_clip
+from fusionlab.backbones.open_clip import SCHEMAS, OpenClipBackbone, is_open_clip
 from fusionlab.backbones.t5 import T5Backbone
 from fusionlab.backbones.vit import FROM_CONFIG, TIMM, TimmBackbone, ViTBackbone
 from fusionlab.checkpoints.hub import is_hub_id
@@ -29,6 +29,7 @@ __all__ = [
     "TimmBackbone",
     "ViTBackbone",
     "load_backbone",
+    "own_folder",
     "resolve_model",
 ]
 
@@ -52,6 +53,27 @@ def resolve_model(name: str) -> str:
             f"{did_you_mean(name, _embedded())} Give an embedded name, a local folder or a hub id."
         )
     return name
+
+
+def own_folder(name: str) -> Path | None:
+    """The local folder that the backbone ``name`` was loaded from, the hub's cache included.
+
+    None where there is none: for tags, lone files, a configuration, and hub ids that are not in the cache.
+    """
+    if name.startswith(FROM_CONFIG):
+        return None
+    for prefix in (TIMM, *SCHEMAS):
+        name = name.removeprefix(prefix)
+    embedded, path = ASSETS / name, Path(name).expanduser()
+    if (embedded / "config.json").is_file() or path.is_dir():
+        return embedded if (embedded / "config.json").is_file() else path
+    if not is_hub_id(name):
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    names = ("config.json", "open_clip_config.json")
+    cached = (found for each in names if isinstance(found := try_to_load_from_cache(name.partition("@")[0], each), str))
+    return next((Path(file).parent for file in cached), None)
 
 
 def load_backbone(name: str, dtype: str = "float32") -> Backbone:

@@ -80,6 +80,7 @@ class CausalBackbone(nn.Module):
             raise InputError(f"dtype must be {' or '.join(DTYPES)}, got {dtype!r}")
         is_gguf = source.endswith(GGUF)
         more = _dequantized(source) if is_gguf else {"pretrained_model_name_or_path": source}
+        more["trust_remote_code"] = False
         where = {key: value for key, value in more.items() if key != "quantization_config"}
         try:
             config = AutoConfig.from_pretrained(**where)

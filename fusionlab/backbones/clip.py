@@ -62,7 +62,7 @@ class ClipBackbone(nn.Module):
                 model, info = CLIPModel.from_pretrained(
                     source, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
                 )
-            tokenizer = AutoTokenizer.from_pretrained(source)
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         except UNREADABLE as error:
             raise InputError(f"the CLIP model {name!r} could not be loaded: {error}") from error
         if missing := info["missing_keys"] | {key for key, *_ in info["mismatched_keys"]}:

@@ -65,13 +65,13 @@ class T5Backbone(nn.Module):
 
         check_dtype(dtype)
         try:
-            config = AutoConfig.from_pretrained(source)
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
             _check_architecture(config, name)
             with quiet():  # about ties: its advice is to edit the configuration of every T5 v1.1 and flan-T5
                 loaded: Any = T5ForConditionalGeneration.from_pretrained(
                     source, dtype=DTYPES[dtype], output_loading_info=True
                 )
-            tokenizer = AutoTokenizer.from_pretrained(source)
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         except UNREADABLE as error:
             if isinstance(error, InputError):
                 raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,22 +56,21 @@ def carried_files(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in found)
 
 
-def carry(folder: Path, output: Path) -> list[str]:
-    """Copy :func:`carried_files` to ``output``, but for what is there already; returns what was copied.
+def carry(folder: Path, output: Path, without: Collection[str] = ()) -> None:
+    """Copy :func:`carried_files` to ``output``, but for what is there already and for names ``without``.
 
     Links are followed; the copies have the permissions of new files.
 
     Raises:
         InputError: as there.
     """
-    copied = [name for name in carried_files(folder) if not (output / name).exists()]
-    for name in copied:
-        (output / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(folder / name, output / name)
+    for name in carried_files(folder):
+        if name not in without and not (output / name).exists():
+            (output / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / name, output / name)
     for named in named_folders(folder):  # some are empty
         if (folder / named).is_dir():
             (output / named).mkdir(parents=True, exist_ok=True)
-    return copied
 
 
 def named_folders(folder: Path) -> list[str]:

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from fusionlab.adapters import Adapter, base_state, save_adapter, save_fused_adapter
+from fusionlab.backbones import own_folder
 from fusionlab.backbones.layout import to_disk
 from fusionlab.checkpoints import save_state, write_folder
+from fusionlab.checkpoints.companions import carry
 from fusionlab.checkpoints.stats import STATS, adapter_files, file_records, task_vector_key, write_squared_norms
 from fusionlab.fusion.making import FusedModel
 from fusionlab.loading import base_hash, point_hash
@@ -18,6 +20,8 @@ from fusionlab.rules.config import to_config
 from fusionlab.rules.sums import squared_norm
 from fusionlab.weights import Weights, is_linearized, state_of
 
+_CONFIGS = ("config.json", "open_clip_config.json")  # which says how the weights are laid out
+_PIXELS = ("preprocessor_config.json", "processor_config.json")
 TANGENT_CARD = """# A tangent model: read it with fusionlab
 
 These weights act to first order about their base only: f(x; base) + J(base) (weights - base), the whole network
@@ -97,8 +101,18 @@ def _write_weights(
         if "base_hash" not in record:
             record["base_hash"] = base_hash(backbone.model, weights.factors)
     else:
-        backbone.save_files(folder)
+        _write_companions(folder, backbone)
         save_state(folder, to_disk(backbone.model, base_state(backbone.model) | dict(state_of(weights))))
     if is_linearized(weights):
         record["linearization_point"] = point_hash(backbone.model)
         (folder / "README.md").write_text(TANGENT_CARD.format(base=backbone.name, point=record["linearization_point"]))
+
+
+def _write_companions(folder: Path, backbone: Any) -> None:
+    """Write what belongs beside full weights: what the backbone knows of itself, all else as its own folder has it."""
+    backbone.save_files(folder)
+    source = own_folder(backbone.name)
+    if source is not None:
+        if any((source / name).is_file() for name in _PIXELS):
+            (folder / _PIXELS[0]).unlink(missing_ok=True)  # the base's own says more
+        carry(source, folder, without=_CONFIGS)

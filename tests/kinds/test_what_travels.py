@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -24,9 +25,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 
 from fusionlab.__main__ import main
+from fusionlab.backbones import load_backbone
 from fusionlab.checkpoints import open_checkpoint
 from fusionlab.checkpoints.hub import resolve
 from fusionlab.checkpoints.weight_files import looks_like_weights
+from fusionlab.errors import InputError
 
 BIN = "pytorch_model.bin"
 STALE = (
@@ -431,3 +434,26 @@ def test_only_the_model_s_weights_are_fetched(
     with pytest.MonkeyPatch.context() as patch:  # and again without a network
         patch.setattr(constants, "HF_HUB_OFFLINE", True)
         assert resolve("owner/model", *flags[1:]) == path
+
+
+@pytest.mark.parametrize("code_of", ["config.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("model_type", ["mine", "llama", "t5", "clip"])
+def test_code_beside_a_model_is_never_run_by_a_run_either(
+    model_type: str, code_of: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the user would be asked, too: the answer would be yes."""
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "code"))
+    folder = tmp_path / "base"
+    {"t5": licensed_t5, "clip": clip}.get(model_type, llama)(folder)
+    write(folder, **{name: text.format(marker=str(tmp_path / "ran")) for name, text in CODE.items()})
+    classes = ["configuration_mine.MineConfig", None] if "tokenizer" in code_of else "configuration_mine.MineConfig"
+    names = ("AutoTokenizer",) if "tokenizer" in code_of else ("AutoConfig", "AutoModel", "AutoModelForCausalLM")
+    content = json.loads((folder / code_of).read_text()) | {"auto_map": dict.fromkeys(names, classes)}
+    content |= {"model_type": model_type} if code_of == "config.json" else {"tokenizer_class": "MineTokenizer"}
+    write(folder, **{code_of: json.dumps(content)})
+    from_code_only = model_type == "mine" or ("tokenizer" in code_of and model_type == "llama")
+    message = r"is of type 'mine'|contains custom code"
+    with pytest.raises(InputError, match=message) if from_code_only else contextlib.nullcontext():
+        load_backbone(str(folder))
+    assert not (tmp_path / "ran").exists()

@@ -109,7 +109,7 @@ def test_a_clip_is_no_t5_and_has_no_dtype(tmp_path: Path, monkeypatch: pytest.Mo
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=tower | {"image_size": 8, "patch_size": 4}))
     model.save_pretrained(tmp_path)
     tokenizer = SimpleNamespace(get_vocab=lambda: {"a": 0}, all_special_tokens=[])
-    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda source: tokenizer)
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda source, **_: tokenizer)
     with refuses("T5Module needs an encoder-decoder, a T5, and"):
         T5Module(str(tmp_path))
     with refuses("runs in float32, got dtype 'bfloat16'"):
