@@ -76,7 +76,7 @@ class Prepared:
         fused = sum(base[name].nbytes for name in plan.fused)
         for task, opened in self.inputs.items():
             fused += sum(opened.weights.tensors[source].nbytes for source in plan.sources[task].values())
-        copied = 0 if self.as_adapter else sum(base[name].nbytes for name in plan.copied)
+        copied = 0 if self.as_adapter else sum(base[name].nbytes for name in (*plan.copied, *plan.averaged))
         return fused * num_reads(self.job) + copied
 
     def describe(self) -> str:

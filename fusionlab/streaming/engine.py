@@ -8,15 +8,15 @@ work is rounded in one way, and each of the engine's own threads runs torch on o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 
 import torch
 from torch import Tensor
 
 from fusionlab.errors import InputError
-from fusionlab.rules import kernels, scratch
+from fusionlab.rules import scratch
+from fusionlab.rules.average import Average
 from fusionlab.rules.base import Statistics, TaskVectors
 from fusionlab.rules.kernels import CUT
 from fusionlab.rules.sums import inner_products, squared_norms
@@ -32,10 +32,13 @@ from fusionlab.streaming.job import (
     peak_bytes,
     tensor_bytes,
 )
+from fusionlab.streaming.reading import Block, BlockReader, count_changes, put_back
 from fusionlab.streaming.workers import Found, for_each, one_torch_thread
 
 _CUTS_PER_BLOCK = 8
 _GROUP_ELEMENTS = 1 << 25
+_AVERAGE = Average()
+_NOT_FINITE = torch.ones(3, dtype=torch.int64)  # counts as of :func:`count_changes`
 
 
 def run(job: Job, sink: Sink | None, resources: Resources) -> Outcome:
@@ -49,8 +52,9 @@ def run(job: Job, sink: Sink | None, resources: Resources) -> Outcome:
         for names in _groups(job):
             engine.fuse(names, engine.measure(names), sink)
         if sink is not None:
-            engine.copy(sink)
-    remarks = {name: engine.remarks[name] for name in job.plan.fused if name in engine.remarks}
+            engine.average(sink)
+            engine.copy(sink, list(job.plan.copied))
+    remarks = {name: engine.remarks[name] for name in job.base.tensors if name in engine.remarks}
     return Outcome(engine.tasks, engine.coefficients, engine.sums, engine.updated, engine.survived, remarks)
 
 
@@ -74,15 +78,8 @@ def _groups(job: Job) -> Iterator[Sequence[str]]:
         yield group
 
 
-@dataclass(frozen=True)
-class _Block:
-    name: str
-    start: int
-    count: int
-
-
-_Visit = Callable[[_Block, Tensor, TaskVectors], dict[str, Tensor]]
-_VisitStored = Callable[[_Block], dict[str, Tensor]]
+_Visit = Callable[[Block, Tensor, TaskVectors], dict[str, Tensor]]
+_VisitStored = Callable[[Block], dict[str, Tensor]]
 
 
 class _Engine:
@@ -97,6 +94,9 @@ class _Engine:
         self.remarks: dict[str, tuple[str, ...]] = {}
         self.updated = self.survived = 0
         self.on_tensors = job.rule.granularity == "tensor"
+        self.is_linear = inner_linear_rule(job.rule) is not None
+        self._measured: set[str] = set()
+        self._touched: set[str] = set()
         needed, what = peak_bytes(job)
         if needed > resources.memory_budget:
             raise InputError(
@@ -108,7 +108,7 @@ class _Engine:
         self.threads = max(1, min(resources.threads, self.free // per_cut))
         if job.base.device.type != "cpu":
             self.threads = 1
-        self._device = torch.empty(0, device=job.base.device)
+        self.reader = BlockReader(job, whole=self.on_tensors)
         self.bfloat16_names = bfloat16_names(job)
         self._arenas: list[scratch.Arena] = []
         self.cuts = max(1, min(_CUTS_PER_BLOCK, self.free // (per_cut * self.threads)))
@@ -125,15 +125,21 @@ class _Engine:
             if all_known(statistics.sums, quantities, self.job, names):
                 continue
 
-            def visit(block: _Block, base: Tensor, vectors: TaskVectors, seen: Statistics = statistics) -> dict:
+            def visit(block: Block, base: Tensor, vectors: TaskVectors, seen: Statistics = statistics) -> dict:
+                if not self.is_linear and block.name not in self._touched:
+                    if block.kept is None and not vectors.stacked.isfinite().all():
+                        return {"changed": _NOT_FINITE}
+                    if vectors.stacked.any():
+                        self._touched.add(block.name)
                 return self.job.rule.measure(block.name, base, vectors, seen)
 
-            def measure_bfloat16(block: _Block) -> dict[str, Tensor]:
+            def measure_bfloat16(block: Block) -> dict[str, Tensor]:
                 return visit_bfloat16(self.job, block.name, block.start, block.count, norms=True, products=False)[0]
 
             found = self._pass(names, visit, measure_bfloat16 if quantities == ("squared_norm",) else None)
             sums, counts = {**statistics.sums, **found.sums()}, {**statistics.counts, **found.counts}
             statistics = self.job.statistics(sums, counts)
+            self._measured.update(names)
         return statistics
 
     def fuse(self, names: Sequence[str], statistics: Statistics, sink: Sink | None) -> None:
@@ -144,7 +150,7 @@ class _Engine:
         with_norms = not all_known(statistics.sums, ("squared_norm",), self.job, names)
         with_products = self.job.cosines and len(self.tasks) > 1
 
-        def visit(block: _Block, base: Tensor, vectors: TaskVectors) -> dict[str, Tensor]:
+        def visit(block: Block, base: Tensor, vectors: TaskVectors) -> dict[str, Tensor]:
             found: dict[str, Tensor] = {}
             if with_products:
                 found = inner_products(vectors, norms=with_norms)
@@ -152,7 +158,7 @@ class _Engine:
                 found = squared_norms(vectors)
             return found if sink is None else found | self._fuse_block(block, base, vectors, statistics, sink)
 
-        def fuse_bfloat16(block: _Block) -> dict[str, Tensor]:
+        def fuse_bfloat16(block: Block) -> dict[str, Tensor]:
             coefficients = None if sink is None else self.coefficients[block.name]
             found, fused = visit_bfloat16(
                 self.job, block.name, block.start, block.count,
@@ -162,6 +168,7 @@ class _Engine:
                 sink.write(block.name, block.start, fused)
             return found
 
+        names = self._changed(names, sink)
         idle = sink is None and not with_norms and not with_products
         found = Found() if idle else self._pass(names, visit, fuse_bfloat16)
         for key, by_name in {**statistics.sums, **found.sums()}.items():
@@ -173,34 +180,63 @@ class _Engine:
             self.survived += int(found.counts["changed"][1])
 
     def _fuse_block(
-        self, block: _Block, base: Tensor, vectors: TaskVectors, statistics: Statistics, sink: Sink
+        self, block: Block, base: Tensor, vectors: TaskVectors, statistics: Statistics, sink: Sink
     ) -> dict[str, Tensor]:
-        fused = self.job.rule.fuse(block.name, base, vectors, statistics)
+        rule = _AVERAGE if block.name in self.job.plan.averaged else self.job.rule
+        fused = rule.fuse(block.name, base, vectors, statistics)
         assert fused.shape == base.shape
         assert fused.dtype == base.dtype
         stored = scratch.empty_like(fused, self.job.dtypes[block.name]).copy_(fused)
-        sink.write(block.name, block.start, stored.flatten())
         rounded, old = fused, base
         if stored.dtype != fused.dtype:
             rounded = scratch.empty_like(fused).copy_(stored)
         if stored.dtype not in (fused.dtype, self.job.base.tensors[block.name].dtype):
             old = scratch.empty_like(base).copy_(scratch.empty_like(stored).copy_(base))
-        return {"changed": count_changes(fused, rounded, base, old)}
+        changed = count_changes(fused, rounded, base, old)
+        put_back(self.job, block, stored)
+        sink.write(block.name, block.start, stored.flatten())
+        return {"changed": changed}
 
-    def copy(self, sink: Sink) -> None:
+    def average(self, sink: Sink) -> None:
+        """Running statistics, whatever the rule is: θ₀ + (1/T) Σ τ_t, weights that are not negative and sum to 1."""
+        statistics = self.job.statistics({})
+
+        def visit(block: Block, base: Tensor, vectors: TaskVectors) -> dict[str, Tensor]:
+            return self._fuse_block(block, base, vectors, statistics, sink)
+
+        self._pass(self.job.plan.averaged, visit, None)
+
+    def _changed(self, names: Sequence[str], sink: Sink | None) -> Sequence[str]:
+        """Those that some task vector changes, as far as that was measured; the others are copied.
+
+        A linear rule gives the base's own bits there by itself; one that works on the weights does so to a rounding.
+        """
+        alone = [] if self.is_linear else [name for name in names if name in self._measured - self._touched]
+        if sink is not None and alone:
+            self.copy(sink, alone)
+            for key in (f"squared_norm/{task}" for task in self.tasks):
+                self.sums.setdefault(key, {}).update(dict.fromkeys(alone, ()))
+        return [name for name in names if name not in alone]
+
+    def _kept(self, name: str) -> None:
+        self.remarks[name] = ("holds NaN or Inf that nothing changes, copied as it is",)
+
+    def copy(self, sink: Sink, names: Sequence[str]) -> None:
         """The base's own tensors, in the output's dtypes."""
 
-        def visit(item: _Block) -> None:
+        def visit(item: Block) -> None:
             info = self.job.base.tensors[item.name]
             values = torch.empty(item.count, dtype=info.dtype, device=self.job.base.device)
             self.job.base.read_into(item.name, item.start, values)
             stored = values.to(self.job.dtypes[item.name])
-            if info.dtype.is_floating_point and not stored.isfinite().all():
-                raise InputError(f"{item.name} of the base has NaN or Inf{_overflow(info.dtype, stored.dtype)}.")
+            if not stored.isfinite().all():
+                if stored.dtype != info.dtype and (values.isfinite() & ~stored.isfinite()).any():
+                    raise InputError(f"{item.name} of the base overflows {stored.dtype}; choose a wider dtype.")
+                self._kept(item.name)
             sink.write(item.name, item.start, stored)
             self._advance(item.count * info.dtype.itemsize)
 
-        for_each(self._blocks(list(self.job.plan.copied), whole=False), visit, self.threads)
+        for_each(self._blocks(names, whole=False), visit, self.threads)
 
     def _pass(self, names: Sequence[str], visit: _Visit, visit_stored: _VisitStored | None) -> Found:
         """Call ``visit`` on every block of ``names``, on all threads, and add up what it returns.
@@ -208,7 +244,7 @@ class _Engine:
         Where all is bfloat16, ``visit_stored`` does the same from what is stored.
         """
 
-        def read_and_visit(block: _Block) -> tuple[str, int, dict[str, Tensor]]:
+        def read_and_visit(block: Block) -> tuple[str, int, dict[str, Tensor]]:
             if self.on_tensors:
                 return visit_one(block)
             arena = self._arenas.pop() if self._arenas else scratch.Arena(self.cuts * per_cut)
@@ -217,18 +253,19 @@ class _Engine:
             self._arenas.append(arena)
             return found
 
-        def visit_one(block: _Block) -> tuple[str, int, dict[str, Tensor]]:
+        def visit_one(block: Block) -> tuple[str, int, dict[str, Tensor]]:
             if visit_stored is not None and block.name in self.bfloat16_names:
                 found = visit_stored(block)
             else:
-                base, vectors = self._read(block)
-                if self.on_tensors and not (base.isfinite().all() and vectors.stacked.isfinite().all()):
-                    self._blame(block)  # a decomposition would fail on it
-                found = visit(block, base, vectors)
-            sums = (values.tolist() for values in found.values() if values.is_floating_point())
-            if not all(map(math.isfinite, chain.from_iterable(sums))) or ("changed" in found and found["changed"][2]):
-                self._blame(block)
-            self._advance(block.count * sum(dtype.itemsize for dtype in self._dtypes(block.name)))
+                base, vectors = self.reader.read(block)
+                fails = self.on_tensors and not (base.isfinite().all() and vectors.stacked.isfinite().all())
+                found = {"changed": _NOT_FINITE} if fails else visit(block, base, vectors)
+            if not _all_finite(found):
+                found = visit(*self.reader.without_infinities(block))
+                self._kept(block.name)
+                if not _all_finite(found):
+                    self.reader.blame(block)
+            self._advance(block.count * sum(dtype.itemsize for dtype in self.reader.dtypes(block.name)))
             return block.name, block.start, found
 
         per_cut = block_bytes(len(self.tasks)) * CUT
@@ -238,70 +275,21 @@ class _Engine:
         for_each(blocks, read_and_visit, self.threads, found.add, weigh, self.free)
         return found
 
-    def _weigh(self, block: _Block) -> int:
+    def _weigh(self, block: Block) -> int:
         return tensor_bytes(self.job.base.tensors[block.name], len(self.tasks))
 
-    def _blocks(self, names: Sequence[str], *, whole: bool) -> Iterator[_Block]:
+    def _blocks(self, names: Sequence[str], *, whole: bool) -> Iterator[Block]:
         for name in names:
             numel = self.job.base.tensors[name].numel
             step = max(1, numel if whole else self.cuts * CUT)
             for start in range(0, numel, step):
-                yield _Block(name, start, min(step, numel - start))
-
-    def _dtypes(self, name: str) -> list[torch.dtype]:
-        """As which the base and the inputs store a parameter."""
-        sources = [(item, self.job.plan.sources[task].get(name)) for task, item in self.job.inputs.items()]
-        stored = [item.weights.tensors[source].dtype for item, source in sources if source is not None]
-        return [self.job.base.tensors[name].dtype, *stored]
-
-    def _read(self, block: _Block) -> tuple[Tensor, TaskVectors]:
-        """The block of the base and of every task vector in float32 (float64 where all inputs are)."""
-        job, name = self.job, block.name
-        sources = [(item, job.plan.sources[task].get(name)) for task, item in job.inputs.items()]
-        wide = all(dtype == torch.float64 for dtype in self._dtypes(name))
-        dtype = torch.float64 if wide else torch.float32
-        rows = scratch.empty((len(sources) + 1, block.count), self._device, dtype)
-        job.base.read_into(name, block.start, rows[0])
-        for row, (item, source) in zip(rows[1:], sources, strict=True):
-            if source is None:
-                row.zero_()
-            else:
-                item.weights.read_into(source, block.start, row)
-                if not item.is_task_vector:
-                    row.sub_(rows[0])
-        shape = job.base.tensors[name].shape if self.on_tensors else (block.count,)
-        vectors = TaskVectors(
-            self.tasks,
-            rows[1:].view(-1, *shape),
-            start=block.start,
-            size=job.base.tensors[name].numel,
-        )
-        return rows[0].view(shape), vectors
+                yield Block(name, start, min(step, numel - start))
 
     def _advance(self, num_bytes: int) -> None:
         if self.resources.on_bytes is not None:
             self.resources.on_bytes(num_bytes)
 
-    def _blame(self, block: _Block) -> None:
-        """Raise with the name of the tensor and of the input that is not finite."""
-        base, vectors = self._read(block)
-        if not base.isfinite().all():
-            raise InputError(f"{block.name} of the base has NaN or Inf; nothing can be added to it.")
-        for task, task_vector in vectors.items():
-            if not task_vector.isfinite().all():
-                raise InputError(f"{block.name} of {task!r} has NaN or Inf; leave that model out or repair it.")
-        dtype = self.job.dtypes[block.name]
-        raise InputError(f"{block.name}: the fused values overflow {dtype}; choose a wider dtype.")
 
-
-def _overflow(stored: torch.dtype, output: torch.dtype) -> str:
-    return "" if stored == output else f" in {output}"
-
-
-def count_changes(fused: Tensor, stored: Tensor, base: Tensor, stored_base: Tensor) -> Tensor:
-    """Numbers of values that fusion changed, that still differ once stored, and that are not finite, int64 ``(3,)``."""
-    if fused.device.type == "cpu":
-        flat = (values.reshape(-1).numpy() for values in (fused, stored, base, stored_base))
-        return torch.tensor(kernels.count_changes(*flat))
-    counts = (fused != base).sum(), (stored != stored_base).sum(), (~stored.isfinite()).sum()
-    return torch.stack(counts).cpu()
+def _all_finite(found: Mapping[str, Tensor]) -> bool:
+    sums = (values.tolist() for values in found.values() if values.is_floating_point())
+    return all(map(math.isfinite, chain.from_iterable(sums))) and not ("changed" in found and found["changed"][2])

@@ -13,6 +13,7 @@ from fusionlab.tensors.identity import Ties
 from fusionlab.tensors.lazy import TaskInput, Weights
 
 MismatchedTensors = Literal["error", "base"]
+_AVERAGED = (".running_mean", ".running_var")  # buffers, no parameters: a variance stays one as a mean of variances
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Plan:
     Args:
         model: every name of the model, of which the base may be a part.
         fused: the names the rule is applied to, in the base's order.
+        averaged: running statistics of BatchNorm, whose mean over the inputs is taken whatever the rule is.
         copied: name -> why it is the base's own.
         aliases: name -> the fused or copied name that it is one tensor with.
         ignored: task -> names of its input that the base does not have and that are not used.
@@ -34,6 +36,7 @@ class Plan:
     aliases: Mapping[str, str] = field(default_factory=dict)
     ignored: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     sources: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    averaged: tuple[str, ...] = ()
 
 
 NO_TIES = Ties({}, {}, {})
@@ -82,12 +85,14 @@ def make_plan(
             ignored[task] = extra
     for name in names:
         if name not in copied and not base.tensors[name].dtype.is_floating_point:
-            copied[name] = "not floating point, equal everywhere"
+            same = all(_same_integers(base, item, name, sources[task].get(name)) for task, item in inputs.items())
+            copied[name] = "not floating point, equal everywhere" if same else "a counter: the base's own"
         elif name not in copied and not any(name in found for found in sources.values()):
             copied[name] = "no task vector touches it"
         elif name not in copied and base.tensors[name].numel == 0:
             copied[name] = "empty"
-    fused = tuple(name for name in names if name not in copied)
+    averaged = tuple(name for name in names if name not in copied and name.endswith(_AVERAGED))
+    fused = tuple(name for name in names if name not in copied and name not in averaged)
     if not fused:
         raise InputError("no parameter is left to fuse: the inputs share none with the base.")
     return Plan(
@@ -97,6 +102,7 @@ def make_plan(
         aliases,
         ignored,
         sources,
+        averaged,
     )
 
 
@@ -129,12 +135,14 @@ def _problems(
             found[name] = f"shape {got.shape} in {task!r} (expected {expected.shape})"
         elif got.dtype.is_floating_point != expected.dtype.is_floating_point:
             found[name] = f"dtype {got.dtype} in {task!r} (expected {expected.dtype})"
-        elif not expected.dtype.is_floating_point and not _same_integers(base, task_input, name, sources[name]):
+        elif expected.numel > 1 and not _same_integers(base, task_input, name, sources[name]):
             found[name] = f"an integer buffer with other values in {task!r}"
     return found
 
 
-def _same_integers(base: Weights, task_input: TaskInput, name: str, source: str) -> bool:
+def _same_integers(base: Weights, task_input: TaskInput, name: str, source: str | None) -> bool:
+    if source is None or base.tensors[name].dtype.is_floating_point:
+        return True
     values = task_input.weights.read(source)
     return not values.any() if task_input.is_task_vector else torch.equal(base.read(name).to(values.dtype), values)
 

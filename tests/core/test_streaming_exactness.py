@@ -210,8 +210,8 @@ def test_nan_in_the_base_is_named_as_such(rule: rules.Rule) -> None:
     finetuned = {"a": {"v": torch.zeros(3), "w": torch.ones(1, 2)}}
     with pytest.raises(InputError, match="w of the base has NaN or Inf"):
         fuse(rule, base, finetuned=finetuned)
-    with pytest.raises(InputError, match="w of the base has NaN or Inf"):
-        fuse(rule, base, task_vectors={"a": {"v": torch.ones(3)}})
+    untouched = fuse(rule, base, task_vectors={"a": {"v": torch.ones(3)}}).state["w"]
+    assert torch.equal(untouched.view(torch.int32), base["w"].view(torch.int32))  # copied, whatever it holds
 
 
 def test_other_integer_buffers_are_refused() -> None:
