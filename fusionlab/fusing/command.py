@@ -33,6 +33,8 @@ def main(argv: list[str]) -> int:
     if recipe.dry_run:
         print(prepared.describe())
         return 0
+    if prepared.forecast is not None:
+        print(f"forecast: {prepared.forecast}", flush=True)
     with progress_bar(prepared.bytes_to_read) as advance:
         summary = fuse_folder(prepared, advance)
     print(summary)

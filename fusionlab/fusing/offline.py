@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from fusionlab.errors import InputError, did_you_mean, name_list
 from fusionlab.files import path_of
 from fusionlab.fusing import report
 from fusionlab.fusing.inputs import Opened, base_hash, open_base, open_input
+from fusionlab.fusing.matrix_rules import check_ranks, forecast
 from fusionlab.fusing.recipe import Recipe, parse_size
 from fusionlab.rules import LinearRule, Rule
 from fusionlab.streaming import CastWeights, Job, Outcome, Plan, Resources, TaskInput, TensorInfo, fuse, make_plan, run
@@ -79,6 +81,11 @@ class Prepared:
         copied = 0 if self.as_adapter else sum(base[name].nbytes for name in (*plan.copied, *plan.averaged))
         return fused * num_reads(self.job) + copied
 
+    @cached_property
+    def forecast(self) -> str | None:
+        """How long a rule of many operations will take."""
+        return forecast(self.job, self.resources.threads)
+
     def describe(self) -> str:
         """The plan, for ``--dry_run``."""
         return report.plan_text(self)
@@ -108,6 +115,7 @@ def prepare(recipe: Recipe) -> Prepared:
     _check_memory(prepared)
     _check_disk(output, prepared.output_bytes)
     _try_rule(job)
+    check_ranks(job, inputs)
     notes += [*_tie_notes(base, untied), *report.unread_notes(base, inputs), *report.tokenizer_notes(base, inputs)]
     return replace(prepared, notes=tuple(notes))
 

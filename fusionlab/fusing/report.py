@@ -44,6 +44,7 @@ def plan_text(prepared: Prepared) -> str:
         f"writes          {prepared.output}: {_output_text(prepared)}",
         *([f"carries         {name_list(carried, 20)}"] if (carried := _carried(prepared)) else []),
         f"memory          at least {needed:,} bytes for {what}, budget {prepared.resources.memory_budget:,}",
+        *([f"forecast        {prepared.forecast}"] if prepared.forecast is not None else []),
         *(f"note            {note}" for note in prepared.notes),
         "everything fits; nothing was written (--dry_run).",
     ]

@@ -23,6 +23,7 @@ from fusionlab.rules.task_arithmetic import TaskArithmetic
 from fusionlab.rules.ties import Ties
 from fusionlab.rules.trim import Trim
 from fusionlab.rules.tsv_m import TsvM
+from fusionlab.rules.wudi import Wudi
 
 __all__ = [
     "Average",
@@ -50,6 +51,7 @@ __all__ = [
     "Ties",
     "Trim",
     "TsvM",
+    "Wudi",
     "coefficients_by_norms",
     "from_config",
     "rule_name",

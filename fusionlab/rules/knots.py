@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fusionlab.rules.checks import check_range
 from fusionlab.rules.disjoint_mean import disjoint_mean, votes
-from fusionlab.rules.matrices import MatrixRule, TaskMatrices
+from fusionlab.rules.matrices import MatrixRule, Sides, TaskMatrices
 
 _SMALLEST = 1e-5
 
@@ -33,6 +33,11 @@ class Knots(MatrixRule):
 
     density: float = 0.2
     scaling_coefficient: float = 0.6
+
+    @property
+    def sides(self) -> Sides:
+        """TIES looks at the entries of the right blocks."""
+        return "left"
 
     def __post_init__(self) -> None:
         check_range("knots.density", self.density, 0.0, 1.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from fusionlab.rules.base import Granularity, Statistics, StatisticsScope, TaskVectors
 
 CUT = 1e-5
+Sides = Literal["both", "left", "none"]
 _SHOWN = 4
 
 
@@ -75,12 +76,14 @@ class TaskMatrices:
         stacked: float64, ``(num_tasks, m, n)``: Uᵀ τ_t V in some orthonormal bases of the weight's two sides that
             hold all τ_t; the τ_t themselves in the whole weight's own.
         shape: of the weight, ``(out, in)``.
+        dtype: of the weight's blocks, float32 or wider, which rules with many steps may compute in.
         cuts: takes note of doubtful ranks.
     """
 
     tasks: tuple[str, ...]
     stacked: Tensor
     shape: tuple[int, int]
+    dtype: torch.dtype = torch.float64
     cuts: Cuts = field(default_factory=Cuts)
 
     def total(self) -> Tensor:
@@ -94,7 +97,8 @@ class TaskMatrices:
 class MatrixRule(ABC):
     """A rule on whole matrices: θ₀ + λ times what it makes of the task matrices, in float64.
 
-    Tensors that are not matrices get λ times the mean task vector.
+    Tensors that are not matrices get λ times the mean task vector. ``sides`` says in which orthonormal bases of its two
+    sides a weight may be handed to the rule: if the rule turns with the bases of ``both``, the ``left``, or ``none``.
     """
 
     scaling_coefficient: float
@@ -104,9 +108,25 @@ class MatrixRule(ABC):
     passes: ClassVar[tuple[tuple[str, ...], ...]] = ()
     measures_untransformed: ClassVar[bool] = False
 
+    @property
+    def sides(self) -> Sides:
+        """In which bases."""
+        return "both"
+
     @abstractmethod
     def fuse_matrices(self, matrices: TaskMatrices) -> Tensor:
         """The update before λ, float64, in the bases of ``matrices``."""
+
+    def flops(self, shape: tuple[int, int]) -> float:
+        """Floating-point operations on a weight of this shape, where there are so many that one should be told."""
+        return 0.0
+
+    def check_ranks(self, name: str, shape: tuple[int, int], ranks: list[int], joint: int) -> None:  # noqa: B027
+        """Raise if the rule cannot work on task matrices of these ranks, whose rows together span ``joint`` dimensions.
+
+        Raises:
+            InputError: with the reason.
+        """
 
     def measure(self, name: str, base: Tensor, task_vectors: TaskVectors, earlier: Statistics) -> dict[str, Tensor]:
         """Nothing is measured."""
@@ -117,7 +137,7 @@ class MatrixRule(ABC):
         if base.dim() != 2:
             return mean(task_vectors).mul_(self.scaling_coefficient).add_(base)
         shape = (base.shape[0], base.shape[1])
-        matrices = TaskMatrices(task_vectors.tasks, task_vectors.stacked.double(), shape)
+        matrices = TaskMatrices(task_vectors.tasks, task_vectors.stacked.double(), shape, base.dtype)
         update = self.fuse_matrices(matrices).to(base.dtype)
         statistics.remark(name, matrices.cuts.near)
         return update.mul_(self.scaling_coefficient).add_(base)

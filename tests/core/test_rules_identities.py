@@ -35,6 +35,7 @@ EVERY_RULE = {
     "ties": rules.Ties(),
     "trim": rules.Trim(rules.Average()),
     "tsv_m": rules.TsvM(),
+    "wudi": rules.Wudi(),
 }
 ORDER_MATTERS = {"slerp"}
 # Sums in another order differ by float32 rounding of values below 4; a decomposition of other columns by a little more.
@@ -57,7 +58,7 @@ def tasks_of(name: str) -> tuple[str, ...]:
 
 def test_every_exported_rule_is_tested_here_and_keeps_the_protocol() -> None:
     assert known_rules().keys() == EVERY_RULE.keys()
-    assert len(EVERY_RULE) == 21
+    assert len(EVERY_RULE) == 22
     for name, rule in EVERY_RULE.items():
         assert isinstance(rule, rules.Rule), name
         assert rules.rule_name(rule) == name
@@ -103,6 +104,8 @@ def test_zero_task_vectors_give_the_base(name: str) -> None:
         rules.LocalizeAndStitch(density=1.0),
         rules.ModelStock(),
         rules.Karcher(),
+        rules.Wudi(),
+        rules.Wudi(solver="closed_form"),
     ],
     ids=lambda rule: rules.rule_name(rule),
 )
@@ -170,6 +173,8 @@ def test_dare_draws_differ_by_task_name_and_seed() -> None:
         ({"class_path": "ties", "init_args": [0.1]}, "init_args: expected a mapping"),
         ({"class_path": "lines"}, "init_args lacks beta"),
         ({"class_path": "dare"}, "init_args lacks rule"),
+        ({"class_path": "wudi", "init_args": {"num_steps": 0}}, "wudi: num_steps and learning_rate must be positive"),
+        ({"class_path": "wudi", "init_args": {"solver": "exact"}}, "wudi.solver: expected gradient"),
         ({"class_path": "sce", "init_args": {"density": -0.1}}, "sce.density: expected a number"),
         (
             {"class_path": "della", "init_args": {"rule": "average", "density": 0.95}},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -36,7 +37,7 @@ def inputs(request: pytest.FixtureRequest, task_matrices: Any) -> list[dict[str,
 
 
 def check(rule: Any, inputs: list[dict[str, Array]], reference: Reference, of_others: Reference | None = None) -> None:
-    """The rule's update in float64 to 1e-10, in float32 to 1e-5 of the largest task vector."""
+    """The rule's update in float64 to 1e-10, in float32 to 1e-5 of the largest entry."""
     for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
         base = {name: torch.zeros(value.shape, dtype=dtype) for name, value in inputs[0].items()}
         vectors = {
@@ -47,7 +48,8 @@ def check(rule: Any, inputs: list[dict[str, Array]], reference: Reference, of_ot
         for name in base:
             taus = [each[name].double().numpy() for each in vectors.values()]
             formula = reference if taus[0].ndim == 2 or of_others is None else of_others
-            expected, scale = formula(taus), max(float(np.abs(tau).max()) for tau in taus) or 1.0
+            expected = formula(taus)
+            scale = max(float(np.abs(each).max()) for each in (*taus, expected)) or 1.0
             np.testing.assert_allclose(fused[name].double().numpy(), expected, rtol=0, atol=tolerance * scale)
 
 
@@ -364,3 +366,93 @@ def test_della_before_rules_of_every_kind(task_matrices: Any) -> None:
     kept = fuse(rules.Della(rules.TaskArithmetic(1.0), rescale="l1"), base, {"a": vectors["task 0"]}).state
     for name in base:
         assert float(kept[name].abs().sum()) == pytest.approx(float(vectors["task 0"][name].abs().sum()), rel=1e-5)
+
+
+def wudi(taus: list[Array], solver: str, steps: int = 300, rate: float = 0.003) -> Array:
+    """Descent on the objective as it stands, with the gradient of each task's part by itself."""
+    taus = [tau for tau in taus if tau.any()]
+    if not taus:
+        return np.zeros(())
+    if solver == "closed_form":
+        inputs = np.vstack([tau / np.linalg.norm(tau) for tau in taus])
+        outputs = np.vstack([tau @ tau.T / np.linalg.norm(tau) for tau in taus])
+        return np.linalg.lstsq(inputs, outputs, rcond=1e-5)[0].T
+    point, first, second = sum(taus), 0.0, 0.0
+    unit = math.sqrt(sum(np.sum(tau**2) for tau in taus) / point.size)
+    scale = np.linalg.norm(sum(tau @ tau.T @ tau / np.sum(tau**2) for tau in taus))
+    for step in range(1, steps + 1):
+        gradient = sum((point - tau) @ tau.T @ tau / np.sum(tau**2) for tau in taus)
+        if np.linalg.norm(gradient) <= 1e-6 * scale:
+            break
+        square = gradient**2 if solver == "adam" else np.mean(gradient**2)
+        first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * square
+        corrected = np.sqrt(second / (1 - 0.999**step)) + 1e-8 * unit
+        point = point - rate * unit * first / (1 - 0.9**step) / corrected
+    return point
+
+
+def objective(point: Array, taus: list[Array]) -> float:
+    return sum(np.sum(((point - tau) @ tau.T) ** 2) / np.sum(tau**2) for tau in taus)
+
+
+@pytest.mark.parametrize("solver", ["gradient", "adam"])
+def test_wudi(inputs: list[dict[str, Array]], solver: Any) -> None:
+    check(rules.Wudi(solver=solver), inputs, lambda taus: wudi(taus, solver), mean)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_wudi_in_closed_form(kind: str, task_matrices: Any) -> None:
+    inputs = [{"w": each.numpy()} for each in task_matrices(kind, 30, 28)]
+    check(rules.Wudi(solver="closed_form"), inputs, lambda taus: wudi(taus, "closed_form"))
+
+
+def test_wudi_disturbs_the_tasks_less_and_less(task_matrices: Any) -> None:
+    """The objective falls with the steps to that of the closed form, whatever the size of the task vectors."""
+    for kind in ("full", "low rank", "equal A"):
+        taus = task_matrices(kind, 30, 28)
+        base = {"w": torch.zeros(30, 28, dtype=torch.float64)}
+
+        def update(rule: Any, size: float = 1.0, taus: list = taus, base: dict = base) -> Array:
+            vectors = {str(number): {"w": size * tau} for number, tau in enumerate(taus)}
+            return fuse(rule, base, vectors).state["w"].numpy() / size
+
+        arrays = [tau.numpy() for tau in taus]
+        start = objective(sum(arrays), arrays)
+        found = [objective(update(rules.Wudi(num_steps=steps)), arrays) / start for steps in (1, 30, 300, 3000)]
+        assert all(later < earlier for earlier, later in itertools.pairwise(found)), found
+        limit = objective(update(rules.Wudi(solver="closed_form")), arrays) / start
+        assert limit <= found[-1] < limit + 0.05
+        for solver in ("gradient", "adam"):
+            rule = rules.Wudi(solver=solver)
+            for size in (100.0, 1e-4):
+                np.testing.assert_allclose(update(rule, size), update(rule), rtol=1e-9, atol=1e-9)
+
+
+def test_zero_task_vectors_added_change_nothing(task_matrices: Any) -> None:
+    taus = task_matrices("low rank", 30, 24)
+    base = {"w": torch.zeros(30, 24, dtype=torch.float64)}
+    vectors = {str(number): {"w": tau} for number, tau in enumerate(taus)}
+    more = vectors | {"zero": {"w": torch.zeros(30, 24, dtype=torch.float64)}}
+    for rule in (
+        rules.TaskArithmetic(0.3), rules.Metagpt(), rules.Ties(), rules.Wudi(), rules.Wudi(solver="adam"),
+        rules.Wudi(solver="closed_form"), rules.Consensus(), rules.LocalizeAndStitch(),
+    ):  # fmt: skip
+        torch.testing.assert_close(fuse(rule, base, more).state, fuse(rule, base, vectors).state, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("rank", "num_tasks", "refused"), [(3, 4, False), (3, 7, True), (10, 4, True), (10, 5, False), (24, 2, False)]
+)
+def test_the_closed_form_is_refused_where_ranks_fill_the_width(rank: int, num_tasks: int, refused: bool) -> None:
+    """30 x 24, of which up to 12 dimensions used, or twice the width, are safe."""
+    generator = torch.Generator().manual_seed(0)
+    vectors = {
+        str(task): {"w": torch.randn(30, rank, generator=generator) @ torch.randn(rank, 24, generator=generator)}
+        for task in range(num_tasks)
+    }
+    base = {"w": torch.zeros(30, 24)}
+    if refused:
+        with pytest.raises(InputError, match="together, near the width of 24; say solver: gradient"):
+            fuse(rules.Wudi(solver="closed_form"), base, vectors)
+    else:
+        assert fuse(rules.Wudi(solver="closed_form"), base, vectors).state["w"].any()
