@@ -82,8 +82,8 @@ def load_backbone(name: str, dtype: str = "float32") -> Backbone:
     Args:
         name: an embedded name (``tiny-clip``), a local folder or a hub id in transformers' format, or open_clip's
             ``ARCHITECTURE:TAG``, ``ARCHITECTURE:FILE``, ``local-dir:FOLDER`` or ``hf-hub:OWNER/NAME``; for a ViT also
-            ``timm:ARCHITECTURE``, ``timm:FOLDER``, or ``config:FILE``, random weights by a configuration; for a language
-            model also a GGUF file.
+            ``timm:ARCHITECTURE``, ``timm:FOLDER``, or ``config:FILE``, random weights by a configuration; for a
+            language model also a GGUF file.
         dtype: dtype of the frozen weights; ``bfloat16`` for T5 and causal language models only.
 
     Raises:
