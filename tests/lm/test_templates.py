@@ -1,4 +1,5 @@
 """Chat templates of several kinds: prompts are prefixes, answers are learnt with what closes them, users never are."""
+# ruff: noqa: E501  (templates)
 
 from __future__ import annotations
 
@@ -219,7 +220,7 @@ def test_a_system_message_is_put_where_there_is_none(tokenizer: Any, tmp_path: A
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"messages": messages(CONVERSATIONS["one"])}, {"text": "x"}], r"row 1: mixed formats: .* 'text'"),
+        ([{"messages": messages(CONVERSATIONS["one"])}, {"text": "x"}], r"row 1: mixed formats: .* columns of text"),
         ([{"prompt": "x", "completion": "y"}, {"instruction": "x", "output": "y"}], r"row 1: mixed formats"),
         ([{"question": "x"}], "are those of no format: messages; prompt"),
     ],
