@@ -8,24 +8,25 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor
 
-from fusionlab.data.base import TaskData, check_positive, refuse_keys
+from fusionlab.data.asking import ASKED_TASKS
+from fusionlab.data.base import TaskData, check_embedded, check_positive, embedded, embedded_name, refuse_keys
 from fusionlab.data.cache import cache_root
 from fusionlab.data.chat.cutting import Cutter
 from fusionlab.data.chat.encoding import IGNORED, Encoded, Encoder
 from fusionlab.data.chat.prompts import STDIN, PromptBatches, read_questions
 from fusionlab.data.chat.rows import Conversation, Message, Plain, Said, find_format, question, read_row
-from fusionlab.data.chat.source import ChatSource
+from fusionlab.data.chat.sources import Source, is_ranked, open_source
 from fusionlab.data.chat.split import ChatSplit, PackedSplit, Samples
 from fusionlab.data.chat.tables import EncodedTable, encode_table
 from fusionlab.data.chat.template import Template
-from fusionlab.data.rendering import TextSource, check_text_task
+from fusionlab.data.rendering import check_text_task
 from fusionlab.data.sources import SplitName, check_path
 from fusionlab.data.tokens import tokenizer_fingerprint
 from fusionlab.errors import InputError, did_you_mean, name_list
@@ -38,12 +39,15 @@ _IMAGE_KEYS = ("image_column", "templates", "class_aliases")
 _METRICS = {
     "ranked": ("accuracy", "exact_match"),
     "score": ("spearman", "pearson"),
+    "asked": ("exact_match",),
     "text": ("perplexity",),
     "messages": ("exact_match", "perplexity"),
     "completion": ("exact_match", "perplexity"),
     "instruction": ("exact_match", "perplexity"),
 }
 """What each kind of task can be scored by; the first is the default."""
+EMBEDDED_CHAT_TASKS: list[str | dict] = list(ASKED_TASKS)
+_KNOWN = {**TEXT_TASKS, **embedded(ASKED_TASKS)}
 _log = logging.getLogger(__name__)
 
 OnEmpty = Literal["error", "skip"]
@@ -78,9 +82,10 @@ class ChatTasks(TaskData):
     (``label_words``, or the classes of its label column) or answered by a number (``target_column``).
 
     Args:
-        tasks: names known to the package (GLUE's cola, mnli, mrpc, qqp, rte, sst2, stsb), or mappings ``{name, path}``
-            where path is a hub id, or a local folder or file of parquet, csv, tsv or json; with ``input_columns``,
-            ``template``, ``label_words`` or ``target_column`` for a ranked task or a score.
+        tasks: names known to the package (GLUE's cola, mnli, mrpc, qqp, rte, sst2, stsb, and the embedded ones, which
+            are the default), or mappings ``{name, path}`` where path is a hub id, or a local folder or file of
+            parquet, csv, tsv or json; with ``input_columns``, ``template``, ``label_words`` or ``target_column`` for a
+            ranked task or a score.
         batch_size: samples (rows of packed samples) of each task in a training batch of one process.
         eval_batch_size: samples in an evaluation batch.
         max_length: tokens of a sample at most; longer ones are cut at the end, counted and reported.
@@ -121,11 +126,18 @@ class ChatTasks(TaskData):
         seed: int = 42,
     ) -> None:
         super().__init__(
-            {} if tasks is None else parse_tasks(tasks, TEXT_TASKS), batch_size, eval_batch_size, max_samples, seed
+            parse_tasks(EMBEDDED_CHAT_TASKS if tasks is None else tasks, _KNOWN),
+            batch_size,
+            eval_batch_size,
+            max_samples,
+            seed,
         )
         check_positive(max_length=max_length)
         for task in self.definitions.values():
             refuse_keys(task, _IMAGE_KEYS, "whose inputs are texts")
+            if (asked := embedded_name(task)) is not None:
+                check_embedded(task, asked, ASKED_TASKS, usable=())
+                continue
             if is_ranked(task):
                 check_text_task(task)
             else:
@@ -142,7 +154,7 @@ class ChatTasks(TaskData):
         self.on_empty, self.prompts, self.cache_dir = on_empty, prompts, cache_dir
         self.moment = _moment(date)
         self._given_tokenizer = tokenizer
-        self._sources: dict[str, TextSource | ChatSource] = {}
+        self._sources: dict[str, Source] = {}
 
     # what a row becomes
 
@@ -203,18 +215,14 @@ class ChatTasks(TaskData):
         return () if end is None else (end,)
 
     def _said(self, task: Task, row: Mapping[str, Any]) -> Said:
-        if is_ranked(task):
+        """What a raw row says; the kind of instruction data that was not read yet is told by the row itself."""
+        if is_ranked(task) or embedded_name(task) is not None or task.name in self._sources:
             source = self._source(task)
-            assert isinstance(source, TextSource)
-            return self._answered(source.render(row), source.answer(row))
-        return self._read(self._kind(task, row), row)
-
-    def _kind(self, task: Task, row: Mapping[str, Any]) -> str:
-        loaded = self._sources.get(task.name)
-        kind = loaded.kind if isinstance(loaded, ChatSource) else find_format(row)
+            return self._read(source.kind, source.row(row))
+        kind = find_format(row)
         if kind is None:
             raise InputError(f"a row of task {task.name!r} has the columns of no format: {name_list(row)}")
-        return kind
+        return self._read(kind, row)
 
     def _answered(self, content: str, answer: str) -> Said:
         asked = question(content, self.encoder.template is not None, self.system)
@@ -240,16 +248,9 @@ class ChatTasks(TaskData):
     # loading
 
     def setup(self, stage: str | None = None) -> None:
-        """Load the splits that the stage needs; nothing for ``predict``, which answers questions as they are.
-
-        Raises:
-            InputError: no tasks, or the data cannot be read as they say.
-        """
-        if stage == "predict":
-            return
-        if not self.definitions:
-            raise InputError("data.tasks: give at least one name or {name: ..., path: ...}")
-        super().setup(stage)
+        """Load the splits that the stage needs; nothing for ``predict``, which answers questions as they are."""
+        if stage != "predict":
+            super().setup(stage)
 
     def load_task(self, task: Task, splits: list[SplitName]) -> None:
         """Read the rows, and their tokens from the cache or into it.
@@ -260,56 +261,40 @@ class ChatTasks(TaskData):
         source = self._source(task)
         self.tasks[task.name] = self._task(task, source)
         for split in splits:
-            self.splits[task.name][split] = self._split_of(task, source, split)
+            self.splits[task.name][split] = self._split_of(task.name, source, split)
 
-    def _source(self, task: Task) -> TextSource | ChatSource:
+    def _source(self, task: Task) -> Source:
         if task.name not in self._sources:
-            cache = cache_root(self.cache_dir) / "datasets"
-            known = TEXT_TASKS.get(task.name)
-            self._sources[task.name] = TextSource(task, known, cache) if is_ranked(task) else ChatSource(task, cache)
+            self._sources[task.name] = open_source(task, cache_root(self.cache_dir) / "datasets")
         return self._sources[task.name]
 
-    def _task(self, task: Task, source: TextSource | ChatSource) -> ChatTask:
-        words = source.label_words if isinstance(source, TextSource) else None
-        kind = source.kind if isinstance(source, ChatSource) else "score" if words is None else "ranked"
-        metric = task.metric or _METRICS[str(kind)][0]
-        if metric not in _METRICS[str(kind)]:
+    def _task(self, task: Task, source: Source) -> ChatTask:
+        metric = task.metric or _METRICS[source.kind][0]
+        if metric not in _METRICS[source.kind]:
             raise InputError(
-                f"metric {metric!r} does not fit task {task.name!r}, whose rows are of kind {kind!r}; expected "
-                f"{' or '.join(_METRICS[str(kind)])}"
+                f"metric {metric!r} does not fit task {task.name!r}, whose rows are of kind {source.kind!r}; expected "
+                f"{' or '.join(_METRICS[source.kind])}"
             )
+        words = source.label_words
         answers = tuple(_learnt(self.encoder.encode(self._answered("x", word))) for word in words or ())
-        return ChatTask(task.name, str(kind), metric, words, answers, self._end_ids)
+        return ChatTask(task.name, source.kind, metric, words, answers, self._end_ids)
 
-    def _split_of(self, task: Task, source: TextSource | ChatSource, split: SplitName) -> ChatSplit | PackedSplit:
-        table, numbers, targets = self._table(task, source, split)
-        kind = self.tasks[task.name].kind
-        key = f"{self.fingerprint()}\0{kind}\0{task.label_column}"
+    def _split_of(self, task: str, source: Source, split: SplitName) -> ChatSplit | PackedSplit:
+        table, numbers, targets = source.table(split)
+        chosen = self.chosen(np.arange(len(numbers)), task, split)
+        key = f"{self.fingerprint()}\0{source.kind}"
         cache = cache_root(self.cache_dir) / "chat"
-        encoded = encode_table(table, lambda row: self._read(kind, row), self.encoder, key, cache)
-        self._report(task.name, split, encoded, numbers)
-        samples, kept = encoded.samples(targets)
-        self._check_words(task.name, samples, numbers[kept])
+        read = partial(self._read, source.kind)
+        encoded = encode_table(table.select(chosen), read, self.encoder, key, cache)
+        numbers = numbers[chosen]
+        self._report(task, split, encoded, numbers)
+        samples, kept = encoded.samples(targets[chosen])
+        self._check_words(task, samples, numbers[kept])
         made = ChatSplit(samples, fixed_shapes=split != "train")
         return PackedSplit(made, self.max_length) if self.packing and split == "train" else made
 
-    def _table(
-        self, task: Task, source: TextSource | ChatSource, split: SplitName
-    ) -> tuple[Any, np.ndarray, np.ndarray]:
-        """The split's rows as a table, their numbers in the data, and their targets, -1 where there are none."""
-        if isinstance(source, ChatSource):
-            table, rows = source.rows(split)
-            rows = self.chosen(rows, task.name, split)
-            return table.select(rows), rows, np.full(len(rows), -1, np.int64)
-        from datasets import Dataset
-
-        texts = source.texts(split)
-        rows = self.chosen(np.arange(len(texts)), task.name, split)
-        texts = texts[rows]
-        return Dataset.from_dict({"question": texts.inputs, "answer": texts.answers}), rows, texts.targets
-
     def _read(self, kind: str, row: Mapping[str, Any]) -> Said:
-        if kind in ("ranked", "score"):
+        if kind in ("ranked", "score", "asked"):
             return self._answered(row["question"], row["answer"])
         templated = self.encoder.template is not None
         return read_row(row, kind, templated=templated, system=self.system, templates_plain=self.apply_chat_template)
@@ -361,11 +346,6 @@ class ChatTasks(TaskData):
         }
         text = json.dumps(options, sort_keys=True) + tokenizer_fingerprint(self.tokenizer)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def is_ranked(task: Task) -> bool:
-    """Whether the task reads columns by a template, and is answered by a label word or a number."""
-    return any((task.input_columns, task.template, task.target_column))
 
 
 def _assistant(content: str) -> Message:
