@@ -172,6 +172,8 @@ def load_adapter(folder: str | Path) -> Adapter:
     stored = pair_up(_read_tensors(folder), config, str(folder))
     factors, fused_attention = from_block_adapters(stored, own.get("fused_attention", {}), own.get(OUT_COUNTED))
     for module, rank in own.get(UNPADDED, {}).items():
+        if module not in factors or rank > factors[module].rank:
+            raise InputError(f"{str(folder / OWN)!r} gives {module} the rank {rank}, which the adapter does not have.")
         padded = factors[module]
         lora_a, lora_b = padded.lora_a[:rank].contiguous(), padded.lora_b[:, :rank].contiguous()
         factors[module] = padded.with_matrices(lora_a, lora_b, padded.scaling * rank)

@@ -10,6 +10,7 @@ from fusionlab.foreign.schemas import (
     Results,
     RunConfig,
     Schema,
+    TokenizerFile,
     WeightIndex,
 )
 
@@ -22,6 +23,7 @@ __all__ = [
     "Results",
     "RunConfig",
     "Schema",
+    "TokenizerFile",
     "WeightIndex",
     "as_json",
     "check_keys",

@@ -68,6 +68,7 @@ class OwnRecord(Schema):
     linearization_point: str | None = None
     fused_attention: dict[str, dict[Literal["q_proj", "k_proj", "v_proj", "out_proj"], Rows]] = {}
     out_proj_counted: PositiveInt | None = None
+    unpadded_ranks: dict[str, PositiveInt] = {}
     lora_alpha: dict[str, Annotated[tuple[FiniteFloat, bool], Field(strict=False)]] = {}
     cosines: dict[str, dict[str, FiniteFloat]] | None = None
     row: dict[str, Any] | None = None
@@ -158,6 +159,13 @@ class InnerModule(Schema):
 
     type: str | None = None
     path: str | None = None
+
+
+class TokenizerFile(Schema):
+    """``tokenizer.json``: what its tokens are."""
+
+    model: dict[str, Any] | None = None
+    added_tokens: list[dict[str, Any]] | None = None
 
 
 class WeightIndex(Schema):

@@ -19,11 +19,20 @@ from fusionlab.checkpoints.weight_files import unread_weights
 from fusionlab.errors import InputError, name_list
 from fusionlab.files import is_there
 from fusionlab.foreign import OwnRecord, PeftConfig, read_json
+from fusionlab.fusing.vocabulary import Shapes, adapter_shapes, check_vocabulary, vocabulary_sizes
 from fusionlab.streaming import StateWeights, TaskInput, TensorInfo, Weights
 from fusionlab.tensors.architecture import Architecture
 
 _ASSETS = Path(__file__).parents[1] / "assets"
 _HEAD_ELEMENTS = 1024
+_RESIZE = (
+    "Resize one of them in transformers (resize_token_embeddings) and save it with its tokenizer, or say "
+    "mismatched_tensors: base to take these tensors from the base."
+)
+_MERGE = (
+    "Merge it into the model that it was trained on, resized as there (PEFT's merge_and_unload), save that with its "
+    "tokenizer, and fuse full models."
+)
 _SAME_ARCHITECTURE = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
 
@@ -61,6 +70,11 @@ class Opened:
     def fingerprint(self) -> str:
         """One hash over them."""
         return fingerprint(self.records)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape by name."""
+        return {name: info.shape for name, info in self.weights.tensors.items()}
 
     @cached_property
     def architecture(self) -> Architecture:
@@ -113,6 +127,7 @@ def open_input(task: str, name: str, base: Opened, cache_bytes: int, variant: st
         opened = _full(name, path, open_checkpoint(path, variant))
         _check_architecture(task, base, opened)
         return opened
+    _check_vocabulary(f"adapter {task!r}", path, adapter_shapes(path, base.shapes), base, _MERGE)
     from fusionlab.adapters import load_adapter, stored_shapes, stored_task_vector  # imports peft, which takes seconds
 
     adapter = load_adapter(path)
@@ -129,6 +144,23 @@ def open_input(task: str, name: str, base: Opened, cache_bytes: int, variant: st
     weights = StateWeights(_Renamed(stored_task_vector(adapter), names), infos, cache_bytes)
     files, config = adapter_files(path), read_json(path / "adapter_config.json", PeftConfig)
     return Opened(name, path, files, weights, config, tuple(unread_weights(path, files)), adapter, names)
+
+
+def check_vocabularies(base: Opened, inputs: Mapping[str, Opened]) -> None:
+    """Raise if a full model has another vocabulary than ``base``; that of an adapter was checked when it was opened.
+
+    Raises:
+        InputError: with both numbers, and what to do.
+    """
+    for task, opened in inputs.items():
+        if opened.adapter is None:
+            _check_vocabulary(f"fine-tuned {task!r}", opened.path, opened.shapes, base, _RESIZE)
+
+
+def _check_vocabulary(what: str, path: Path, shapes: Shapes, base: Opened, advice: str) -> None:
+    folder = path if path.is_dir() else path.parent
+    base_folder = base.path if base.path.is_dir() else base.path.parent
+    check_vocabulary(what, folder, shapes, base.shapes, base_folder, vocabulary_sizes(base.config), advice)
 
 
 def _laid_out(task: str, adapter: Any, base: Opened, names: Mapping[str, str]) -> Any:

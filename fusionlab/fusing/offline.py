@@ -21,7 +21,7 @@ from fusionlab.checkpoints.writers import check_writable
 from fusionlab.errors import InputError, did_you_mean, name_list
 from fusionlab.files import path_of
 from fusionlab.fusing import report
-from fusionlab.fusing.inputs import Opened, base_hash, open_base, open_input
+from fusionlab.fusing.inputs import Opened, base_hash, check_vocabularies, open_base, open_input
 from fusionlab.fusing.matrix_rules import check_ranks, forecast
 from fusionlab.fusing.recipe import Recipe, parse_size
 from fusionlab.rules import LinearRule, Rule
@@ -47,6 +47,7 @@ class Prepared:
         as_adapter: whether the output is an adapter.
         untied: names that change apart from what the base ties them to, which is beside them.
         notes: what the user should know, for the plan and ``fusion.json``.
+        carried: what travels from the base's folder.
     """
 
     recipe: Recipe
@@ -58,6 +59,7 @@ class Prepared:
     resources: Resources
     untied: Mapping[str, str]
     notes: tuple[str, ...]
+    carried: tuple[str, ...] = ()
 
     @property
     def output(self) -> Path:
@@ -107,6 +109,8 @@ def prepare(recipe: Recipe) -> Prepared:
     inputs = {
         task: open_input(task, name, base, cache_bytes, recipe.variant) for task, name in recipe.finetuned.items()
     }
+    if recipe.mismatched_tensors == "error":
+        check_vocabularies(base, inputs)
     job, untied = _job(recipe, rule, base, inputs)
     tensors = _output_tensors(job, base)
     resources = Resources(recipe.threads or len(os.sched_getaffinity(0)), budget)
@@ -117,7 +121,7 @@ def prepare(recipe: Recipe) -> Prepared:
     _try_rule(job)
     check_ranks(job, inputs)
     notes += [*_tie_notes(base, untied), *report.unread_notes(base, inputs), *report.tokenizer_notes(base, inputs)]
-    return replace(prepared, notes=tuple(notes))
+    return replace(prepared, notes=tuple(notes), carried=report.carried(prepared))
 
 
 def fuse_folder(prepared: Prepared, advance: Callable[[int], None] | None = None) -> str:

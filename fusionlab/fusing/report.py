@@ -16,6 +16,7 @@ from fusionlab.checkpoints.weight_files import EXPLICIT
 from fusionlab.errors import name_list
 from fusionlab.foreign import read_json
 from fusionlab.fusing.inputs import Opened
+from fusionlab.fusing.vocabulary import new_tokens
 from fusionlab.streaming import Outcome
 from fusionlab.streaming.job import num_reads, peak_bytes
 
@@ -42,7 +43,7 @@ def plan_text(prepared: Prepared) -> str:
         *(f"not used        {task}: {name_list(names)}" for task, names in plan.ignored.items()),
         f"reads           {num_reads(prepared.job)} over the inputs, {prepared.bytes_to_read / 1e9:.2f} GB",
         f"writes          {prepared.output}: {_output_text(prepared)}",
-        *([f"carries         {name_list(carried, 20)}"] if (carried := _carried(prepared)) else []),
+        *([f"carries         {name_list(prepared.carried, 20)}"] if prepared.carried else []),
         f"memory          at least {needed:,} bytes for {what}, budget {prepared.resources.memory_budget:,}",
         *([f"forecast        {prepared.forecast}"] if prepared.forecast is not None else []),
         *(f"note            {note}" for note in prepared.notes),
@@ -79,7 +80,7 @@ def fusion_record(prepared: Prepared, outcome: Outcome, details: Mapping[str, An
             "counted": "norms count every fused tensor once, embeddings included; integer buffers are not fused, "
             "and statistics of BatchNorm are averaged, whatever the rule is",
         },
-        "carried": _carried(prepared),
+        "carried": list(prepared.carried),
         "space": "delta_weight",
         **details,
         "notes": list(prepared.notes),
@@ -114,9 +115,14 @@ def write_reports(folder: Path, prepared: Prepared, record: Mapping[str, Any]) -
             config.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def _carried(prepared: Prepared) -> list[str]:
+def carried(prepared: Prepared) -> tuple[str, ...]:
+    """What travels from the base's folder, by relative path.
+
+    Raises:
+        InputError: ``modules.json`` there names a folder outside.
+    """
     source = _model_folder(prepared)
-    return [] if source is None else carried_files(source)
+    return () if source is None else tuple(carried_files(source))
 
 
 def _model_folder(prepared: Prepared) -> Path | None:
@@ -133,15 +139,20 @@ def unread_notes(base: Opened, inputs: Mapping[str, Opened]) -> list[str]:
 
 
 def tokenizer_notes(base: Opened, inputs: Mapping[str, Opened]) -> list[str]:
-    """Inputs whose tokenizer files differ from the base's, which are the ones that are carried over."""
+    """Inputs whose tokenizers differ from the base's, which is the one that is kept."""
     notes = []
     for task, opened in inputs.items():
-        if not (opened.path.is_dir() and base.path.is_dir()) or opened.adapter is not None:
+        if not (opened.path.is_dir() and base.path.is_dir()):
             continue
         pairs = [(base.path / name, opened.path / name) for name in _TOKENIZER]
         both = [(ours, theirs) for ours, theirs in pairs if ours.is_file() and theirs.is_file()]
         different = [ours.name for ours, theirs in both if ours.read_bytes() != theirs.read_bytes()]
-        if different:
+        if more := new_tokens(opened.path, base.path):
+            notes.append(
+                f"the tokenizer of {task!r} knows {len(more)} tokens that the base's, which is kept, does not: "
+                f"{name_list(more)}"
+            )
+        elif different and opened.adapter is None:
             notes.append(f"{name_list(different)} of {task!r} differs from the base's, which is carried over")
     return notes
 
