@@ -28,8 +28,8 @@ from fusionlab.assets.optimizers import descend, muon_and_adamw
 BEGIN, END = "<|im_start|>", "<|im_end|>"
 TEMPLATE = (
     "{% for message in messages %}{% if message['role'] == 'assistant' %}"
-    "{{ '<|im_start|>assistant\n' }}{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}"
-    "{% else %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endif %}"
+    "{{ '<|im_start|>assistant\n' }}{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}"
+    "{{ '\n' }}{% else %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 VOCABULARY, BATCH, POOL = 768, 64, 1024
@@ -193,7 +193,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", required=True, type=Path, help="folder to write")
     parser.add_argument("--state", type=Path, default=None, help="file to keep the state in; OUTPUT.state by default")
-    parser.add_argument("--steps", type=int, default=8000, help="training steps of 64 conversations")
+    parser.add_argument("--steps", type=int, default=2400, help="training steps of 64 conversations")
     parser.add_argument("--learning_rate", type=float, default=3e-3, help="peak of the schedule")
     parser.add_argument("--seed", type=int, default=0, help="decides initial weights, texts and their order")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
