@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fusionlab.backbones.images import ImageBackbone
+from fusionlab.backbones.preprocessing import OPENAI_MEAN, OPENAI_STD, Preprocessing, of_transformers, processor_files
 from fusionlab.backbones.quiet import UNREADABLE, quiet
 from fusionlab.errors import InputError, name_list
 
-OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
-
-class ClipBackbone(nn.Module):
-    """A frozen ``CLIPModel`` with its tokenizer and its own pixel normalisation.
+class ClipBackbone(ImageBackbone):
+    """A frozen ``CLIPModel`` with its tokenizer and its own image processing.
 
     Args:
         model: transformers' ``CLIPModel``.
         tokenizer: the matching tokenizer.
         name: what the user called the model; it goes into adapters and result rows.
-        mean: pixel mean per channel, for pixels in 0..1.
+        mean: pixel mean per channel, for pixels in 0..1, where no ``preprocessing`` is given.
         std: pixel standard deviation per channel.
+        preprocessing: how images are processed; CLIP's own way by default.
+        processor_files: the checkpoint's own files about that, by name, to lie beside exported weights.
     """
 
     scope = "vision_model"
@@ -39,14 +41,16 @@ class ClipBackbone(nn.Module):
         name: str,
         mean: Sequence[float] = OPENAI_MEAN,
         std: Sequence[float] = OPENAI_STD,
+        preprocessing: Preprocessing | None = None,
+        processor_files: dict[str, str] | None = None,
     ) -> None:
         super().__init__()
         self.model = model.requires_grad_(False).eval()
         self.tokenizer = tokenizer
         self.name = name
-        self.image_size = int(model.config.vision_config.image_size)
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        own = Preprocessing(int(model.config.vision_config.image_size), crop_rounds="down")
+        self.preprocess_by(preprocessing or replace(own, mean=tuple(mean), std=tuple(std)))
+        self.processor_files = processor_files or {}
 
     @classmethod
     def load(cls, source: str, *, name: str) -> ClipBackbone:
@@ -74,7 +78,9 @@ class ClipBackbone(nn.Module):
             raise InputError(
                 f"the CLIP model {name!r} has no tokenizer files; put its tokenizer.json beside config.json"
             )
-        return cls(model, tokenizer, name=name, **normalisation(source))
+        size = int(model.config.vision_config.image_size)
+        preprocessing = of_transformers(source, "CLIP", size)
+        return cls(model, tokenizer, name=name, preprocessing=preprocessing, processor_files=processor_files(source))
 
     @property
     def encoder(self) -> nn.Module:
@@ -95,8 +101,8 @@ class ClipBackbone(nn.Module):
         Returns:
             shape ``(batch, dim)``.
         """
-        pixels = (images.to(self.mean.dtype) / 255 - self.mean) / self.std
-        return self.model.visual_projection(self.model.vision_model(pixel_values=pixels).pooler_output)
+        pooled = self.model.vision_model(pixel_values=self.pixel_values(images)).pooler_output
+        return self.model.visual_projection(pooled)
 
     @torch.no_grad()
     def text_features(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
@@ -116,13 +122,10 @@ class ClipBackbone(nn.Module):
         return torch.cat(rows)
 
     def save_files(self, folder: Path) -> None:
-        """Write what belongs beside weights in this layout: configuration, tokenizer and pixel normalisation."""
+        """Write what belongs beside weights in this layout: configuration, tokenizer and image processor."""
         self.model.config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-        normalisation = {f"image_{name}": getattr(self, name).flatten().tolist() for name in ("mean", "std")}
-        size = {"size": {"shortest_edge": self.image_size}, "crop_size": self.image_size}
-        processor = {"image_processor_type": "CLIPImageProcessor", **size, **normalisation}
-        (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
+        self.save_processor(folder, "CLIP")
 
     def zero_shot_head(self, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
         """One unit row a class: the mean of its normalised prompt features, normalised again.
@@ -140,17 +143,3 @@ class ClipBackbone(nn.Module):
         with torch.autocast(self.mean.device.type, enabled=False):
             features = self.text_features(prompts).view(len(class_names), len(templates), -1)
         return F.normalize(features.mean(dim=1), dim=-1)
-
-
-def normalisation(source: str) -> dict[str, Sequence[float]]:
-    """The model's own pixel mean and std, from its preprocessor config; empty where it has none."""
-    path = Path(source) / "preprocessor_config.json"
-    if not path.is_file():
-        from transformers.utils import cached_file
-
-        found = cached_file(source, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
-        if found is None:
-            return {}
-        path = Path(found)
-    config = json.loads(path.read_text())
-    return {key: config[f"image_{key}"] for key in ("mean", "std") if f"image_{key}" in config}

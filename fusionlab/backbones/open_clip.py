@@ -14,7 +14,9 @@ from torch.nn import functional as F
 
 from fusionlab.adapters.fused_attention import SplitAttention, split_attention_
 from fusionlab.backbones.clip import ClipBackbone
+from fusionlab.backbones.preprocessing import check_open_clip, of_open_clip
 from fusionlab.errors import InputError, did_you_mean, name_list
+from fusionlab.foreign import read_json
 
 CONFIG = "open_clip_config.json"
 SCHEMAS = ("local-dir:", "hf-hub:")
@@ -44,15 +46,12 @@ class OpenClipBackbone(ClipBackbone):
         split_attention_(model, self.scope)
         self.model = model.requires_grad_(False).eval()
         self.tokenizer, self.name, self.config = tokenizer, name, config
-        preprocess = model.visual.preprocess_cfg
         size = model.visual.image_size
         height, width = (size, size) if isinstance(size, int) else size
         if height != width:
             raise InputError(f"the model {name!r} takes images of {height} x {width} pixels; expected square ones")
-        self.image_size = int(height)
+        self.preprocess_by(of_open_clip(model.visual.preprocess_cfg, int(height), name))
         self.default_target_modules = _attention_targets(model.visual, name)
-        for key in ("mean", "std"):
-            self.register_buffer(key, torch.tensor(preprocess[key]).view(3, 1, 1), persistent=False)
 
     @classmethod
     def load(cls, source: str, *, name: str) -> OpenClipBackbone:
@@ -71,6 +70,8 @@ class OpenClipBackbone(ClipBackbone):
         if Path(source).expanduser().is_dir():
             source = f"local-dir:{Path(source).expanduser()}"
         architecture, pretrained = _parse(source)
+        if source.startswith(SCHEMAS):
+            check_open_clip(_preprocess_cfg(source), repr(name))
         overrides = {} if pretrained is None else _activation(architecture, pretrained)
         try:
             config = copy.deepcopy(open_clip.get_model_config(architecture))
@@ -95,7 +96,7 @@ class OpenClipBackbone(ClipBackbone):
         Returns:
             shape ``(batch, dim)``.
         """
-        return self.model.encode_image((images.to(self.mean.dtype) / 255 - self.mean) / self.std)
+        return self.model.encode_image(self.pixel_values(images))
 
     @torch.no_grad()
     def text_features(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
@@ -108,7 +109,7 @@ class OpenClipBackbone(ClipBackbone):
 
     def save_files(self, folder: Path) -> None:
         """Write what belongs beside weights, so that ``local-dir:`` loads the folder: configuration and tokenizer."""
-        known = ("mean", "std", "interpolation", "resize_mode")
+        known = ("mean", "std", "interpolation", "resize_mode", "fill_color")
         preprocess = {key: value for key, value in self.model.visual.preprocess_cfg.items() if key in known}
         (folder / CONFIG).write_text(json.dumps({"model_cfg": self.config, "preprocess_cfg": preprocess}, indent=2))
         if hasattr(self.tokenizer, "save_pretrained"):
@@ -146,6 +147,22 @@ def _parse(source: str) -> tuple[str, str | None]:
             f"{pretrained!r} is neither a pretrained tag of {architecture} nor a file; {did_you_mean(pretrained, tags)}"
         )
     return architecture, pretrained if pretrained in tags else str(Path(pretrained).expanduser())
+
+
+def _preprocess_cfg(source: str) -> dict[str, Any]:
+    """What a folder, or a repository on the hub, says in its own configuration; empty where the hub does not answer."""
+    schema, _, where = source.partition(":")
+    if schema == "hf-hub":
+        from transformers.utils import cached_file
+
+        path = cached_file(
+            where,
+            CONFIG,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        return {} if path is None else read_json(Path(path)).get("preprocess_cfg") or {}
+    return read_json(Path(where) / CONFIG).get("preprocess_cfg") or {}
 
 
 def _activation(architecture: str, pretrained: str) -> dict[str, bool]:

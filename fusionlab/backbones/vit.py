@@ -3,36 +3,46 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fusionlab.backbones.clip import normalisation
+from fusionlab.backbones.images import ImageBackbone
+from fusionlab.backbones.preprocessing import HALF, Preprocessing, of_timm, of_transformers, processor_files
 from fusionlab.backbones.quiet import UNREADABLE, quiet
 from fusionlab.errors import InputError, did_you_mean, name_list
 
 TIMM, FROM_CONFIG = "timm:", "config:"
-HALF = (0.5, 0.5, 0.5)
 
 
-class ViTBackbone(nn.Module):
+class ViTBackbone(ImageBackbone):
     """A frozen ViT whose features are its class token after the last norm.
 
     Args:
         model: transformers' ``ViTModel`` or ``ViTForImageClassification``.
         name: what the user called the model; it goes into adapters and result rows.
-        mean: pixel mean per channel, for pixels in 0..1.
-        std: pixel standard deviation per channel.
+        preprocessing: how images are processed; squashed by a bilinear filter by default, as transformers does.
+        processor_files: the checkpoint's own files about that, by name, to lie beside exported weights.
     """
 
-    def __init__(self, model: Any, *, name: str, mean: Sequence[float] = HALF, std: Sequence[float] = HALF) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        name: str,
+        preprocessing: Preprocessing | None = None,
+        processor_files: dict[str, str] | None = None,
+    ) -> None:
         super().__init__()
         self.model = model.requires_grad_(False).eval()
         self.name = name
-        self.image_size, self.num_features = int(model.config.image_size), int(model.config.hidden_size)
+        self.num_features = int(model.config.hidden_size)
+        size = int(model.config.image_size)
+        own = Preprocessing(size, resize="squash", resample=2, crop=False, crop_rounds="down", mean=HALF, std=HALF)
+        self.preprocess_by(preprocessing or own)
+        self.processor_files = processor_files or {}
         inner = model.base_model_prefix if hasattr(model, model.base_model_prefix) else ""
         self.scope = inner
         # what the class token depends on: not a pooler, a mask token or a classifier of the checkpoint's own
@@ -40,8 +50,6 @@ class ViTBackbone(nn.Module):
         self.full_scopes = tuple(f"{inner}.{part}" if inner else part for part in parts)
         leaves = {name.rpartition(".")[2] for name, part in self.encoder.named_modules() if isinstance(part, nn.Linear)}
         self.default_target_modules = ("q_proj", "v_proj") if "q_proj" in leaves else ("query", "value")
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
     @classmethod
     def load(cls, source: str, *, name: str) -> ViTBackbone:
@@ -69,7 +77,8 @@ class ViTBackbone(nn.Module):
             raise InputError(f"the ViT model {name!r} could not be loaded: {error}") from error
         if missing:
             raise InputError(f"the ViT model {name!r} lacks weights: {name_list(sorted(missing))}; give a complete one")
-        return cls(model, name=name, **normalisation(source))
+        preprocessing = of_transformers(source, "ViT", int(config.image_size))
+        return cls(model, name=name, preprocessing=preprocessing, processor_files=processor_files(source))
 
     @classmethod
     def from_config(cls, path: str, *, name: str, seed: int = 0) -> ViTBackbone:
@@ -106,20 +115,16 @@ class ViTBackbone(nn.Module):
         Returns:
             shape ``(batch, num_features)``.
         """
-        pixels = (images.to(self.mean.dtype) / 255 - self.mean) / self.std
-        return self.encoder(pixel_values=pixels).last_hidden_state[:, 0]
+        return self.encoder(pixel_values=self.pixel_values(images)).last_hidden_state[:, 0]
 
     def save_files(self, folder: Path) -> None:
-        """Write what belongs beside weights in this layout: configuration and pixel normalisation."""
+        """Write what belongs beside weights in this layout: configuration and image processor."""
         config = self.model.config.to_diff_dict() | {"architectures": [type(self.model).__name__]}
         (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        pixels = {f"image_{name}": getattr(self, name).flatten().tolist() for name in ("mean", "std")}
-        size = {"height": self.image_size, "width": self.image_size}
-        processor = {"image_processor_type": "ViTImageProcessor", "size": size, **pixels}
-        (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
+        self.save_processor(folder, "ViT")
 
 
-class TimmBackbone(nn.Module):
+class TimmBackbone(ImageBackbone):
     """A frozen image model of timm without its classifier; features are what its own pooling gives.
 
     Args:
@@ -135,9 +140,9 @@ class TimmBackbone(nn.Module):
         self.model = model.requires_grad_(False).eval()
         self.name, self.model_args = name, dict(model_args or {})
         config = model.pretrained_cfg
-        self.image_size, self.num_features = int(config["input_size"][-1]), int(model.num_features)
-        if hasattr(model, "patch_embed"):
-            self.image_size = int(model.patch_embed.img_size[0])
+        self.num_features = int(model.num_features)
+        size = int(model.patch_embed.img_size[0] if hasattr(model, "patch_embed") else config["input_size"][-1])
+        self.preprocess_by(of_timm(config, size, name))
         linears = {part.rpartition(".")[2] for part, each in model.named_modules() if isinstance(each, nn.Linear)}
         known = [names for names in (("qkv",), ("q_proj", "v_proj"), ("query", "value")) if linears >= set(names)]
         if not known:
@@ -147,8 +152,6 @@ class TimmBackbone(nn.Module):
             )
         self.default_target_modules = known[0]
         self.full_scopes = ("",)
-        for key in ("mean", "std"):
-            self.register_buffer(key, torch.tensor(config[key]).view(3, 1, 1), persistent=False)
 
     @classmethod
     def load(cls, source: str, *, name: str) -> TimmBackbone:
@@ -181,7 +184,7 @@ class TimmBackbone(nn.Module):
 
     def image_features(self, images: Tensor) -> Tensor:
         """The pooled features, ``(batch, num_features)``; images are uint8 ``(batch, 3, image_size, image_size)``."""
-        return self.model((images.to(self.mean.dtype) / 255 - self.mean) / self.std)
+        return self.model(self.pixel_values(images))
 
     def save_files(self, folder: Path) -> None:
         """Write timm's ``config.json``, so that ``local-dir:`` loads the folder."""

@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
+from fusionlab.backbones.preprocessing import Preprocessing
+from fusionlab.data.layout import files_below, images_among
 from fusionlab.data.pixels import DECODE_ERRORS, decode
 from fusionlab.errors import InputError, name_list
 
 
 def image_files(path: Path) -> list[Path]:
-    """The image files at or below ``path``, by name, as their endings say; hidden files are left out.
+    """The image files at or below ``path``, by name; what begins with a dot is left out.
 
     Raises:
         InputError: nothing there, or no image in it.
@@ -25,8 +26,7 @@ def image_files(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise InputError(f"data.images: no folder or image {str(path)!r}")
-    endings = Image.registered_extensions()
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in endings and not file.name.startswith("."))
+    files = images_among(files_below(path))
     if not files:
         raise InputError(f"data.images: no image files in {str(path)!r}; expected endings such as .png or .jpg")
     return files
@@ -37,13 +37,14 @@ class ImageBatches:
 
     Args:
         files: image files.
-        image_size: side of the square images in pixels.
+        how: how images are processed, or the side of the square images in pixels.
         batch_size: images in a batch; the last one is padded.
         on_bad_image: ``error`` or ``skip``.
     """
 
-    def __init__(self, files: Sequence[Path], image_size: int, batch_size: int, on_bad_image: str) -> None:
-        self.files, self.image_size, self.batch_size = files, image_size, batch_size
+    def __init__(self, files: Sequence[Path], how: Preprocessing | int, batch_size: int, on_bad_image: str) -> None:
+        self.files, self.batch_size = files, batch_size
+        self.how = Preprocessing(how) if isinstance(how, int) else how
         self.on_bad_image = on_bad_image
 
     def __len__(self) -> int:
@@ -54,12 +55,12 @@ class ImageBatches:
             yield self._batch(self.files[start : start + self.batch_size])
 
     def _batch(self, files: Sequence[Path]) -> dict[str, Any]:
-        images = np.zeros((self.batch_size, 3, self.image_size, self.image_size), dtype=np.uint8)
+        images = np.zeros((self.batch_size, 3, self.how.image_size, self.how.image_size), dtype=np.uint8)
         paths: list[str] = []
         bad: list[str] = []
         for file in files:
             try:
-                images[len(paths)] = decode(file.read_bytes(), self.image_size)
+                images[len(paths)] = decode(file.read_bytes(), self.how)
                 paths.append(str(file))
             except DECODE_ERRORS as error:
                 bad.append(f"{file} ({error})")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fusionlab.backbones.preprocessing import Preprocessing
 from fusionlab.data.base import TaskData, check_embedded, check_positive, embedded, embedded_name, refuse_keys
 from fusionlab.data.cache import cache_root
 from fusionlab.data.drawing import DRAWN_TASKS, DrawnTask
@@ -49,20 +51,33 @@ class ImageSplit:
         images: uint8, shape ``(stored rows, 3, height, width)``; may be memory-mapped.
         labels: int64, shape ``(stored rows,)``.
         rows: which stored rows are this split's, int64.
-        image_size: side of the square images in a batch; stored images of another size are resized.
+        how: how images are processed, or the side of the square images in a batch; stored images of that size are
+            taken to be so already.
         version: the data version if it is known already.
     """
 
     evaluation_order: Tensor | None = None
 
     def __init__(
-        self, images: np.ndarray, labels: np.ndarray, rows: np.ndarray, image_size: int, version: str | None = None
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        rows: np.ndarray,
+        how: Preprocessing | int,
+        version: str | None = None,
     ) -> None:
         self.images = images
         self.rows = torch.from_numpy(rows)
         self.labels = torch.from_numpy(labels[rows])
-        self.image_size = image_size
+        self.how = Preprocessing(how) if isinstance(how, int) else how
+        self.image_size = self.how.image_size
         self.data_version = version or data_version(images, labels, rows)
+        if self._is_resized and self.how.key:
+            self.data_version = hashlib.sha256(f"{self.data_version}{self.how.key}".encode()).hexdigest()[:16]
+
+    @property
+    def _is_resized(self) -> bool:
+        return self.images.shape[-1] != self.image_size
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -71,8 +86,8 @@ class ImageSplit:
     def batch(self, indices: Tensor) -> Batch:
         """Images uint8 ``(batch, 3, image_size, image_size)``, labels and index int64 ``(batch,)``."""
         images = self.images[self.rows[indices].numpy()]
-        if images.shape[-1] != self.image_size:
-            images = np.stack([pixels(Image.fromarray(image.transpose(1, 2, 0)), self.image_size) for image in images])
+        if self._is_resized:
+            images = np.stack([pixels(Image.fromarray(image.transpose(1, 2, 0)), self.how) for image in images])
         return {"images": torch.from_numpy(images), "labels": self.labels[indices], "index": indices}
 
 
@@ -84,7 +99,8 @@ class ImageTasks(TaskData):
             or file of parquet, csv, tsv, json or images in one folder per class; all embedded tasks by default.
         batch_size: images of each task in a training batch of one process.
         eval_batch_size: images in an evaluation batch.
-        image_size: side of the square images in pixels; by default what the backbone takes.
+        image_size: side of the square images in pixels; by default what the backbone takes, processed as its
+            checkpoint says.
         on_bad_image: ``error`` names the images that do not decode and stops, ``skip`` leaves them out.
         images: folder of images, or one image, for ``predict``.
         max_samples: use at most this many images of each split, a fixed random choice.
@@ -137,7 +153,7 @@ class ImageTasks(TaskData):
         stored = StoredImages(
             task,
             IMAGE_TASKS.get(task.name),
-            image_size=self._image_size(),
+            how=self._how(),
             on_bad_image=self.on_bad_image,
             cache=cache_root(self.cache_dir),
         )
@@ -159,15 +175,20 @@ class ImageTasks(TaskData):
     ) -> None:
         chosen = self.chosen(rows, task, split)
         version = version if len(chosen) == len(rows) else None
-        self.splits[task][split] = ImageSplit(images, labels, chosen, self._image_size(), version)
+        self.splits[task][split] = ImageSplit(images, labels, chosen, self._how(), version)
 
-    def _image_size(self) -> int:
-        if self.image_size is None:
-            if self.trainer is None or self.trainer.lightning_module is None:
+    def _how(self) -> Preprocessing:
+        """How the backbone's checkpoint processes images; for another size, or without a backbone, as CLIP does."""
+        module: Any = None if self.trainer is None else self.trainer.lightning_module
+        if module is None:
+            if self.image_size is None:
                 raise RuntimeError("set image_size, or attach a trainer whose module has a backbone, before setup")
-            backbone: Any = self.trainer.lightning_module.backbone
-            self.image_size = int(backbone.image_size)
-        return self.image_size
+            return Preprocessing(self.image_size)
+        how = getattr(module.backbone, "preprocessing", None) or Preprocessing(int(module.backbone.image_size))
+        if self.image_size not in (None, how.image_size):
+            return Preprocessing(self.image_size)
+        self.image_size = how.image_size
+        return how
 
     def predict_dataloader(self) -> ImageBatches:
         """Batches of the images to label: uint8 images of constant shape and the paths of those that are no padding.
@@ -177,7 +198,7 @@ class ImageTasks(TaskData):
         """
         if self.images is None:
             raise InputError("predict needs --data.images, a folder of images or one image")
-        return ImageBatches(self.images, self._image_size(), self.eval_batch_size, self.on_bad_image)
+        return ImageBatches(self.images, self._how(), self.eval_batch_size, self.on_bad_image)
 
 
 def _check(task: Task) -> None:

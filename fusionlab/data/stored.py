@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from fusionlab.backbones.preprocessing import Preprocessing
 from fusionlab.data import sources
 from fusionlab.data.cache import cached_folder
 from fusionlab.data.labels import display_names, find_column, read_labels
@@ -37,17 +38,17 @@ class StoredImages:
     Args:
         task: the task, completed.
         definition: the known task of the same name, or None.
-        image_size: side of the square images.
+        how: how images are processed.
         on_bad_image: ``error`` names images that do not decode; ``skip`` leaves them out.
         cache: folder of all tasks' caches.
     """
 
     def __init__(
-        self, task: Task, definition: Task | None, *, image_size: int, on_bad_image: OnBadImage, cache: Path
+        self, task: Task, definition: Task | None, *, how: Preprocessing, on_bad_image: OnBadImage, cache: Path
     ) -> None:
         self.task = task
         self.definition = definition
-        self.image_size = image_size
+        self.how = how
         self.on_bad_image = on_bad_image
         self._cache = cache
         self._folder = cache / f"{task.name}-{self._key()}"
@@ -152,13 +153,14 @@ class StoredImages:
         for path in self._outside[split]:
             stat = os.stat(path) if os.path.exists(path) else None
             files.update(f"{path}\0{stat and (stat.st_size, stat.st_mtime_ns)}\0".encode())
-        name = f"{split}-{self.image_size}" + (f"-{files.hexdigest()[:16]}" if self._outside[split] else "")
+        parts = (split, str(self.how.image_size), self.how.key, files.hexdigest()[:16] if self._outside[split] else "")
+        name = "-".join(filter(None, parts))
         return cached_folder(self._folder / name, functools.partial(self._decode, split))
 
     def _decode(self, split: str, folder: Path) -> None:
         """Write images.npy, labels.npy, remainders.npy and index.json of the rows that decode."""
         labels = np.load(self._folder / "source" / f"{split}.npy")
-        size, num_rows = self.image_size, len(labels)
+        size, num_rows = self.how.image_size, len(labels)
         if not num_rows:
             raise InputError(f"the {split} split of task {self.task.name!r} is empty")
         shape = (num_rows, 3, size, size)
@@ -195,7 +197,7 @@ class StoredImages:
                 if encoded.get("path") is None:
                     return "no image", 0
                 data = Path(encoded["path"]).read_bytes()
-            return decode(data, self.image_size), sources.remainder(data)
+            return decode(data, self.how), sources.remainder(data)
         except DECODE_ERRORS as error:
             return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200], 0
 

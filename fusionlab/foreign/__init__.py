@@ -2,11 +2,13 @@
 
 from fusionlab.foreign.reading import as_json, check_keys, parse_yaml, read_json, read_json_list, read_yaml
 from fusionlab.foreign.schemas import (
+    ImageProcessor,
     InnerModule,
     KeptStats,
     ModelConfig,
     OwnRecord,
     PeftConfig,
+    Processor,
     Results,
     RunConfig,
     Schema,
@@ -15,11 +17,13 @@ from fusionlab.foreign.schemas import (
 )
 
 __all__ = [
+    "ImageProcessor",
     "InnerModule",
     "KeptStats",
     "ModelConfig",
     "OwnRecord",
     "PeftConfig",
+    "Processor",
     "Results",
     "RunConfig",
     "Schema",

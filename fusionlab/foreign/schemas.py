@@ -154,6 +154,31 @@ class ModelConfig(Schema):
     quantization_config: dict[str, Any] | None = None
 
 
+class ImageProcessor(Schema):
+    """``preprocessor_config.json`` of transformers, or the part of ``processor_config.json`` that is about images."""
+
+    image_processor_type: str | None = None
+    feature_extractor_type: str | None = None
+    do_resize: bool | None = None
+    size: PositiveInt | list[PositiveInt] | dict[str, PositiveInt | None] | None = None
+    default_to_square: bool | None = None
+    resample: Annotated[int, Field(ge=0, le=5)] | None = None
+    do_center_crop: bool | None = None
+    crop_size: PositiveInt | list[PositiveInt] | dict[str, PositiveInt | None] | None = None
+    do_rescale: bool | None = None
+    rescale_factor: FiniteFloat | None = None
+    do_normalize: bool | None = None
+    image_mean: FiniteFloat | list[FiniteFloat] | None = None
+    image_std: FiniteFloat | list[FiniteFloat] | None = None
+    auto_map: dict[str, Any] | None = None
+
+
+class Processor(Schema):
+    """``processor_config.json`` of transformers; one that an older version wrote has no image processor in it."""
+
+    image_processor: ImageProcessor | None = None
+
+
 class InnerModule(Schema):
     """One entry of ``modules.json``, by which sentence-transformers names the parts of a model."""
 
