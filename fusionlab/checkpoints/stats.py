@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fusionlab.checkpoints.headers import Header
+from fusionlab.checkpoints.fingerprints import fingerprint
 from fusionlab.errors import InputError
 from fusionlab.files import write_text
 from fusionlab.foreign import KeptStats, read_json
@@ -17,39 +16,8 @@ STATS = "fusion_stats.json"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "fusionlab.json",
                  "fusionlab_factors.safetensors", "linearized_adapter_model.safetensors")  # fmt: skip
 ADAPTER_WEIGHTS = ("linearized_adapter_model.safetensors", "adapter_model.safetensors", "adapter_model.bin")  # in order
-_SCHEMA = 2  # since 2 the order of every addition is written out
+_SCHEMA = 3  # since 2 the order of every addition is written out; since 3 the key holds more than sizes and times
 _KEPT_ENTRIES = 8
-
-
-def file_records(files: Iterable[Path], headers: Mapping[Path, Header] | None = None) -> list[dict[str, Any]]:
-    """Name, size, modification time and, where there is one, header hash of every file."""
-    records = []
-    for file in files:
-        found = file.stat()
-        record: dict[str, Any] = {"file": file.name, "size": found.st_size, "mtime_ns": found.st_mtime_ns}
-        if headers is not None and file in headers:
-            record["header_sha256"] = headers[file].digest
-        records.append(record)
-    return records
-
-
-def content_hash(file: Path) -> str:
-    """SHA-256 over the whole content."""
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(opened)
-
-
-def _digest(opened: Any) -> str:
-    digest = hashlib.sha256()
-    while piece := opened.read(1 << 22):
-        digest.update(piece)
-    return digest.hexdigest()
-
-
-def fingerprint(records: Iterable[Mapping[str, Any]]) -> str:
-    """One hash over file records, without content hashes."""
-    kept = [{key: record[key] for key in sorted(record) if key != "sha256"} for record in records]
-    return hashlib.sha256(json.dumps(kept).encode()).hexdigest()
 
 
 def adapter_files(folder: Path) -> tuple[Path, ...]:

@@ -14,7 +14,7 @@ from fusionlab.foreign import as_json, parse_yaml
 from fusionlab.fusing.recipe import Recipe, read_recipe
 
 _SWITCHES = {
-    "hash": "also hash the whole content of the inputs into fusion.json",
+    "hash": "know the inputs by a hash over all of their content: in fusion.json, and for norms kept beside them",
     "dry_run": "check everything from the headers, print the plan and stop",
 }
 

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from fusionlab.checkpoints import Checkpoint, open_checkpoint
+from fusionlab.checkpoints.fingerprints import file_records, fingerprint
 from fusionlab.checkpoints.hub import is_hub_id, resolve
 from fusionlab.checkpoints.readers import SafetensorsWeights
-from fusionlab.checkpoints.stats import adapter_files, file_records, fingerprint
+from fusionlab.checkpoints.stats import adapter_files
 from fusionlab.checkpoints.weight_files import unread_weights
 from fusionlab.errors import InputError, name_list
 from fusionlab.files import is_there
@@ -49,6 +50,7 @@ class Opened:
         unread: what looks like weights beside them and is not read, by relative path.
         adapter: the adapter, if it is one.
         names: name in memory -> name in the base's files, where an adapter's differ.
+        with_content: know the files by all of their content.
     """
 
     name: str
@@ -59,12 +61,19 @@ class Opened:
     unread: tuple[str, ...] = ()
     adapter: Any = None
     names: Mapping[str, str] = field(default_factory=dict)
+    with_content: bool = False
+
+    @cached_property
+    def records(self) -> list[dict[str, Any]]:
+        """What its files are known by, from before anything of them is used."""
+        headers = self.weights.headers if isinstance(self.weights, SafetensorsWeights) else None
+        return file_records(self.files, headers, content=self.with_content)
 
     @property
-    def records(self) -> list[dict[str, Any]]:
-        """Name, size, time and header hash of its files."""
-        headers = self.weights.headers if isinstance(self.weights, SafetensorsWeights) else None
-        return file_records(self.files, headers)
+    def is_unchanged(self) -> bool:
+        """Whether the files are still what :attr:`records` says, going by times, headers and ends of tensors."""
+        before = [{key: value for key, value in record.items() if key != "sha256"} for record in self.records]
+        return file_records(self.files) == before
 
     @property
     def fingerprint(self) -> str:

@@ -111,6 +111,9 @@ def prepare(recipe: Recipe) -> Prepared:
     }
     if recipe.mismatched_tensors == "error":
         check_vocabularies(base, inputs)
+    if recipe.hash and not recipe.dry_run:
+        base = replace(base, with_content=True)
+        inputs = {task: replace(opened, with_content=True) for task, opened in inputs.items()}
     job, untied = _job(recipe, rule, base, inputs)
     tensors = _output_tensors(job, base)
     resources = Resources(recipe.threads or len(os.sched_getaffinity(0)), budget)
@@ -182,7 +185,8 @@ def _job(recipe: Recipe, rule: Rule, base: Opened, inputs: Mapping[str, Opened])
         name: dtype if dtype is not None and info.dtype.is_floating_point else info.dtype
         for name, info in stored.tensors.items()
     }
-    known = _known(base, inputs, plan) if input_dtype is None else {}
+    looked_up = input_dtype is None and not (recipe.hash and recipe.dry_run)  # a dry run reads no content
+    known = _known(base, inputs, plan) if looked_up else {}
     return Job(rule, weights, task_inputs, plan, dtypes, known, recipe.cosines), ties.apart
 
 
@@ -212,6 +216,9 @@ def _keep_stats(prepared: Prepared, outcome: Outcome) -> list[str]:
         sources = prepared.job.plan.sources[task]
         norms = {name: parts for name, parts in measured.items() if name in sources}
         if norms and read_squared_norms(path, key) != norms:
+            if not (opened.is_unchanged and prepared.base.is_unchanged):
+                notes.append(f"the files of {task!r} or of the base changed meanwhile; their statistics are not kept")
+                continue
             try:
                 write_squared_norms(path, key, norms)
             except OSError as error:

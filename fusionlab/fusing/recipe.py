@@ -34,7 +34,8 @@ class Recipe:
         max_shard_size: bytes in one weight file, such as 5GB.
         variant: read the weights of this variant, such as fp16 for model.fp16.safetensors, of base and full models.
         cosines: also measure the cosine similarity of every pair of task vectors.
-        hash: also hash the whole content of the inputs into fusion.json.
+        hash: know the inputs by a hash over all of their content, read first, in fusion.json and for norms kept
+            beside them; by default by size, times, header and the ends of every tensor.
         dry_run: check everything from the headers, print the plan and stop.
     """
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from fusionlab import rules
 from fusionlab.checkpoints.companions import carried_files, carry
-from fusionlab.checkpoints.stats import content_hash
 from fusionlab.checkpoints.weight_files import EXPLICIT
 from fusionlab.errors import name_list
 from fusionlab.foreign import read_json
@@ -65,8 +64,8 @@ def fusion_record(prepared: Prepared, outcome: Outcome, details: Mapping[str, An
     record = {
         "schema": 1,
         "rule": rules.to_config(prepared.job.rule),
-        "base": _provenance(prepared.base, prepared.recipe.hash),
-        "finetuned": {task: _provenance(item, prepared.recipe.hash) for task, item in prepared.inputs.items()},
+        "base": _provenance(prepared.base),
+        "finetuned": {task: _provenance(item) for task, item in prepared.inputs.items()},
         "scaling_coefficients": outcome.scaling_coefficients,
         "norms": outcome.norms,
         "cosines": outcome.cosines,
@@ -178,12 +177,9 @@ def summary_text(prepared: Prepared, record: Mapping[str, Any], seconds: float, 
     return "\n".join([*lines, f"wrote {prepared.output}"])
 
 
-def _provenance(opened: Opened, with_hash: bool) -> dict[str, Any]:
-    records = opened.records
-    if with_hash:
-        records = [record | {"sha256": content_hash(file)} for record, file in zip(records, opened.files, strict=True)]
+def _provenance(opened: Opened) -> dict[str, Any]:
     kind = "weights" if opened.adapter is None else f"adapter ({opened.adapter.method})"
-    found = {"name": opened.name, "kind": kind, "fingerprint": opened.fingerprint, "files": records}
+    found = {"name": opened.name, "kind": kind, "fingerprint": opened.fingerprint, "files": opened.records}
     return found | ({"not_read": list(opened.unread)} if opened.unread else {})
 
 

@@ -13,7 +13,8 @@ from fusionlab.backbones import own_folder
 from fusionlab.backbones.layout import to_disk
 from fusionlab.checkpoints import save_state, write_folder
 from fusionlab.checkpoints.companions import carry
-from fusionlab.checkpoints.stats import STATS, adapter_files, file_records, task_vector_key, write_squared_norms
+from fusionlab.checkpoints.fingerprints import file_records
+from fusionlab.checkpoints.stats import STATS, adapter_files, task_vector_key, write_squared_norms
 from fusionlab.fusion.making import FusedModel
 from fusionlab.loading import base_hash, point_hash
 from fusionlab.rules.config import to_config
