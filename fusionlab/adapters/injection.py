@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import urllib.parse
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,11 +17,12 @@ import torch
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer, LoraModel
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
-from fusionlab.adapters.factors import METHODS, Adapter, Factors, Method, hash_initial
+from fusionlab.adapters.factors import METHODS, Adapter, Factors, Layout, Method, hash_initial
 from fusionlab.adapters.fused_attention import split_names
 from fusionlab.adapters.starts import PointVariant, initial_factors
-from fusionlab.adapters.targets import check_fits, match_targets
+from fusionlab.adapters.targets import check_fits, layer_shape, match_targets
 from fusionlab.errors import InputError, did_you_mean, name_list
 
 _ATTRIBUTE = "_fusionlab_adapters"
@@ -110,8 +112,9 @@ def inject(
     a0_hash = hash_initial(initial)
     factors = {}
     for name, (lora_a0, lora_b0) in initial.items():
-        lora_b = torch.zeros(linears[name].out_features, rank) if lora_b0 is None else lora_b0
-        factors[name] = Factors(lora_a0, lora_b, lora_alpha, lora_a0=lora_a0, lora_b0=lora_b0)
+        lora_b = torch.zeros(layer_shape(linears[name])[0], rank) if lora_b0 is None else lora_b0
+        layout: Layout = "transposed" if isinstance(linears[name], Conv1D) else "linear"
+        factors[name] = Factors(lora_a0, lora_b, lora_alpha, lora_a0=lora_a0, lora_b0=lora_b0, layout=layout)
     split = tuple(name for name in split_names(model) if any(module.startswith(f"{name}.") for module in modules))
     config = {"lora_dropout": dropout} | ({} if task_type is None else {"task_type": task_type})
     start = Adapter(factors, method, base_model_name, a0_hash, seed, fused_attention=split, config=config)
@@ -234,8 +237,7 @@ def extract(model: nn.Module, task: str) -> Adapter:
         lora_a, lora_b = (
             part[adapter_name(task)].weight.detach().cpu().clone() for part in (layer.lora_A, layer.lora_B)
         )
-        before = start.factors[module]
-        factors[module] = Factors(lora_a, lora_b, before.lora_alpha, before.use_rslora, before.lora_a0, before.lora_b0)
+        factors[module] = replace(start.factors[module], lora_a=lora_a, lora_b=lora_b)
     return replace(start, factors=factors)
 
 
@@ -266,7 +268,11 @@ def _put(model: nn.Module, injected: _Injected, task: str, adapter: Adapter, dro
         lora_dropout=dropout,
         init_lora_weights=False,
     )
-    with torch.random.fork_rng(devices=[]):  # the placeholders' random values must not move the caller's generator
+    with (
+        torch.random.fork_rng(devices=[]),
+        warnings.catch_warnings(),
+    ):  # the placeholders' random values must not move the caller's generator
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")  # a layer says itself how it stores W
         if injected.tuner is None:
             injected.tuner = LoraModel(model, config, name)
         else:

@@ -12,6 +12,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora.layer import LoraLayer, LoraVariant
 from torch import Tensor, nn
 
+from fusionlab.adapters.targets import layer_shape
 from fusionlab.errors import InputError, did_you_mean
 from fusionlab.linearize import centred_term, linearized_term
 from fusionlab.samplers import derive_seed
@@ -29,7 +30,7 @@ def initial_lora_a(module: str, rank: int, in_features: int, seed: int) -> Tenso
 
 
 def initial_factors(
-    module: str, linear: nn.Linear, rank: int, scaling: float, init: str, seed: int
+    module: str, linear: nn.Module, rank: int, scaling: float, init: str, seed: int
 ) -> tuple[Tensor, Tensor | None]:
     """``(A₀, B₀)`` of one layer on the CPU in float32, B₀ None for zero.
 
@@ -45,7 +46,7 @@ def initial_factors(
         InputError: another ``init``.
     """
     if init == "default":
-        return initial_lora_a(module, rank, linear.in_features, seed), None
+        return initial_lora_a(module, rank, layer_shape(linear)[1], seed), None
     if init not in INITS and not re.fullmatch(r"pissa_niter_\d+", init):
         raise InputError(f"unknown init {init!r}; {did_you_mean(init, [*INITS, 'pissa_niter_4'])}")
     probe = nn.ModuleDict({"layer": copy.deepcopy(linear).to("cpu", torch.float32)})

@@ -6,9 +6,26 @@ from collections.abc import Mapping, Sequence
 
 from peft.tuners.lora import LoraLayer
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from fusionlab.adapters.factors import Adapter
 from fusionlab.errors import InputError, did_you_mean, name_list
+
+LINEAR = (nn.Linear, Conv1D)
+"""Layers W x + b; transformers' Conv1D stores W transposed."""
+
+
+def layer_shape(layer: nn.Module) -> tuple[int, int]:
+    """``(out, in)`` of a linear layer.
+
+    Example:
+        >>> layer_shape(nn.Linear(2, 3)), layer_shape(Conv1D(3, 2))
+        ((3, 2), (3, 2))
+    """
+    if isinstance(layer, Conv1D):
+        return layer.weight.shape[1], layer.weight.shape[0]
+    assert isinstance(layer, nn.Linear)
+    return layer.out_features, layer.in_features
 
 
 def match_targets(model: nn.Module, target_modules: Sequence[str], scope: str = "") -> list[str]:
@@ -22,7 +39,7 @@ def match_targets(model: nn.Module, target_modules: Sequence[str], scope: str = 
         raise InputError(f"the model has no submodule {scope!r}; {did_you_mean(scope, modules)}")
     below = {name: module for name, module in modules.items() if not scope or name.startswith(f"{scope}.")}
     fused = tuple(f"{name}." for name, module in below.items() if isinstance(module, nn.MultiheadAttention))
-    linear = {name for name, module in below.items() if isinstance(module, nn.Linear | LoraLayer)}
+    linear = {name for name, module in below.items() if isinstance(module, (*LINEAR, LoraLayer))}
     linear = {name for name in linear if not (fused and name.startswith(fused))}
     if isinstance(target_modules, str) or not target_modules:
         raise InputError(f"target_modules must be a list with at least one name, got {target_modules!r}")
@@ -44,7 +61,7 @@ def check_fits(model: nn.Module, adapter: Adapter) -> None:
     modules = dict(model.named_modules())
     missing = [name for name in adapter.factors if name not in modules]
     if missing:
-        linear = [name for name, module in modules.items() if isinstance(module, nn.Linear | LoraLayer)]
+        linear = [name for name, module in modules.items() if isinstance(module, (*LINEAR, LoraLayer))]
         raise InputError(
             f"the adapter adapts modules that the model does not have: {name_list(missing)}; "
             f"{did_you_mean(missing[0], linear)} Use the model it was made for ({adapter.base_model or 'unknown'})."
@@ -52,10 +69,10 @@ def check_fits(model: nn.Module, adapter: Adapter) -> None:
     problems = []
     for name, factors in adapter.factors.items():
         layer = modules[name].get_base_layer() if isinstance(modules[name], LoraLayer) else modules[name]
-        if not isinstance(layer, nn.Linear):
+        if not isinstance(layer, LINEAR):
             problems.append(f"{name} is a {type(layer).__name__}, expected a linear layer")
-        elif (layer.out_features, layer.in_features) != factors.shape:
-            problems.append(f"{name} {factors.shape}, the model has {(layer.out_features, layer.in_features)}")
+        elif layer_shape(layer) != factors.shape:
+            problems.append(f"{name} {factors.shape}, the model has {layer_shape(layer)}")
     if problems:
         raise InputError(f"the adapter does not fit the model: {name_list(problems)}. Use the model it was made for.")
 

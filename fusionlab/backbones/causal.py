@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from fusionlab.adapters.targets import LINEAR
 from fusionlab.backbones.answer_tree import AnswerTree
 from fusionlab.backbones.quiet import UNREADABLE, quiet
 from fusionlab.errors import InputError, name_list
@@ -119,7 +120,7 @@ class CausalBackbone(nn.Module):
     def default_target_modules(self) -> tuple[str, ...]:
         """Every linear layer but the head: by the ends of their names where these say just them, else by full names."""
         head = self.model.get_output_embeddings()
-        linear = {name: module for name, module in self.model.named_modules() if isinstance(module, nn.Linear) and name}
+        linear = {name: module for name, module in self.model.named_modules() if isinstance(module, LINEAR) and name}
         wanted = [name for name, module in linear.items() if module is not head]
         ends = tuple(dict.fromkeys(name.rpartition(".")[2] for name in wanted))
         chosen = [name for name in linear if name.endswith(tuple(f".{end}" for end in ends)) or name in ends]

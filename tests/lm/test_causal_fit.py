@@ -73,10 +73,14 @@ def test_every_task_has_a_row_of_its_metric(run: Callable[..., Any], method: str
     assert all(row["normalized"] is None for row in rows if row["metric"] == "perplexity")
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "kind"), [*((method, "llama") for method in METHODS), ("lora", "gpt2"), ("full", "phi3")]
+)
 @pytest.mark.parametrize("rule", ["average", "ties"])
-def test_fused_folders_score_as_in_the_run(run: Callable[..., Any], tmp_path: Path, method: str, rule: str) -> None:
-    root, flags = run(method)
+def test_fused_folders_score_as_in_the_run(
+    run: Callable[..., Any], tmp_path: Path, method: str, kind: str, rule: str
+) -> None:
+    root, flags = run(method, kind)
     argv = ["test", *flags, "--model.weights", str(root / "fused" / rule), "--model.method", method]
     assert main([*argv, "--trainer.default_root_dir", str(tmp_path)]) == 0
     found, expected = scores(tmp_path), scores(root, rule=rule)
@@ -85,22 +89,23 @@ def test_fused_folders_score_as_in_the_run(run: Callable[..., Any], tmp_path: Pa
     assert found == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
 @pytest.mark.parametrize("method", ["lora", "l_lora"])
 @pytest.mark.parametrize("task", ["mood", "count"])
 def test_stock_peft_gives_the_modules_logits(
-    run: Callable[..., Any], causal_folder: Callable[[str], Path], method: str, task: str
+    run: Callable[..., Any], causal_folder: Callable[[str], Path], method: str, task: str, kind: str
 ) -> None:
     from peft import PeftModel
 
     from fusionlab import CausalModule, load
 
-    root, _ = run(method)
+    root, _ = run(method, kind)
     config = json.loads((root / "adapters" / task / "adapter_config.json").read_text())
     assert config["task_type"] == "CAUSAL_LM"
     assert "lm_head" not in config["target_modules"]
-    base = AutoModelForCausalLM.from_pretrained(causal_folder("llama"))
+    base = AutoModelForCausalLM.from_pretrained(causal_folder(kind))
     ids = torch.arange(40, 70)[None]
-    module = CausalModule(str(causal_folder("llama")))
+    module = CausalModule(str(causal_folder(kind)))
     with torch.no_grad(), module.use(load(root / "adapters" / task)):
         expected = module.output(lambda: module.backbone.logits(ids))
         plain = module.backbone.model(ids).logits
@@ -111,7 +116,7 @@ def test_stock_peft_gives_the_modules_logits(
     merged = stock.merge_and_unload()
     with torch.no_grad():
         torch.testing.assert_close(merged(ids).logits, expected, rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(expected, AutoModelForCausalLM.from_pretrained(causal_folder("llama"))(ids).logits)
+    assert not torch.allclose(expected, AutoModelForCausalLM.from_pretrained(causal_folder(kind))(ids).logits)
 
 
 @pytest.mark.parametrize("rule", ["average", "ties"])
@@ -215,3 +220,23 @@ def test_prompts_that_are_none_are_refused(
     assert main(argv) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_an_adapter_of_transposed_layers_knows_how_its_base_stores_them(
+    run: Callable[..., Any], causal_folder: Callable[[str], Path]
+) -> None:
+    from fusionlab import CausalModule
+    from fusionlab.adapters import base_state, merge_adapter
+    from fusionlab.loading import load_weights
+
+    root, _ = run("lora", "gpt2")
+    module = CausalModule(str(causal_folder("gpt2")))
+    adapter = load_weights(root / "adapters" / "mood", module.base_model).weights
+    assert {factors.layout for factors in adapter.factors.values()} == {"transposed"}
+    ids = torch.arange(40, 70)[None]
+    with torch.no_grad():
+        with module.use(adapter):
+            expected = module.backbone.logits(ids)
+        with module.use(merge_adapter(base_state(module.base_model), adapter)):
+            found = module.output(lambda: module.backbone.logits(ids))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
