@@ -14,23 +14,26 @@ from fusionlab.errors import InputError, name_list
 from fusionlab.files import accessed, is_file, is_there
 from fusionlab.foreign import InnerModule, read_json_list
 
-# documents, pictures, data and archives: about the model, not of it
-_LEFT = (
-    ".rst", ".html", ".pdf", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp", ".mp4", ".mp3", ".wav", ".ipynb",
-    ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".zip", ".tar", ".tar.gz", ".tgz", ".bz2", ".xz", ".7z", ".log",
+# about the model, not of it, but for licences, which are documents too
+_DOCUMENTS = (".rst", ".html", ".pdf", ".ipynb", ".log")
+_DATA = (
+    ".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp", ".mp4", ".mp3", ".wav", ".jsonl", ".csv", ".tsv", ".parquet",
+    ".arrow", ".zip", ".tar", ".tar.gz", ".tgz", ".bz2", ".xz", ".7z",
 )  # fmt: skip
 # what fusionlab and trainers write of a folder itself, and cards
 _RECORDS = re.compile(
     r"^(adapter_config|fusion|fusionlab|results|trainer_state|(all|train|eval|predict|test)_results|modelcard)\.json$"
-    r"|fusion_stats\.json$|^readme|\.md$|^events\.out\.|^(training_args|optimizer|scheduler|scaler|rng_state)[\w-]*\.",
+    r"|fusion_stats\.json$|\.md$|^events\.out\.|^(training_args|optimizer|scheduler|scaler|rng_state)[\w-]*\.",
     re.IGNORECASE,
 )
-_LICENCE = re.compile(r"^(licen[cs]e|notice|copying|use_policy|acceptable_use|third_party)", re.IGNORECASE)
-_LICENCES = ("LICENSES", "licenses", "LICENCES")
+_LICENCE = re.compile(
+    r"licen[cs]e|notice|copying|copyright|use.policy|acceptable.use|terms|third.party|patents", re.IGNORECASE
+)
+_LICENCES = ("LICENSES", "LICENCES", "LICENSE", "LICENCE", "licenses", "licences", "license", "licence")
 _MODULES = "modules.json"
 _NAMED_FOLDERS = ("additional_chat_templates", "custom_generate", *_LICENCES)
 # for the hub: everything of the folder itself but what can be seen by its ending not to travel
-NOT_FETCHED = (*(f"*{suffix}" for suffix in (*WEIGHT_SUFFIXES, *_LEFT)), "*/*")
+NOT_FETCHED = (*(f"*{suffix}" for suffix in (*WEIGHT_SUFFIXES, *_DATA)), "*/*")
 
 
 def carried_files(folder: Path) -> list[str]:
@@ -103,11 +106,13 @@ def _modules(folder: Path) -> list[dict[str, Any]]:
 
 
 def _travels(name: str, custom: bool) -> bool:
-    if name.startswith(".") or looks_like_weights(name):
+    if name.startswith(".") or name.lower().startswith("readme") or looks_like_weights(name):
         return False
-    if _LICENCE.match(name):
+    if _LICENCE.search(name):
         return True
-    return not (_RECORDS.search(name) or name.lower().endswith(_LEFT) or (name.endswith(".py") and not custom))
+    return not (
+        _RECORDS.search(name) or name.lower().endswith(_DOCUMENTS + _DATA) or (name.endswith(".py") and not custom)
+    )
 
 
 def _files_below(folder: Path) -> Iterator[Path]:

@@ -66,6 +66,8 @@ class Recipe:
             value = getattr(self, what)
             if value is not None and value < 1:
                 raise InputError(f"{what}: expected a whole number from 1, got {value}.")
+        if self.variant is not None and not re.fullmatch(r"[\w-]+", self.variant):
+            raise InputError(f"variant: expected a word such as fp16, got {self.variant!r}.")
         for what in ("memory_budget", "max_shard_size"):
             parse_size(getattr(self, what), what)
 

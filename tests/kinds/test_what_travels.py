@@ -192,7 +192,8 @@ def licensed_t5(folder: Path) -> nn.Module:
     write(
         folder, **{
             "LICENSE": "terms", "LICENSE.md": "terms", "NOTICE.txt": "notice", "USE_POLICY.md": "policy",
-            "LICENSES__Apache-2.0.txt": "terms", "source.spm": "pieces", "dict.txt": "words", "qwen.tiktoken": "ranks",
+            "LICENSES__Apache-2.0.txt": "terms", "META_LICENSE.md": "terms", "Terms-of-use.pdf": "terms",
+            "source.spm": "pieces", "dict.txt": "words", "qwen.tiktoken": "ranks",
             "tokenizer.model.v3": "pieces", "chat_template.json": "{}", "video_preprocessor_config.json": "{}",
         }
     )  # fmt: skip
@@ -200,8 +201,12 @@ def licensed_t5(folder: Path) -> nn.Module:
 
 
 def check_licences(base: Path, out: Path) -> None:
-    for name in ("LICENSE", "LICENSE.md", "NOTICE.txt", "USE_POLICY.md", "LICENSES/Apache-2.0.txt", "source.spm",
-                 "dict.txt", "qwen.tiktoken", "tokenizer.model.v3", "chat_template.json"):  # fmt: skip
+    names = [
+        "LICENSE", "LICENSE.md", "NOTICE.txt", "USE_POLICY.md", "META_LICENSE.md", "Terms-of-use.pdf",
+        "LICENSES/Apache-2.0.txt", "source.spm", "dict.txt", "qwen.tiktoken", "tokenizer.model.v3",
+        "chat_template.json",
+    ]  # fmt: skip
+    for name in names:
         assert (out / name).read_bytes() == (base / name).read_bytes()
 
 

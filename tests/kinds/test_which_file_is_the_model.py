@@ -239,6 +239,13 @@ def test_a_folder_without_one_answer_is_refused(
         open_checkpoint(tmp_path / "a", variant)
 
 
+@pytest.mark.parametrize("variant", ["", "../a", "a b"])
+def test_a_variant_is_a_word(variant: str, tmp_path: Path, capsys) -> None:
+    flags = ["--base", "tiny-t5", "--finetuned.a", "tiny-t5", "--output", str(tmp_path / "out"), f"--variant={variant}"]
+    assert main(["fuse", *flags]) == 2
+    assert f"variant: expected a word such as fp16, got {variant!r}" in capsys.readouterr().err
+
+
 def test_an_index_can_be_given_itself(tmp_path: Path) -> None:
     single_beside_older_shards(tmp_path)
     read = open_checkpoint(tmp_path / "model.safetensors.index.json")
