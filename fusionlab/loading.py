@@ -83,6 +83,7 @@ def load_weights(folder: Path, base_model: nn.Module | None = None) -> LoadedWei
         adapter = adapters.load_adapter(folder)
         if base_model is not None:
             adapters.check_fits(base_model, adapter)
+            adapter = adapters.laid_out(base_model, adapter)
             _check_base_hash(folder, own.get("base_hash"), base_model, adapter)
             _check_point(folder, own.get("linearization_point"), base_model)
         return LoadedWeights(adapter, {"method": adapter.method} | labels)

@@ -36,7 +36,7 @@ from fusionlab.adapters.injection import (
     trainable_parameters,
 )
 from fusionlab.adapters.serving import save_fused_adapter
-from fusionlab.adapters.targets import check_fits, match_targets
+from fusionlab.adapters.targets import check_fits, laid_out, match_targets
 
 __all__ = [
     "Adapter",
@@ -61,6 +61,7 @@ __all__ = [
     "inject",
     "inner_product",
     "is_adapter",
+    "laid_out",
     "load_adapter",
     "match_targets",
     "merge_adapter",

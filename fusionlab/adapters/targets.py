@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from peft.tuners.lora import LoraLayer
 from torch import nn
@@ -75,6 +76,17 @@ def check_fits(model: nn.Module, adapter: Adapter) -> None:
             problems.append(f"{name} {factors.shape}, the model has {layer_shape(layer)}")
     if problems:
         raise InputError(f"the adapter does not fit the model: {name_list(problems)}. Use the model it was made for.")
+
+
+def laid_out(model: nn.Module, adapter: Adapter) -> Adapter:
+    """The adapter with each linear layer's layout as ``model`` stores it, which PEFT's files do not say."""
+    modules = dict(model.named_modules())
+    factors = {}
+    for name, of_module in adapter.factors.items():
+        layer = modules[name].get_base_layer() if isinstance(modules[name], LoraLayer) else modules[name]
+        is_transposed = of_module.layout == "linear" and isinstance(layer, Conv1D)
+        factors[name] = replace(of_module, layout="transposed") if is_transposed else of_module
+    return replace(adapter, factors=factors)
 
 
 def _inside_adapter(name: str) -> bool:
