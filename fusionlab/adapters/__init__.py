@@ -11,6 +11,7 @@ from fusionlab.adapters.base import (
 )
 from fusionlab.adapters.checkpointing import enable_gradient_checkpointing
 from fusionlab.adapters.combining import combine, combine_factors, truncate
+from fusionlab.adapters.core_space import fuse_in_core_space
 from fusionlab.adapters.exchange import is_adapter, load_adapter, save_adapter
 from fusionlab.adapters.factors import Adapter, Factors, Method, hash_initial, inner_product, merge_adapter
 from fusionlab.adapters.fused_attention import (
@@ -57,6 +58,7 @@ __all__ = [
     "combine_factors",
     "enable_gradient_checkpointing",
     "extract",
+    "fuse_in_core_space",
     "hash_initial",
     "inject",
     "inner_product",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ def combine(adapters: Mapping[str, Adapter], coefficients: Coefficients) -> Adap
     """
     _check(adapters, coefficients)
     first, alike = next(iter(adapters.values())), _alike(adapters)
-    fused_attention = _fused_attention(adapters)
+    fused_attention = fused_attention_of(adapters)
     modules = list(dict.fromkeys(module for adapter in adapters.values() for module in adapter.factors))
     factors = {
         module: _combine_module(module, adapters, _of(coefficients, module, fused_attention), alike)
@@ -46,11 +47,7 @@ def combine(adapters: Mapping[str, Adapter], coefficients: Coefficients) -> Adap
         grown = [module for module in modules if factors[module].rank != first.ranks.get(module)]
         if not alike or grown:
             raise InputError("tangent_lora adapters can be combined only with one another and from one start")
-    config = {
-        key: value
-        for key, value in first.config.items()
-        if all(adapter.config.get(key) == value for adapter in adapters.values())
-    }
+    config = common_config(adapters)
     first = replace(first, fused_attention=fused_attention, config=config)
     if not alike:
         return Adapter(factors, "lora", first.base_model, fused_attention=fused_attention, config=config)
@@ -250,16 +247,39 @@ def _of(coefficients: Coefficients, module: str, fused_attention: tuple[str, ...
     return next((coefficients[name] for name in names if name in coefficients), {})
 
 
-def _fused_attention(adapters: Mapping[str, Adapter]) -> tuple[str, ...]:
+def fused_attention_of(adapters: Mapping[str, Adapter]) -> tuple[str, ...]:
+    """The attentions that any of them splits."""
     return tuple(dict.fromkeys(name for adapter in adapters.values() for name in adapter.fused_attention))
 
 
-def _check(adapters: Mapping[str, Adapter], coefficients: Coefficients) -> None:
+def common_config(adapters: Mapping[str, Adapter]) -> dict[str, Any]:
+    """The further fields of their configurations in which all agree."""
+    first = next(iter(adapters.values()))
+    return {
+        key: value
+        for key, value in first.config.items()
+        if all(adapter.config.get(key) == value for adapter in adapters.values())
+    }
+
+
+def check_combinable(adapters: Mapping[str, Adapter]) -> None:
+    """Raise unless they can act on one base.
+
+    Raises:
+        InputError: no adapter, or adapters for different bases.
+    """
     if not adapters:
         raise InputError("combining needs at least one adapter, got none")
+    bases = {adapter.base_model for adapter in adapters.values()} - {""}
+    if len(bases) > 1:
+        raise InputError(f"the adapters were made for different bases: {name_list(sorted(bases))}")
+
+
+def _check(adapters: Mapping[str, Adapter], coefficients: Coefficients) -> None:
+    check_combinable(adapters)
     modules = {module for adapter in adapters.values() for module in adapter.factors}
     names = {"*"} | {f"{module}.weight" for module in modules}
-    names |= {stored_name(module, _fused_attention(adapters)) for module in modules}
+    names |= {stored_name(module, fused_attention_of(adapters)) for module in modules}
     unknown = [name for name in coefficients if name not in names]
     if unknown:
         raise InputError(
@@ -270,6 +290,3 @@ def _check(adapters: Mapping[str, Adapter], coefficients: Coefficients) -> None:
         raise InputError(
             f"coefficients for unknown tasks {name_list(sorted(tasks - set(adapters)))}; known: {name_list(adapters)}"
         )
-    bases = {adapter.base_model for adapter in adapters.values()} - {""}
-    if len(bases) > 1:
-        raise InputError(f"the adapters were made for different bases: {name_list(sorted(bases))}")

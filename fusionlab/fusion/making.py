@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fusionlab.adapters import Adapter, combine
+from fusionlab.adapters import Adapter, combine, fuse_in_core_space
 from fusionlab.linearize import LinearizedState
 from fusionlab.rules import LinearRule, Rule
+from fusionlab.rules.matrices import has_core
 from fusionlab.state import State
 from fusionlab.streaming import fuse, measure
 from fusionlab.weights import Weights, is_linearized
@@ -61,8 +62,9 @@ def fuse_weights(rule: Rule, base: State, finetuned: Mapping[str, Weights]) -> F
 def fuse_adapters(rule: Rule, base: State, adapters: Mapping[str, Adapter]) -> FusedModel:
     """Fuse adapters in delta_weight space.
 
-    A linear rule gives an adapter: of the rank of one where all tasks share the current A, else of the summed rank.
-    Other rules work on the dense task vectors and give new values for the adapted weights.
+    A linear rule, and a rule on matrices that turns with their bases, give an adapter: of the rank of one where all
+    tasks share the current A, else of the summed rank. Other rules work on the dense task vectors and give new values
+    for the adapted weights.
 
     Args:
         rule: a rule with all its coefficients.
@@ -78,6 +80,9 @@ def fuse_adapters(rule: Rule, base: State, adapters: Mapping[str, Adapter]) -> F
         return FusedModel(
             rule, weights, measured.scaling_coefficients, measured.norms, measured.cosines, measured.remarks
         )
+    if has_core(rule):
+        adapter, found = fuse_in_core_space(rule, adapters)
+        return FusedModel(rule, adapter, {}, found.norms, found.cosines, found.remarks)
     fused = fuse(rule, adapted, task_vectors, model=base)
     linearized = any(is_linearized(adapter) for adapter in adapters.values())
     state = LinearizedState(fused.state) if linearized else fused.state

@@ -19,9 +19,9 @@ from fusionlab.rules.trim import Trim
 class LocalizeAndStitch:
     """θ₀ + the mean, entry by entry, over the tasks that kept it, of the largest entries of each task vector.
 
-    Each task keeps int(density·n) entries of its n, those of the lowest flat index among equal magnitudes; zeros are
-    never kept. There is no coefficient. Localization by data, which trains the masks, is not done here. Sums in the
-    dtype of the blocks, float32 or wider; four reads of the inputs.
+    Each task keeps the entries that are at least as large as the (k+1)-th largest, k = int(density·n) of its n entries,
+    as TIES does; zeros are never kept. There is no coefficient. Localization by data, which trains the masks, is not
+    done here. Sums in the dtype of the blocks, float32 or wider; three reads of the inputs.
 
     Args:
         density: the share of entries of each task vector to keep, one number or one per task.
@@ -44,7 +44,7 @@ class LocalizeAndStitch:
 
     @cached_property
     def _steps(self) -> Trim:
-        return Trim(_Stitched(), self.density, self.scope, at_threshold="first")
+        return Trim(_Stitched(), self.density, self.scope)
 
     @property
     def statistics_scope(self) -> StatisticsScope:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeGuard
 
 import torch
 from torch import Tensor
@@ -141,6 +141,11 @@ class MatrixRule(ABC):
         update = self.fuse_matrices(matrices).to(base.dtype)
         statistics.remark(name, matrices.cuts.near)
         return update.mul_(self.scaling_coefficient).add_(base)
+
+
+def has_core(rule: object) -> TypeGuard[MatrixRule]:
+    """Whether ``rule`` can be run on task matrices in other bases, as on the small cores of adapters."""
+    return isinstance(rule, MatrixRule) and rule.sides != "none"
 
 
 def mean(task_vectors: TaskVectors) -> Tensor:

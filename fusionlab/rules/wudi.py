@@ -110,7 +110,8 @@ class Wudi(MatrixRule):
         products = [each @ gram for each, gram in zip(present, grams, strict=True)]
         gram, product = (torch.stack(parts).sum(0).to(matrices.dtype) for parts in (grams, products))
         update = matrices.total().to(matrices.dtype)
-        unit = math.sqrt(float(sum(squares)) / update.numel())
+        count = update.numel() if self.solver == "adam" else 1  # of the second moments; else it does not matter
+        unit = math.sqrt(float(sum(squares)) / count)
         first = torch.zeros_like(update)
         second = torch.zeros_like(update if self.solver == "adam" else update[0, 0])
         converged = _CONVERGED * float(product.norm())
@@ -120,7 +121,7 @@ class Wudi(MatrixRule):
                 break
             first.lerp_(gradient, 1 - _BETAS[0])
             square = gradient.square()
-            second.lerp_(square if self.solver == "adam" else square.mean(), 1 - _BETAS[1])
+            second.lerp_(square if self.solver == "adam" else square.sum(), 1 - _BETAS[1])
             scale = math.sqrt(1 - _BETAS[1] ** step)
             divisor = second.sqrt().div_(scale).add_(_EPSILON * unit)
             update.addcdiv_(first, divisor, value=-self.learning_rate * unit / (1 - _BETAS[0] ** step))

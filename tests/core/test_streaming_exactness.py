@@ -40,6 +40,12 @@ RULES = {
     "dare, ties": rules.Dare(rules.Ties(0.3)),
     "breadcrumbs": rules.Breadcrumbs(),
     "lines": rules.Lines(beta=0.5),
+    "consensus": rules.Consensus(),
+    "localize and stitch": rules.LocalizeAndStitch(),
+    "model stock": rules.ModelStock(),
+    "sce": rules.Sce(0.3),
+    "sce of all": rules.Sce(),
+    "karcher": rules.Karcher(),
 }
 
 

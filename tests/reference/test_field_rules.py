@@ -149,6 +149,12 @@ def largest(vector: Array, count: int) -> Array:
     return mask
 
 
+def at_least(vector: Array, density: float) -> Array:
+    """TIES's trim: what is at least as large as the k-th smallest, k = n - int(density n)."""
+    k = len(vector) - int(density * len(vector))
+    return np.where(np.abs(vector) >= np.sort(np.abs(vector))[k - 1], vector, 0) if k else vector
+
+
 def test_tsv_m(inputs: list[dict[str, Array]]) -> None:
     check(rules.TsvM(), inputs, tsv_m, mean)
 
@@ -188,7 +194,7 @@ def test_consensus_by_task(task_matrices: Any) -> None:
 def test_localize_and_stitch(inputs: list[dict[str, Array]]) -> None:
     names = list(inputs[0])
     flat = [np.concatenate([each[name].astype(np.float32).ravel() for name in names]) for each in inputs]
-    kept_entries = [tau * largest(tau, int(0.1 * tau.size)) for tau in flat]
+    kept_entries = [at_least(tau, 0.1) for tau in flat]
     count = np.sum([tau != 0 for tau in kept_entries], axis=0)
     whole = sum(tau.astype(float) for tau in kept_entries) / np.maximum(count, 1)
     ends = np.cumsum([inputs[0][name].size for name in names])[:-1]
@@ -200,7 +206,7 @@ def test_localize_and_stitch(inputs: list[dict[str, Array]]) -> None:
 
 def test_localize_and_stitch_by_tensor(inputs: list[dict[str, Array]]) -> None:
     def reference(taus: list[Array]) -> Array:
-        chosen = [tau * largest(tau.ravel(), max(1, int(0.3 * tau.size))).reshape(tau.shape) for tau in taus]
+        chosen = [at_least(tau.ravel(), 0.3).reshape(tau.shape) for tau in taus]
         return sum(chosen) / np.maximum(np.sum([tau != 0 for tau in chosen], axis=0), 1)
 
     check(rules.LocalizeAndStitch(0.3, "tensor"), inputs, reference)

@@ -1,0 +1,151 @@
+"""Rules on matrices over adapters, in the small space that all of them share: no task vector is written out.
+
+With U an orthonormal basis of the columns of all s_t B_t and V one of the rows of all A_t, τ_t is U M_t Vᵀ exactly; the
+core M_t has (T·rank)² entries, or (T·rank) x rank where all tasks have one A. What a rule that turns with the bases
+makes of the M_t, it makes of the τ_t; the result U M Vᵀ is an adapter. A rule that turns with the left basis only is
+given the rows as they are.
+
+Source: Accurate and efficient low-rank model merging in core space, arXiv 2509.17786.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fusionlab.adapters.combining import check_combinable, common_config, fused_attention_of
+from fusionlab.adapters.factors import Adapter, Factors
+from fusionlab.errors import InputError
+from fusionlab.rules.matrices import MatrixRule, TaskMatrices
+from fusionlab.rules.sums import pair_keys
+from fusionlab.streaming.job import Outcome
+from fusionlab.streaming.workers import for_each, one_torch_thread
+
+
+def fuse_in_core_space(
+    rule: MatrixRule,
+    adapters: Mapping[str, Adapter],
+    *,
+    threads: int | None = None,
+    on_module: Callable[[str], None] = lambda module: None,
+) -> tuple[Adapter, Outcome]:
+    """The adapter that ``rule`` makes of adapters, to the rounding of float64 that of the dense task vectors.
+
+    Decompositions are in float64; the factors are cast once to float32 or wider, with lora_alpha = rank. Convolutions,
+    which are no matrices, get λ times the mean. Weights that a base stores transposed are seen as it stores them.
+
+    Args:
+        rule: one for which :func:`fusionlab.rules.matrices.has_core` holds.
+        adapters: by task, in recipe order; a module that a task does not adapt is zero there.
+        threads: worker threads, torch's own number by default; they do not change the result.
+        on_module: called with the name of each module that is done.
+
+    Returns:
+        the adapter, of rank T·rank, or of the rank of one where all tasks have one A; and what was found out.
+
+    Raises:
+        InputError: no adapter, adapters for different bases, ``tangent_lora`` mixed with other methods, NaN or Inf, or
+            what the rule refuses.
+    """
+    check_combinable(adapters)
+    if len({adapter.method == "tangent_lora" for adapter in adapters.values()}) > 1:
+        raise InputError("tangent_lora adapters can be combined only with one another")
+    modules = list(dict.fromkeys(module for adapter in adapters.values() for module in adapter.factors))
+    found: dict[str, _Fused] = {}
+
+    def work(module: str) -> tuple[str, _Fused]:
+        return module, _fuse_module(rule, module, adapters)
+
+    def collect(result: tuple[str, _Fused]) -> None:
+        found.update([result])
+        on_module(result[0])
+
+    threads = threads or torch.get_num_threads()
+    with one_torch_thread():
+        for_each(modules, work, threads, collect)
+    first = next(iter(adapters.values()))
+    fused = Adapter(
+        {module: found[module].factors for module in modules},
+        "tangent_lora" if first.method == "tangent_lora" else "lora",
+        first.base_model,
+        fused_attention=fused_attention_of(adapters),
+        config=common_config(adapters),
+    )
+    tasks = tuple(adapters)
+    sums = {
+        key: {module: (found[module].gram[pair].item(),) for module in modules}
+        for key, pair in pair_keys(tasks, norms=True, products=True).items()
+    }
+    remarks = {f"{module}.weight": found[module].remarks for module in modules if found[module].remarks}
+    return fused, Outcome(tasks, {}, sums, 0, 0, remarks)
+
+
+@dataclass(frozen=True)
+class _Fused:
+    """One module: its factors, the inner products of its task vectors, and remarks."""
+
+    factors: Factors
+    gram: Tensor
+    remarks: tuple[str, ...]
+
+
+def _fuse_module(rule: MatrixRule, module: str, adapters: Mapping[str, Adapter]) -> _Fused:
+    terms = [_terms(task, adapter, module) for task, adapter in adapters.items()]
+    first = next(adapter.factors[module] for adapter in adapters.values() if module in adapter.factors)
+    lefts, left_basis = _in_basis([None if each is None else each[0] for each in terms])
+    rights, right_basis = _in_basis([None if each is None else each[1].T for each in terms])
+    stacked = torch.stack([left @ right.T for left, right in zip(lefts, rights, strict=True)])
+    gram = torch.einsum("tmn,umn->tu", stacked, stacked)
+    basis: Tensor | None = right_basis
+    if len(first.stored_shape) != 2:
+        core = stacked.sum(0).mul_(rule.scaling_coefficient / len(adapters))
+        return _Fused(_factors(first, left_basis, core, basis), gram, ())
+    if rule.sides == "left":
+        stacked, basis = stacked @ right_basis.T, None
+    matrices = TaskMatrices(tuple(adapters), stacked, (first.stored_shape[0], first.stored_shape[1]))
+    core = rule.fuse_matrices(matrices).mul_(rule.scaling_coefficient)
+    return _Fused(_factors(first, left_basis, core, basis), gram, tuple(matrices.cuts.near))
+
+
+def _terms(task: str, adapter: Adapter, module: str) -> tuple[Tensor, Tensor] | None:
+    """(left, right) of τ = left @ right as the base stores the weight, float64; None where it is zero."""
+    if module not in adapter.factors:
+        return None
+    left, right = adapter.terms(module, torch.float64)
+    left = adapter.factors[module].scaling * left
+    if not (left.isfinite().all() and right.isfinite().all()):  # a decomposition would fail on it
+        raise InputError(f"{module}.weight of {task!r} has NaN or Inf; leave that model out or repair it.")
+    return (right.T, left.T) if adapter.factors[module].layout in ("transposed", "embedding") else (left, right)
+
+
+def _in_basis(parts: Sequence[Tensor | None]) -> tuple[list[Tensor], Tensor]:
+    """Each part ``(size, k)`` by its coordinates in one orthonormal basis of all, and the basis ``(size, dims)``.
+
+    Equal parts, as one A of all tasks, come into the basis once.
+    """
+    distinct: list[Tensor] = []
+    places: list[int | None] = []
+    for part in parts:
+        equal = [number for number, other in enumerate(distinct) if part is not None and torch.equal(other, part)]
+        if part is not None and not equal:
+            distinct.append(part)
+        places.append(None if part is None else equal[0] if equal else len(distinct) - 1)
+    basis, coordinates = torch.linalg.qr(torch.cat(distinct, dim=1))
+    pieces = coordinates.split([part.shape[1] for part in distinct], dim=1)
+    empty = basis.new_zeros(basis.shape[1], 1)
+    return [empty if place is None else pieces[place] for place in places], basis
+
+
+def _factors(first: Factors, left: Tensor, core: Tensor, right: Tensor | None) -> Factors:
+    """left @ core @ rightᵀ as an adapter of the smaller of both ranks; no ``right`` is the identity."""
+    if right is None or left.shape[1] < right.shape[1]:
+        rows, columns = left, core if right is None else core @ right.T
+    else:
+        rows, columns = left @ core, right.T
+    if first.layout in ("transposed", "embedding"):
+        rows, columns = columns.T, rows.T
+    dtype = torch.promote_types(first.lora_a.dtype, torch.float32)
+    return first.with_matrices(columns.to(dtype).contiguous(), rows.to(dtype).contiguous(), float(columns.shape[0]))
