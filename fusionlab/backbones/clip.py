@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 from fusionlab.backbones.images import ImageBackbone
 from fusionlab.backbones.preprocessing import OPENAI_MEAN, OPENAI_STD, Preprocessing, of_transformers, processor_files
+from fusionlab.backbones.prompts import check_prompts, check_rows, prompts_of
 from fusionlab.backbones.quiet import UNREADABLE, quiet
 from fusionlab.errors import InputError, name_list
 
@@ -51,6 +53,7 @@ class ClipBackbone(ImageBackbone):
         own = Preprocessing(int(model.config.vision_config.image_size), crop_rounds="down")
         self.preprocess_by(preprocessing or replace(own, mean=tuple(mean), std=tuple(std)))
         self.processor_files = processor_files or {}
+        self._checked_prompts: set[tuple[Any, ...]] = set()
 
     @classmethod
     def load(cls, source: str, *, name: str) -> ClipBackbone:
@@ -107,14 +110,13 @@ class ClipBackbone(ImageBackbone):
     @torch.no_grad()
     def text_features(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
         """Normalised text features, shape ``(len(texts), dim)``."""
-        length = self.model.config.text_config.max_position_embeddings
         rows = []
         for start in range(0, len(texts), batch_size):
             tokens = self.tokenizer(
                 list(texts[start : start + batch_size]),
                 padding=True,
                 truncation=True,
-                max_length=length,
+                max_length=self.max_text_tokens,
                 return_tensors="pt",
             ).to(self.mean.device)
             pooled = self.model.text_model(**tokens).pooler_output
@@ -127,19 +129,48 @@ class ClipBackbone(ImageBackbone):
         self.tokenizer.save_pretrained(folder)
         self.save_processor(folder, "CLIP")
 
-    def zero_shot_head(self, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
+    def tokens(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
+        """The tokens of each text as the text tower reads them, and whether the text has more than it reads."""
+        whole = self.tokenizer(list(texts), verbose=False)["input_ids"]
+        read = self.tokenizer(list(texts), truncation=True, max_length=self.max_text_tokens)["input_ids"]
+        return read, [len(tokens) > self.max_text_tokens for tokens in whole]
+
+    @property
+    def max_text_tokens(self) -> int:
+        """Tokens of a text that the text tower reads."""
+        return int(self.model.config.text_config.max_position_embeddings)
+
+    def check_prompts(self, class_names: Sequence[str], templates: Sequence[str], task: str | None = None) -> None:
+        """Raise if two classes have one row of the head; prompts that are cut are logged, once.
+
+        Raises:
+            InputError: the prompts of two classes are the same tokens, by themselves or since they are cut.
+        """
+        if (key := (tuple(class_names), tuple(templates), task)) not in self._checked_prompts:
+            prompts = prompts_of(class_names, templates)
+            check_prompts(class_names, prompts, *self.tokens(prompts), self.max_text_tokens, task)
+            self._checked_prompts.add(key)
+
+    def zero_shot_head(self, class_names: Sequence[str], templates: Sequence[str], task: str | None = None) -> Tensor:
         """One unit row a class: the mean of its normalised prompt features, normalised again.
 
         Args:
             class_names: the classes, in label order.
             templates: prompts with one ``{}`` each.
+            task: name of the task, for messages.
 
         Returns:
             float32, shape ``(num_classes, dim)``.
 
+        Raises:
+            InputError: as :meth:`check_prompts`, or the text tower gives two classes the same features.
+
         Source: Radford et al. 2021, section 3.1.4.
         """
-        prompts = [template.replace("{}", name) for name in class_names for template in templates]
+        self.check_prompts(class_names, templates, task)
+        prompts = prompts_of(class_names, templates)
         with torch.autocast(self.mean.device.type, enabled=False):
             features = self.text_features(prompts).view(len(class_names), len(templates), -1)
-        return F.normalize(features.mean(dim=1), dim=-1)
+        head = F.normalize(features.mean(dim=1), dim=-1)
+        check_rows(head, class_names, task)
+        return head

@@ -52,6 +52,7 @@ class OpenClipBackbone(ClipBackbone):
             raise InputError(f"the model {name!r} takes images of {height} x {width} pixels; expected square ones")
         self.preprocess_by(of_open_clip(model.visual.preprocess_cfg, int(height), name))
         self.default_target_modules = _attention_targets(model.visual, name)
+        self._checked_prompts = set()
 
     @classmethod
     def load(cls, source: str, *, name: str) -> OpenClipBackbone:
@@ -106,6 +107,19 @@ class OpenClipBackbone(ClipBackbone):
             tokens = self.tokenizer(list(texts[start : start + batch_size])).to(self.mean.device)
             rows.append(F.normalize(self.model.encode_text(tokens), dim=-1))
         return torch.cat(rows)
+
+    def tokens(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
+        """The tokens of each text as the text tower reads them, and whether the text has more than it reads."""
+        length = self.max_text_tokens + max(len(text.encode()) for text in texts)  # no text has a token more
+        *whole, empty = self.tokenizer([*texts, ""], context_length=length).split(1)
+        padded = self.tokenizer(list(texts))
+        expected = F.pad(padded, (0, length - padded.shape[1]), value=int(empty[0, -1]))
+        return padded.tolist(), (torch.cat(whole) != expected).any(dim=1).tolist()
+
+    @property
+    def max_text_tokens(self) -> int:
+        """Tokens of a text that the text tower reads."""
+        return int(self.model.context_length)
 
     def save_files(self, folder: Path) -> None:
         """Write what belongs beside weights, so that ``local-dir:`` loads the folder: configuration and tokenizer."""

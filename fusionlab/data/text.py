@@ -126,7 +126,8 @@ class TextTasks(TaskData):
     def _add_split(self, name: str, split: SplitName, texts: Texts, cache: Path) -> None:
         chosen = self.chosen(np.arange(len(texts)), name, split)
         samples = TextSplit(texts[chosen], self._tokenizer(), self.max_tokens, cache)
-        self._report(name, split, samples.num_truncated, len(samples))
+        cut = [samples.texts.inputs[row] for row in samples.truncated_rows]
+        self._report(name, split, cut, len(samples))
         self.splits[name][split] = samples
 
     def predict_dataloader(self) -> PredictTexts:
@@ -148,11 +149,11 @@ class TextTasks(TaskData):
         backbone: Any = self.trainer.lightning_module.backbone
         return backbone.tokenizer
 
-    def _report(self, task: str, split: str, num_truncated: int, num_samples: int) -> None:
-        if num_truncated:
+    def _report(self, task: str, split: str, cut: Sequence[str], num_samples: int) -> None:
+        if cut:
             _log.warning(
-                "%d of %d texts of task %r (%s) are longer than %d tokens and were cut; raise data.max_tokens",
-                *(num_truncated, num_samples, task, split, self.max_tokens),
+                "%d of %d texts of task %r (%s) are longer than %d tokens and were cut; raise data.max_tokens: %s",
+                *(len(cut), num_samples, task, split, self.max_tokens, _beginnings(cut)),
             )
 
 
@@ -177,6 +178,10 @@ def _lines(source: str) -> list[str]:
     return [line for line in lines if line.strip()]
 
 
+def _beginnings(texts: Sequence[str]) -> str:
+    return name_list(repr(f"{text[:40]}...") for text in texts)
+
+
 class PredictTexts:
     """Batches ``{"input_ids", "attention_mask", "text"}`` of constant size, the last one padded with its first text.
 
@@ -199,10 +204,12 @@ class PredictTexts:
         """The batches in the order of the texts; ``text`` lists those that are no padding."""
         for start in range(0, len(self.texts), self.batch_size):
             texts = self.texts[start : start + self.batch_size]
-            ids, num_truncated = tokenize(self.tokenizer, texts, self.max_tokens)
-            if num_truncated:
-                cut = [text[:40] for text, tokens in zip(texts, ids, strict=True) if len(tokens) == self.max_tokens]
-                _log.warning("longer than %d tokens and cut: %s", self.max_tokens, name_list(cut))
+            ids, cut = tokenize(self.tokenizer, texts, self.max_tokens)
+            if cut:
+                _log.warning(
+                    "%d texts are longer than %d tokens and were cut; raise data.max_tokens: %s",
+                    *(len(cut), self.max_tokens, _beginnings([texts[row] for row in cut])),
+                )
             ids += [ids[0]] * (self.batch_size - len(ids))
             lengths = torch.tensor([len(tokens) for tokens in ids])
             input_ids = torch.full((len(ids), int(lengths.max())), int(self.tokenizer.pad_token_id))

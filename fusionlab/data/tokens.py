@@ -18,7 +18,7 @@ from fusionlab.data.cache import cached_folder
 from fusionlab.data.loader import Batch
 from fusionlab.data.rendering import Texts
 
-_FORMAT = 1
+_FORMAT = 2
 """Raise to drop every cache, after a change to tokenization or to the files below."""
 _CHUNK = 4096
 _IGNORED = -100
@@ -86,9 +86,14 @@ class TextSplit:
         self.padding = int(tokenizer.pad_token_id)
         folder = _tokenized(texts, tokenizer, max_tokens, cache)
         self.inputs, self.answers = _ragged(folder, "inputs"), _ragged(folder, "answers")
-        self.num_truncated: int = json.loads((folder / "index.json").read_text())["num_truncated"]
+        self.truncated_rows: list[int] = json.loads((folder / "index.json").read_text())["truncated_rows"]
         self.targets = torch.from_numpy(texts.targets)
         self.evaluation_order = torch.from_numpy(np.argsort(self.inputs.lengths, kind="stable"))
+
+    @property
+    def num_truncated(self) -> int:
+        """Number of inputs that were cut."""
+        return len(self.truncated_rows)
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -114,19 +119,19 @@ class TextSplit:
         }
 
 
-def tokenize(tokenizer: Any, texts: Sequence[str], max_tokens: int | None) -> tuple[list[list[int]], int]:
-    """Token ids with special tokens, and how many texts were cut to ``max_tokens`` (before their end token)."""
+def tokenize(tokenizer: Any, texts: Sequence[str], max_tokens: int | None) -> tuple[list[list[int]], list[int]]:
+    """Token ids with special tokens, and which texts were cut to ``max_tokens`` (before their end token)."""
     ids: list[list[int]] = []
     for start in range(0, len(texts), _CHUNK):
         ids += tokenizer(list(texts[start : start + _CHUNK]), verbose=False)["input_ids"]
     if max_tokens is None:
-        return ids, 0
-    cut = 0
+        return ids, []
+    cut = []
     for row, tokens in enumerate(ids):
         if len(tokens) > max_tokens:
             end = tokens[-1:] if tokens[-1] == tokenizer.eos_token_id else []
             ids[row] = tokens[: max_tokens - len(end)] + end
-            cut += 1
+            cut.append(row)
     return ids, cut
 
 
@@ -144,12 +149,12 @@ def _tokenized(texts: Texts, tokenizer: Any, max_tokens: int, cache: Path) -> Pa
         digest.update(f"{len(text)}\0{text}".encode())
 
     def write(folder: Path) -> None:
-        inputs, num_truncated = tokenize(tokenizer, texts.inputs, max_tokens)
+        inputs, truncated_rows = tokenize(tokenizer, texts.inputs, max_tokens)
         words = sorted(set(texts.answers))
         of_word = dict(zip(words, tokenize(tokenizer, words, None)[0], strict=True))
         _save(folder, "inputs", inputs)
         _save(folder, "answers", [of_word[answer] for answer in texts.answers])
-        (folder / "index.json").write_text(json.dumps({"num_truncated": num_truncated}))
+        (folder / "index.json").write_text(json.dumps({"truncated_rows": truncated_rows}))
 
     return cached_folder(cache / "tokens" / digest.hexdigest()[:24], write)
 

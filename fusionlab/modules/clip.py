@@ -58,12 +58,22 @@ class ClipModule(ImageClassifier):
         self.heads: dict[str, Tensor] = {}
         self.class_names = {}
 
+    def setup(self, stage: str) -> None:
+        """Refuse classes that the text tower cannot tell apart before anything is written; then as every module.
+
+        Raises:
+            InputError: the prompts of two classes are one, by themselves or since they are cut.
+        """
+        for name, task in self.trainer.datamodule.tasks.items():
+            self.backbone.check_prompts(task.class_names, task.templates, name)
+        super().setup(stage)
+
     def prepare_tasks(self, tasks: dict[str, Any]) -> None:
         """Build each task's zero-shot head once: unit rows, shape ``(num_classes, dim)``, on this device."""
         for name, task in tasks.items():
             self.class_names[name] = task.class_names
             if name not in self.heads:
-                self.heads[name] = self.backbone.zero_shot_head(task.class_names, task.templates)
+                self.heads[name] = self.backbone.zero_shot_head(task.class_names, task.templates, name)
             self.heads[name] = self.heads[name].to(self.device)
 
     def logits(self, task: str, images: Tensor) -> Tensor:
