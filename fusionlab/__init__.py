@@ -19,7 +19,7 @@ _PUBLIC = {
     "T5Module": "fusionlab.modules",
     "ViTModule": "fusionlab.modules",
     "evaluate": "fusionlab.evaluation",
-    "fuse": "fusionlab.streaming",
+    "fuse": "fusionlab.fusion.python",
     "load": "fusionlab.loading",
     "load_backbone": "fusionlab.backbones",
     "rules": "fusionlab.rules",

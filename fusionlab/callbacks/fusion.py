@@ -13,16 +13,18 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from fusionlab import adapters as adapter_io
 from fusionlab import reporting, rules, search
+from fusionlab.adapters import base_state
 from fusionlab.callbacks.progress import FusionProgressBar
 from fusionlab.candidates import linear_tasks, score_linear_sums
 from fusionlab.diagnostics import Diagnostics, tasks_without_classes, write_diagnostics
-from fusionlab.errors import InputError
+from fusionlab.errors import InputError, name_list
 from fusionlab.evaluation import Row, evaluate, mean_score, primary_rows, rank_and_world_size
 from fusionlab.files import write_text
+from fusionlab.fusion.base import Base
 from fusionlab.fusion.folders import save_fused
-from fusionlab.fusion.making import FusedModel, fuse_weights
+from fusionlab.fusion.making import FusedModel, Inputs
+from fusionlab.linearize import LINEARIZED_METHODS
 from fusionlab.runs import RESULTS
 
 DEFAULT_RULES = ("average", "task_arithmetic", "metagpt", "ties")
@@ -40,6 +42,8 @@ class FusionCallback(Callback):
         every_n_epochs: also score during training, after every so many epochs; only at the end by default.
         finetuned_on: score each fine-tuned model on its ``own`` task, or on ``all`` tasks.
         full_reference: a run folder of full fine-tuning, whose single-task values become a second denominator.
+        dtype: also round each fused model to this dtype; that one has rows and a folder of its own, RULE-DTYPE, and
+            says what share of the update is kept, changed and lost. Without it nothing is rounded below float32.
         diagnostics: also measure, at the end, how the task vectors lie to one another and the plane of two of them;
             not by default.
     """
@@ -51,12 +55,16 @@ class FusionCallback(Callback):
         finetuned_on: Literal["own", "all"] = "own",
         full_reference: str | None = None,
         diagnostics: Diagnostics | None = None,
+        dtype: Literal["bfloat16", "float16"] | None = None,
     ) -> None:
         chosen = DEFAULT_RULES if rules is None else rules
         named = chosen if isinstance(chosen, Mapping) else {name: name for name in chosen}
         self.rules = {name: _rule(name, value) for name, value in named.items()}
         if every_n_epochs is not None and every_n_epochs < 1:
             raise InputError(f"every_n_epochs must be at least 1, got {every_n_epochs}")
+        self.dtype = dtype
+        if taken := [name for name in self.rules if self._rounded_name(name) in self.rules]:
+            raise InputError(f"rules {name_list(taken)}: the name of what is rounded is taken; choose another name")
         self.every_n_epochs = every_n_epochs
         self.finetuned_on = finetuned_on
         self.diagnostics = diagnostics
@@ -67,7 +75,12 @@ class FusionCallback(Callback):
         return self.every_n_epochs is not None and (trainer.current_epoch + 1) % self.every_n_epochs == 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse diagnostics that cannot be had, before anything is trained."""
+        """Refuse what cannot be had, before anything is trained."""
+        if self.dtype is not None and pl_module.method in LINEARIZED_METHODS:
+            raise InputError(
+                f"fusion.dtype {self.dtype}: models of method {pl_module.method!r} act to first order about the base's "
+                f"own weights, which rounding would move; leave it out"
+            )
         if self.diagnostics is not None:
             self.diagnostics.check(list(trainer.datamodule.tasks), tasks_without_classes(trainer.datamodule))
 
@@ -93,7 +106,7 @@ class FusionCallback(Callback):
         finetuned = {task: module.finetuned(task) for task in trainer.datamodule.tasks}
         plane = self.diagnostics.plane(module, trainer.datamodule, finetuned)
         if trainer.is_global_zero:
-            base = adapter_io.base_state(module.base_model)
+            base = base_state(module.base_model)
             write_diagnostics(Path(trainer.default_root_dir), base, finetuned, plane)
 
     def _score(self, trainer: Trainer, module: Any, split: str) -> tuple[list[Row], dict[str, FusedModel]]:
@@ -106,43 +119,55 @@ class FusionCallback(Callback):
             scored = [task] if self.finetuned_on == "own" else tasks
             rows += score(task, task, scored, split, model="finetuned", finetuned_on=task, **labels)
         finetuned = {task: module.finetuned(task) for task in tasks}
-        base = adapter_io.base_state(module.base_model)
-        fused = {}
+        inputs = Inputs(Base.of(module), finetuned)
+        fused: dict[str, FusedModel] = {}
         for name, rule in self.rules.items():
-            chosen = self._with_coefficients(name, rule, base, finetuned, score, tasks)
-            fused[name] = fuse_weights(chosen, base, finetuned)
-            rows += score(
-                f"fused by {name}", fused[name].weights, tasks, split, model="fused", rule=name,
-                scaling_coefficients=fused[name].scaling_coefficients, fused_tasks=tasks, **labels,
+            chosen = self._with_coefficients(name, rule, inputs, finetuned, score, tasks)
+            fused[name] = inputs.fuse(chosen)
+            if self.dtype is not None:
+                fused[self._rounded_name(name)] = inputs.fuse(chosen, getattr(torch, self.dtype))
+        for name, model in fused.items():
+            found = score(
+                f"fused by {name}", model.weights, tasks, split, model="fused", rule=name,
+                scaling_coefficients=model.scaling_coefficients, fused_tasks=tasks, **labels,
             )  # fmt: skip
+            rows += found if name in self.rules else [{**row, "rounding": self._shares(model)} for row in found]
         return reporting.normalize(rows, self.full_reference), fused
+
+    def _rounded_name(self, name: str) -> str:
+        return f"{name}-{self.dtype}"
+
+    def _shares(self, model: FusedModel) -> dict[str, Any]:
+        """What rounding did to the elements that the rule changed, as a row has it."""
+        return {"dtype": self.dtype} | {what: model.rounding[what] for what in ("kept", "changed", "lost")}
 
     def _with_coefficients(
         self,
         name: str,
         rule: rules.Rule,
-        base: Mapping[str, torch.Tensor],
+        inputs: Inputs,
         finetuned: Mapping[str, Any],
         score: _Scorer,
         tasks: list[str],
     ) -> rules.Rule:
         """The rule itself, or with the coefficient that scores best on validation where it says none."""
-        if not (isinstance(rule, rules.TaskArithmetic) and rule.scaling_coefficient is None):
+        if not rules.is_open(rule):
             return rule
 
         what = f"choosing the coefficient of {name}"
 
-        summed = () if rule.by_name else linear_tasks(score.module, tasks, finetuned)
+        is_sum = isinstance(rule, rules.TaskArithmetic) and not rule.by_name
+        summed = linear_tasks(score.module, tasks, finetuned) if is_sum else ()
         rest = [task for task in tasks if task not in summed]
 
-        def mean_scores(candidates: Sequence[rules.TaskArithmetic]) -> list[float]:
+        def mean_scores(candidates: Sequence[Any]) -> list[float]:
             found: list[list[Row]] = [[] for _ in candidates]
             if summed:
                 values = [candidate.scaling_coefficient for candidate in candidates]
                 found = score.linear_sums(what, finetuned, values, summed)
             if rest:
                 for rows, candidate in zip(found, candidates, strict=True):
-                    rows += score(what, fuse_weights(candidate, base, finetuned).weights, rest, "validation")
+                    rows += score(what, inputs.fuse(candidate).weights, rest, "validation")
             return [mean_score(primary_rows(rows)) for rows in found]
 
         return search.validated_coefficient(rule, mean_scores)[0]

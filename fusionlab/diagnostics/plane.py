@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, distributed
 from torch.nn import functional as F
 
-from fusionlab.adapters import base_state
 from fusionlab.errors import InputError, did_you_mean
 from fusionlab.evaluation import evaluating, rank_and_world_size, to_device
+from fusionlab.fusion.base import Base
 from fusionlab.fusion.making import fuse_weights
 from fusionlab.metrics import lowest_argmax
 from fusionlab.rules import TaskArithmetic
@@ -108,7 +108,7 @@ Outcome = dict[str, list[tuple[dict[str, Any], dict[Point, tuple[Tensor, Tensor]
 
 def _nonlinear(module: Any, finetuned: Mapping[str, Weights], batches: Any, points: list[Point]) -> tuple[Outcome, int]:
     """Predictions and losses by task, batch and point; the weights of a point are put in once for all batches."""
-    base = base_state(module.base_model)
+    base = Base.of(module)
     outcome: Outcome = {task: [(batch, {}) for batch in of_task] for task, of_task in batches.items()}
     for point in points:
         rule = TaskArithmetic(dict(zip(finetuned, point, strict=True)))

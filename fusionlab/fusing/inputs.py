@@ -138,6 +138,7 @@ def open_input(task: str, name: str, base: Opened, cache_bytes: int, variant: st
         return opened
     _check_vocabulary(f"adapter {task!r}", path, adapter_shapes(path, base.shapes), base, _MERGE)
     from fusionlab.adapters import load_adapter, stored_shapes, stored_task_vector  # imports peft, which takes seconds
+    from fusionlab.fusion.adapted import Renamed
 
     adapter = load_adapter(path)
     if adapter.method == "tangent_lora":
@@ -150,7 +151,7 @@ def open_input(task: str, name: str, base: Opened, cache_bytes: int, variant: st
     adapter = _laid_out(task, adapter, base, names)
     _check_base(task, path, adapter, base, names)
     infos = {names.get(own, own): TensorInfo(shape, torch.float32) for own, shape in stored_shapes(adapter).items()}
-    weights = StateWeights(_Renamed(stored_task_vector(adapter), names), infos, cache_bytes)
+    weights = StateWeights(Renamed(stored_task_vector(adapter), names), infos, cache_bytes)
     files, config = adapter_files(path), read_json(path / "adapter_config.json", PeftConfig)
     return Opened(name, path, files, weights, config, tuple(unread_weights(path, files)), adapter, names)
 
@@ -209,26 +210,6 @@ def _names_on_disk(base: Opened) -> dict[str, str]:
     with torch.device("meta"):
         model = model_class(transformers.AutoConfig.from_pretrained(base.path, local_files_only=True))
     return names_on_disk(model)
-
-
-class _Renamed(Mapping[str, Tensor]):
-    """A task vector under the names of the base's files."""
-
-    def __init__(self, task_vector: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
-        self._task_vector = task_vector
-        self._own = {names.get(name, name): name for name in task_vector}
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._task_vector[self._own[name]]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._own
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._own)
-
-    def __len__(self) -> int:
-        return len(self._own)
 
 
 def base_hash(base: Weights, adapter: Any, names: Mapping[str, str]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -12,22 +11,34 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fusionlab import rules
-from fusionlab.checkpoints import WeightsWriter, write_folder
+from fusionlab.checkpoints import write_folder
 from fusionlab.checkpoints.stats import STATS, read_squared_norms, task_vector_key, write_squared_norms
 from fusionlab.checkpoints.writers import check_writable
-from fusionlab.errors import InputError, did_you_mean, name_list
+from fusionlab.errors import InputError, did_you_mean
 from fusionlab.files import path_of
 from fusionlab.fusing import report
+from fusionlab.fusing.checks import check_disk, check_memory, tie_notes, try_rule
 from fusionlab.fusing.inputs import Opened, base_hash, check_vocabularies, open_base, open_input
 from fusionlab.fusing.matrix_rules import check_ranks, forecast
 from fusionlab.fusing.recipe import Recipe, parse_size
+from fusionlab.fusion.streamed import adapted_units, output_dtype, write_weights
+from fusionlab.fusion.units import UnitWeights
 from fusionlab.rules import LinearRule, Rule
-from fusionlab.streaming import CastWeights, Job, Outcome, Plan, Resources, TaskInput, TensorInfo, fuse, make_plan, run
-from fusionlab.streaming.job import inner_linear_rule, num_reads, peak_bytes
-from fusionlab.tensors.identity import Ties, equal_matrices
+from fusionlab.streaming import (
+    CastWeights,
+    Job,
+    Outcome,
+    Plan,
+    Resources,
+    TaskInput,
+    TensorInfo,
+    make_plan,
+    run,
+)
+from fusionlab.streaming.job import num_reads
+from fusionlab.tensors.identity import Ties
 from fusionlab.tensors.lazy import NamedWeights
 
 UNTUNED = 0.3
@@ -67,6 +78,11 @@ class Prepared:
         return path_of(self.recipe.output)
 
     @property
+    def dtype(self) -> torch.dtype | None:
+        """What the floating-point output is stored in; None: the base's own dtypes."""
+        return _dtype(self.recipe.dtype, "dtype")
+
+    @property
     def output_bytes(self) -> int:
         """Size of the weights to write."""
         if self.as_adapter:
@@ -78,8 +94,8 @@ class Prepared:
         """Bytes of tensors that go through the engine, over all passes."""
         plan, base = self.job.plan, self.job.base.tensors
         fused = sum(base[name].nbytes for name in plan.fused)
-        for task, opened in self.inputs.items():
-            fused += sum(opened.weights.tensors[source].nbytes for source in plan.sources[task].values())
+        for task, item in self.job.inputs.items():
+            fused += sum(item.weights.tensors[source].nbytes for source in plan.sources[task].values())
         copied = 0 if self.as_adapter else sum(base[name].nbytes for name in (*plan.copied, *plan.averaged))
         return fused * num_reads(self.job) + copied
 
@@ -119,11 +135,11 @@ def prepare(recipe: Recipe) -> Prepared:
     resources = Resources(recipe.threads or len(os.sched_getaffinity(0)), budget)
     as_adapter = _as_adapter(recipe, rule, inputs)
     prepared = Prepared(recipe, base, inputs, job, tensors, as_adapter, resources, untied, tuple(notes))
-    _check_memory(prepared)
-    _check_disk(output, prepared.output_bytes)
-    _try_rule(job)
+    check_memory(job, resources)
+    check_disk(output, prepared.output_bytes)
+    try_rule(job)
     check_ranks(job, inputs)
-    notes += [*_tie_notes(base, untied), *report.unread_notes(base, inputs), *report.tokenizer_notes(base, inputs)]
+    notes += [*tie_notes(base, untied), *report.unread_notes(base, inputs), *report.tokenizer_notes(base, inputs)]
     return replace(prepared, notes=tuple(notes), carried=report.carried(prepared))
 
 
@@ -139,7 +155,8 @@ def fuse_folder(prepared: Prepared, advance: Callable[[int], None] | None = None
         if prepared.as_adapter:
             outcome, details = _write_adapter(prepared, staging, resources)
         else:
-            outcome, details = _write_weights(prepared, staging, resources), {}
+            shard = parse_size(prepared.recipe.max_shard_size, "max_shard_size")
+            outcome, details = write_weights(prepared.job, prepared.tensors, staging, shard, resources), {}
         record = report.fusion_record(prepared, outcome, details)
         report.write_reports(staging, prepared, record)
     notes = _keep_stats(prepared, outcome)
@@ -148,17 +165,10 @@ def fuse_folder(prepared: Prepared, advance: Callable[[int], None] | None = None
 
 def _rule(recipe: Recipe) -> tuple[Rule, list[str]]:
     rule, notes = rules.from_config(recipe.rule), []
-    inner = rule
-    while isinstance(getattr(inner, "rule", None), Rule):
-        inner = inner.rule
-    if isinstance(inner, rules.TaskArithmetic) and inner.scaling_coefficient is None:
-        rule = _with_inner(rule, replace(inner, scaling_coefficient=UNTUNED))
+    if rules.is_open(rule):
+        rule = rules.with_coefficient(rule, UNTUNED)
         notes.append(f"no scaling_coefficient was given: {UNTUNED}, the usual one without tuning, was taken")
     return rule, notes
-
-
-def _with_inner(rule: Any, inner: Rule) -> Rule:
-    return replace(rule, rule=_with_inner(rule.rule, inner)) if hasattr(rule, "rule") else inner
 
 
 def _dtype(name: str | None, what: str) -> torch.dtype | None:
@@ -180,14 +190,16 @@ def _job(recipe: Recipe, rule: Rule, base: Opened, inputs: Mapping[str, Opened])
             task: item if item.is_task_vector else TaskInput(CastWeights(item.weights, input_dtype))
             for task, item in task_inputs.items()
         }
-    plan = make_plan(weights, task_inputs, mismatched_tensors=recipe.mismatched_tensors, ties=ties)
-    dtypes = {
-        name: dtype if dtype is not None and info.dtype.is_floating_point else info.dtype
-        for name, info in stored.tensors.items()
-    }
+    units = UnitWeights(weights)
+    if all(opened.adapter is not None for opened in inputs.values()):
+        adapters = {task: (opened.adapter, opened.names) for task, opened in inputs.items()}
+        cache_bytes = parse_size(recipe.memory_budget, "memory_budget") // (4 * len(inputs))
+        units, task_inputs = adapted_units(weights, adapters, cache_bytes)
+    plan = make_plan(units, task_inputs, mismatched_tensors=recipe.mismatched_tensors, ties=ties)
+    dtypes = {name: output_dtype(stored.tensors[units.place(name)[0]], dtype) for name in units.tensors}
     looked_up = input_dtype is None and not (recipe.hash and recipe.dry_run)  # a dry run reads no content
     known = _known(base, inputs, plan) if looked_up else {}
-    return Job(rule, weights, task_inputs, plan, dtypes, known, recipe.cosines), ties.apart
+    return Job(rule, units, task_inputs, plan, dtypes, known, recipe.cosines), ties.apart
 
 
 def _stats(base: Opened, opened: Opened) -> tuple[Path, str]:
@@ -229,19 +241,9 @@ def _keep_stats(prepared: Prepared, outcome: Outcome) -> list[str]:
 def _output_tensors(job: Job, base: Opened) -> dict[str, TensorInfo]:
     """What to write: all names of the base, but for those that only a pickle holds twice and loading ties again."""
     dropped = job.plan.aliases if base.files[0].suffix != ".safetensors" else {}
-    infos = job.base.tensors
-    return {name: TensorInfo(info.shape, job.dtypes[name]) for name, info in infos.items() if name not in dropped}
-
-
-def _tie_notes(base: Opened, untied: Mapping[str, str]) -> list[str]:
-    notes = [
-        f"{name} changes apart from {own}, to which the base ties it: they are two tensors here"
-        for name, own in untied.items()
-    ]
-    if base.architecture.source is None and (equal := equal_matrices(base.weights)):
-        pairs = name_list(f"{first} and {name}" for first, name in equal)
-        notes.append(f"equal tensors, taken for different ones, as config.json names no known architecture: {pairs}")
-    return notes
+    assert isinstance(job.base, UnitWeights)
+    kept = {name: info for name, info in job.base.stored.tensors.items() if name not in dropped}
+    return {name: TensorInfo(info.shape, job.dtypes[job.base.first_unit(name)]) for name, info in kept.items()}
 
 
 def _as_adapter(recipe: Recipe, rule: Rule, inputs: Mapping[str, Opened]) -> bool:
@@ -258,56 +260,6 @@ def _as_adapter(recipe: Recipe, rule: Rule, inputs: Mapping[str, Opened]) -> boo
     return as_adapter
 
 
-def _check_memory(prepared: Prepared) -> None:
-    needed, what = peak_bytes(prepared.job)
-    if needed > prepared.resources.memory_budget:
-        raise InputError(
-            f"memory_budget: {rules.rule_name(prepared.job.rule)} on {what} needs {needed:,} bytes, the budget is "
-            f"{prepared.resources.memory_budget:,}; give a larger --memory_budget or another rule."
-        )
-
-
-def _check_disk(output: Path, needed: int) -> None:
-    parent = output.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    free = shutil.disk_usage(parent).free
-    if free < needed:
-        raise InputError(f"the disk of {str(output)!r} is too small: {needed:,} bytes are needed, {free:,} are free.")
-
-
-def _try_rule(job: Job) -> None:
-    """Let the rule meet these tasks and names on tiny tensors, so that what does not fit is known at once."""
-    linear = inner_linear_rule(job.rule)
-    if linear is not None and not linear.passes:
-        statistics = job.statistics({})
-        for name in job.plan.fused:
-            linear.coefficients(name, statistics.tasks, statistics)
-        return
-    base = {name: torch.eye(2) for name in job.plan.fused[:2]}
-    fuse(job.rule, base, dict.fromkeys(job.inputs, base), threads=1)
-
-
-class _FolderSink:
-    """Writes a fused tensor under every name that it has in the output."""
-
-    def __init__(self, writer: WeightsWriter, tensors: Mapping[str, TensorInfo], aliases: Mapping[str, str]) -> None:
-        self._writer = writer
-        self._names: dict[str, list[str]] = {}
-        for name in tensors:
-            self._names.setdefault(aliases.get(name, name), []).append(name)
-
-    def write(self, name: str, start: int, values: Tensor) -> None:
-        for each in self._names[name]:
-            self._writer.write(each, start, values)
-
-
-def _write_weights(prepared: Prepared, staging: Path, resources: Resources) -> Outcome:
-    shard = parse_size(prepared.recipe.max_shard_size, "max_shard_size")
-    with WeightsWriter(staging, prepared.tensors, max_shard_size=shard) as writer:
-        return run(prepared.job, _FolderSink(writer, prepared.tensors, prepared.job.plan.aliases), resources)
-
-
 def _write_adapter(prepared: Prepared, staging: Path, resources: Resources) -> tuple[Outcome, dict[str, Any]]:
     from fusionlab.adapters import combine, save_fused_adapter
 
@@ -316,7 +268,8 @@ def _write_adapter(prepared: Prepared, staging: Path, resources: Resources) -> t
     own_names = {on_disk: name for name, on_disk in names.items()}
     coefficients = {own_names.get(name, name): of for name, of in outcome.coefficients.items()}
     fused = combine({task: opened.adapter for task, opened in prepared.inputs.items()}, coefficients)
-    details: dict[str, Any] = {"base_hash": base_hash(prepared.job.base, fused, names)}
+    assert isinstance(prepared.job.base, UnitWeights)
+    details: dict[str, Any] = {"base_hash": base_hash(prepared.job.base.stored, fused, names)}
     fused = replace(fused, base_model=fused.base_model or prepared.recipe.base)
     ranks, error = save_fused_adapter(staging, fused, prepared.recipe.rank)
     if prepared.recipe.rank is not None:

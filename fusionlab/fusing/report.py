@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fusionlab import rules
 from fusionlab.checkpoints.companions import carried_files, carry
+from fusionlab.checkpoints.dtypes import say_dtype
 from fusionlab.checkpoints.weight_files import EXPLICIT
 from fusionlab.errors import name_list
 from fusionlab.foreign import read_json
@@ -88,11 +89,7 @@ def fusion_record(prepared: Prepared, outcome: Outcome, details: Mapping[str, An
         "versions": {name: version(name) for name in ("fusionlab", "torch")} | {"python": platform.python_version()},
     }
     if not prepared.as_adapter:
-        record["rounding"] = {
-            "updated_elements": outcome.updated,
-            "survived_elements": outcome.survived,
-            "survived": outcome.survived / outcome.updated if outcome.updated else 1.0,
-        }
+        record["rounding"] = outcome.rounding
     return record
 
 
@@ -108,10 +105,9 @@ def write_reports(folder: Path, prepared: Prepared, record: Mapping[str, Any]) -
     if config.is_file():
         content = prepared.base.architecture.untied_config() if prepared.untied else read_json(config)
         content.pop(EXPLICIT, None)  # names the base's own weights
-        if prepared.recipe.dtype is not None:
-            content = _with_dtype(content, prepared.recipe.dtype)
         if content != read_json(config):
             config.write_text(json.dumps(content, indent=2) + "\n")
+    say_dtype(folder, prepared.dtype)
 
 
 def carried(prepared: Prepared) -> tuple[str, ...]:
@@ -212,16 +208,6 @@ def _card(prepared: Prepared, record: Mapping[str, Any]) -> str:
             "",
         ]
     )
-
-
-def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
-    changed = {key: dtype if key in ("dtype", "torch_dtype") else value for key, value in config.items()}
-    changed = {key: _with_dtype(value, dtype) if _says_dtype(value) else value for key, value in changed.items()}
-    return changed if "torch_dtype" in changed else changed | {"dtype": dtype}
-
-
-def _says_dtype(value: Any) -> bool:
-    return isinstance(value, dict) and ("dtype" in value or "torch_dtype" in value)
 
 
 def _rule_text(prepared: Prepared) -> str:

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fusionlab.adapters import Adapter, combine, combine_factors
+from fusionlab.adapters import Adapter, combine_factors
 from fusionlab.errors import InputError, name_list
-from fusionlab.fusion.making import fuse_weights
-from fusionlab.rules import Rule, Statistics, coefficients_by_norms
-from fusionlab.rules.sums import squared_norm
+from fusionlab.fusion.base import Base
+from fusionlab.fusion.making import Inputs
+from fusionlab.linearize import LinearizedState
+from fusionlab.rules import Rule, coefficients_by_norms
 from fusionlab.state import State
 from fusionlab.weights import Weights, is_linearized, state_of
 
@@ -66,7 +67,7 @@ class Finetuned:
     """What one method trained for each task.
 
     Args:
-        base: the base's state.
+        base: what they were trained on: a backbone or module, or the state under its names on disk.
         weights: by task: adapters, or base weights by name, as they are or to act to first order only.
         space: ``factor`` fuses adapters as :func:`fusionlab.adapters.combine_factors` does, with the coefficients of
             ``delta_weight`` space.
@@ -76,14 +77,18 @@ class Finetuned:
     """
 
     def __init__(
-        self, base: State, weights: Mapping[str, Weights], space: Literal["delta_weight", "factor"] = "delta_weight"
+        self,
+        base: Base | State | nn.Module,
+        weights: Mapping[str, Weights],
+        space: Literal["delta_weight", "factor"] = "delta_weight",
     ) -> None:
-        self.base = {name: tensor.detach().cpu() for name, tensor in base.items()}
+        self.base = Base.of(base)
         self.weights = dict(weights)
         self.space = space
         if space == "factor":
             combine_factors(self._adapters(self.weights), {"*": {}})  # refuses what it cannot fuse
-        self.names = tuple(dict.fromkeys(name for task in self.weights for name in self._state(task)))
+        self._inputs: dict[tuple[str, ...], Inputs] = {}
+        self._changed: dict[str, Weights] = {}
         self._squared_norms: dict[str, dict[str, tuple[float, ...]]] = {}
 
     @property
@@ -96,22 +101,18 @@ class Finetuned:
         """Whether they act to first order about the base only."""
         return any(is_linearized(weights) for weights in self.weights.values())
 
-    def task_vector(self, task: str) -> dict[str, Tensor]:
-        """τ by base name, float32."""
-        weights = self.weights[task]
-        if isinstance(weights, Adapter):
-            return dict(weights.task_vector())
-        return {name: value.float() - self.base[name].float() for name, value in self._state(task).items()}
-
     def plan(self, rule: Rule, tasks: Sequence[str]) -> Fused:
         """What ``rule`` gives for some of the tasks, with the coefficients where it is linear; nothing is fused yet."""
         tasks = tuple(tasks)
         if not coefficients_by_norms(rule):
             return Fused(rule, tasks, None)
-        sums = {f"squared_norm/{task}": self._norms(task) for task in tasks} if rule.passes else {}
-        names = tuple(name for name in self.names if any(name in self._state(task) for task in tasks))
-        statistics = Statistics(tasks, names, sums, model=tuple(self.base))
-        return Fused(rule, tasks, {name: rule.coefficients(name, tasks, statistics) for name in names})
+        inputs = self.inputs(tasks)
+        known = {}
+        for task in tasks if rule.passes else ():
+            if task not in self._squared_norms:
+                self._squared_norms[task] = inputs.squared_norms(task)
+            known[f"squared_norm/{task}"] = dict.fromkeys(inputs.units.tensors, ()) | self._squared_norms[task]
+        return Fused(rule, tasks, inputs.coefficients(rule, known))
 
     def make(self, fused: Fused) -> Weights:
         """The fused weights; in delta_weight space to the bits of :func:`fusionlab.fusion.making.fuse_weights`.
@@ -119,15 +120,50 @@ class Finetuned:
         Raises:
             InputError: ``factor`` space, and a rule that is no weighted sum.
         """
-        chosen = {task: self.weights[task] for task in fused.tasks}
+        inputs = self.inputs(fused.tasks)
         if self.space == "factor":
             if fused.coefficients is None:
                 raise InputError(f"factor space needs a weighted sum, got {fused.rule!r}; use delta_weight space")
-            return combine_factors(self._adapters(chosen), fused.coefficients)
-        adapters = {task: weights for task, weights in chosen.items() if isinstance(weights, Adapter)}
-        if fused.coefficients is not None and len(adapters) == len(chosen):
-            return combine(adapters, fused.coefficients)
-        return fuse_weights(fused.rule, self.base, chosen).weights
+            return combine_factors(inputs.adapters, self.base.layout.in_memory(fused.coefficients))
+        if fused.coefficients is not None and inputs.is_all_adapters:
+            return inputs.combine(fused.coefficients)
+        return inputs.fuse(fused.rule).weights
+
+    def task_vector(self, task: str) -> dict[str, Tensor]:
+        """τ by unit, float32."""
+        return self.inputs((task,)).task_vector(task)
+
+    def moved(self, base: State, task_vector: State) -> State | LinearizedState:
+        """θ₀ + τ by name in memory, to act as the fine-tuned models do; differentiable in τ.
+
+        Args:
+            base: by name in memory, on the device of ``task_vector``.
+            task_vector: τ by unit.
+        """
+        apart = all(isinstance(weights, Adapter) for weights in self.weights.values())
+        units = self.base.layout.renamed(base) if apart else self.base.layout.to_disk(base)
+        state = self.base.layout.from_disk({name: units[name] + value for name, value in task_vector.items()})
+        return LinearizedState(state) if self.is_linearized else state
+
+    def inputs(self, tasks: Sequence[str]) -> Inputs:
+        """What is fused for some of the tasks."""
+        tasks = tuple(tasks)
+        if tasks not in self._inputs:
+            self._inputs[tasks] = Inputs(self.base, {task: self._changes(task) for task in tasks})
+        return self._inputs[tasks]
+
+    def _changes(self, task: str) -> Weights:
+        """The task's weights; of full ones those that differ from the base's, as files hold them."""
+        if task not in self._changed:
+            weights = self.weights[task]
+            if not isinstance(weights, Adapter):
+                stored, base = self.base.layout.to_disk(state_of(weights)), self.base.stored
+                state = {
+                    name: value for name, value in stored.items() if not _equal(value.detach().cpu(), base.get(name))
+                }
+                weights = LinearizedState(state) if isinstance(weights, LinearizedState) else state
+            self._changed[task] = weights
+        return self._changed[task]
 
     def hash(self, task: str) -> str:
         """Short SHA-256 over the task's fine-tuned weights and what they act on."""
@@ -150,15 +186,12 @@ class Finetuned:
             )
         return adapters
 
-    def _state(self, task: str) -> State:
-        weights = self.weights[task]
-        return weights.task_vector() if isinstance(weights, Adapter) else state_of(weights)
 
-    def _norms(self, task: str) -> dict[str, tuple[float, ...]]:
-        if task not in self._squared_norms:
-            vectors = self.task_vector(task)
-            self._squared_norms[task] = {name: squared_norm(tensor) for name, tensor in vectors.items()}
-        return self._squared_norms[task]
+def _equal(value: Tensor, base: Tensor | None) -> bool:
+    if base is None or value.shape != base.shape:
+        return False
+    dtype = torch.promote_types(value.dtype, base.dtype)
+    return torch.equal(value.to(dtype), base.to(dtype))
 
 
 def _tensors(weights: Weights) -> list[tuple[str, Tensor]]:

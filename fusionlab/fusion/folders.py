@@ -8,17 +8,22 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fusionlab.adapters import Adapter, base_state, save_adapter, save_fused_adapter
 from fusionlab.backbones import own_folder
-from fusionlab.backbones.layout import to_disk
+from fusionlab.backbones.layout import names_on_disk, to_disk
 from fusionlab.checkpoints import save_state, write_folder
 from fusionlab.checkpoints.companions import carry
+from fusionlab.checkpoints.dtypes import say_dtype
 from fusionlab.checkpoints.fingerprints import file_records
 from fusionlab.checkpoints.stats import STATS, adapter_files, task_vector_key, write_squared_norms
+from fusionlab.fusion.adapted import task_vector
 from fusionlab.fusion.making import FusedModel
 from fusionlab.loading import base_hash, point_hash
 from fusionlab.rules.config import to_config
 from fusionlab.rules.sums import squared_norm
+from fusionlab.state import State
 from fusionlab.weights import Weights, is_linearized, state_of
 
 _CONFIGS = ("config.json", "open_clip_config.json")  # which says how the weights are laid out
@@ -55,12 +60,13 @@ def save_finetuned(
         written = json.loads(path.read_text()) if path.is_file() else {}
         path.write_text(json.dumps(written | own, indent=2, sort_keys=True) + "\n")
         if isinstance(weights, Adapter):
-            _write_stats(unfinished, weights)
+            _write_stats(unfinished, weights, backbone)
 
 
-def _write_stats(folder: Path, adapter: Adapter) -> None:
+def _write_stats(folder: Path, adapter: Adapter, backbone: Any) -> None:
     """Keep the task vector's squared norms beside it, so that MetaGPT need not measure it again."""
-    squared_norms = {name: squared_norm(tensor) for name, tensor in adapter.task_vector().items()}
+    units = task_vector(adapter, names_on_disk(backbone.model), apart=True)
+    squared_norms = {name: squared_norm(tensor) for name, tensor in units.items()}
     write_squared_norms(folder / STATS, task_vector_key(file_records(adapter_files(folder)), None), squared_norms)
 
 
@@ -83,7 +89,7 @@ def save_fused(folder: Path, fused: FusedModel, backbone: Any, row: dict[str, An
         "remarks": fused.remarks,
         "row": row,
         "versions": {name: version(name) for name in ("fusionlab", "torch", "transformers", "peft")},
-    }
+    } | ({"rounding": dict(fused.rounding)} if fused.rounding else {})
     with write_folder(folder, overwrite=True) as unfinished:
         _write_weights(unfinished, fused.weights, backbone, record, save_fused_adapter)
         (unfinished / "fusion.json").write_text(json.dumps(record, indent=2) + "\n")
@@ -103,7 +109,9 @@ def _write_weights(
             record["base_hash"] = base_hash(backbone.model, weights.factors)
     else:
         _write_companions(folder, backbone)
-        save_state(folder, to_disk(backbone.model, base_state(backbone.model) | dict(state_of(weights))))
+        state, dtype = _in_one_dtype(base_state(backbone.model), state_of(weights))
+        save_state(folder, to_disk(backbone.model, state))
+        say_dtype(folder, dtype)
     if is_linearized(weights):
         record["linearization_point"] = point_hash(backbone.model)
         (folder / "README.md").write_text(TANGENT_CARD.format(base=backbone.name, point=record["linearization_point"]))
@@ -117,3 +125,19 @@ def _write_companions(folder: Path, backbone: Any) -> None:
         if any((source / name).is_file() for name in _PIXELS):
             (folder / _PIXELS[0]).unlink(missing_ok=True)  # the base's own says more
         carry(source, folder, without=_CONFIGS)
+
+
+def _in_one_dtype(base: State, weights: State) -> tuple[State, torch.dtype | None]:
+    """The whole model, the base's floating-point tensors in the dtype of the weights where that is another one.
+
+    Returns:
+        the state, and its dtype where that or the base's is narrower than float32, for its configuration to say.
+    """
+    dtypes = {value.dtype for name, value in weights.items() if value.dtype != base[name].dtype}
+    assert len(dtypes) < 2, f"weights of several dtypes: {dtypes}"
+    for dtype in dtypes:
+        base = {name: value.to(dtype) if value.is_floating_point() else value for name, value in base.items()}
+    state = {**base, **weights}
+    floats = {value.dtype for value in state.values() if value.is_floating_point()}
+    says = bool(dtypes) or any(dtype.itemsize < 4 for dtype in floats)
+    return state, floats.pop() if says and len(floats) == 1 else None

@@ -1,21 +1,33 @@
-"""What a rule makes of adapters or fine-tuned weights in memory.
+"""What a rule makes of fine-tuned weights in memory: the engine over the base's units, as ``fuse`` runs it over files.
 
-From adapters a linear rule makes an adapter, another rule new base weights; from weights every rule makes weights.
+From adapters a linear rule, and one on matrices that turns with their bases, make an adapter, another rule new base
+weights; from weights every rule makes weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
 from fusionlab.adapters import Adapter, combine, fuse_in_core_space
+from fusionlab.errors import InputError, name_list
+from fusionlab.fusion.adapted import parts_of, task_vector
+from fusionlab.fusion.base import Base
+from fusionlab.fusion.units import UnitWeights
 from fusionlab.linearize import LinearizedState
-from fusionlab.rules import LinearRule, Rule
-from fusionlab.rules.matrices import has_core
+from fusionlab.rules import LinearRule, Rule, TaskArithmetic
+from fusionlab.rules.matrices import MatrixRule, has_core
+from fusionlab.rules.sums import squared_norm
 from fusionlab.state import State
-from fusionlab.streaming import fuse, measure
-from fusionlab.weights import Weights, is_linearized
+from fusionlab.state import task_vector as task_vector_of
+from fusionlab.streaming import Job, Plan, Resources, StateWeights, TaskInput, TensorInfo, coefficients, make_plan, run
+from fusionlab.streaming.job import Coefficients, Sums
+from fusionlab.weights import Weights, is_linearized, state_of
 
 
 @dataclass(frozen=True)
@@ -29,7 +41,8 @@ class FusedModel:
             have none.
         norms: ‖τ_t‖ by task.
         cosines: cosine similarity of each pair of task vectors.
-        remarks: by name, what the user should know of how a tensor was fused.
+        remarks: by name on disk, what the user should know of how a tensor was fused.
+        rounding: what the dtype of ``weights`` leaves of the update; empty for an adapter.
     """
 
     rule: Rule
@@ -38,52 +51,192 @@ class FusedModel:
     norms: dict[str, float]
     cosines: dict[str, dict[str, float]]
     remarks: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    rounding: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def state(self) -> State:
+        """The weights by name.
+
+        Raises:
+            InputError: they are an adapter.
+        """
+        if isinstance(self.weights, Adapter):
+            raise InputError("the fused model is an adapter: take its weights, or merge it into the base's state")
+        return state_of(self.weights)
 
 
-def fuse_weights(rule: Rule, base: State, finetuned: Mapping[str, Weights]) -> FusedModel:
-    """Fuse what one method trained for each task; what acts to first order only is fused to act so.
+def fuse_weights(
+    rule: Rule,
+    base: Base | State | nn.Module,
+    finetuned: Mapping[str, Weights],
+    *,
+    dtype: torch.dtype | None = None,
+    resources: Resources | None = None,
+) -> FusedModel:
+    """Fuse what was trained for each task; what acts to first order only is fused to act so.
+
+    Whatever the base's dtype, updates are added in float32 (float64 where all is) and kept so unless ``dtype`` says
+    otherwise. Everything is done on the CPU.
 
     Args:
         rule: a rule with all its coefficients.
-        base: the base's state; the weights that change are read from it.
-        finetuned: by task, in the order in which they are summed: adapters, or weights of the same names.
+        base: the base, its backbone or module, or its state under its names on disk.
+        finetuned: by task, in the order in which they are summed: adapters, or weights of which absent ones are the
+            base's.
+        dtype: round the whole model to this dtype; of adapters too, weights are made then.
+        resources: what the engine may use; torch's own number of threads by default.
+
+    Raises:
+        InputError: names or shapes that do not fit, linearized weights beside others, NaN or Inf, or what the rule
+            refuses.
     """
-    adapters = {task: weights for task, weights in finetuned.items() if isinstance(weights, Adapter)}
-    if len(adapters) == len(finetuned):
-        return fuse_adapters(rule, base, adapters)
-    linearized = any(is_linearized(weights) for weights in finetuned.values())
-    states = {task: getattr(weights, "state", weights) for task, weights in finetuned.items()}
-    names = dict.fromkeys(name for state in states.values() for name in state)
-    fused = fuse(rule, {name: base[name].cpu() for name in names}, finetuned=states, model=base)
-    weights = LinearizedState(fused.state) if linearized else fused.state
-    return FusedModel(rule, weights, fused.scaling_coefficients, fused.norms, fused.cosines, fused.remarks)
+    return Inputs(Base.of(base), finetuned).fuse(rule, dtype, resources)
 
 
-def fuse_adapters(rule: Rule, base: State, adapters: Mapping[str, Adapter]) -> FusedModel:
-    """Fuse adapters in delta_weight space.
+class Inputs:
+    """The base and fine-tuned weights by units, ready for any rule.
 
-    A linear rule, and a rule on matrices that turns with their bases, give an adapter: of the rank of one where all
-    tasks share the current A, else of the summed rank. Other rules work on the dense task vectors and give new values
-    for the adapted weights.
+    Full weights are fused as the files that they are written to: whole, with the base's where nothing was trained; but
+    rules on whole tensors, which make the base's again of those, are not given them.
 
     Args:
-        rule: a rule with all its coefficients.
-        base: the base's state; the weights that the adapters change are read from it.
-        adapters: by task, in the order in which they are summed.
+        base: what is added to.
+        finetuned: by task, in the order in which they are summed.
+
+    Raises:
+        InputError: some act to first order about the base only, others do not.
     """
-    task_vectors = {task: adapter.task_vector() for task, adapter in adapters.items()}
-    names = dict.fromkeys(name for task_vector in task_vectors.values() for name in task_vector)
-    adapted = {name: base[name] for name in names}
-    if isinstance(rule, LinearRule):
-        measured = measure(rule, adapted, task_vectors, model=base)
-        weights: Adapter | State = combine(adapters, measured.coefficients)
-        return FusedModel(
-            rule, weights, measured.scaling_coefficients, measured.norms, measured.cosines, measured.remarks
+
+    def __init__(self, base: Base, finetuned: Mapping[str, Weights]) -> None:
+        self.base, self.tasks = base, tuple(finetuned)
+        self.adapters = {task: weights for task, weights in finetuned.items() if isinstance(weights, Adapter)}
+        self.linearized = _linearized_alike(finetuned)
+        self.units = UnitWeights(base.weights, parts_of(finetuned.values(), base.weights))
+        self.vectors: dict[str, State] = {
+            task: task_vector(weights, base.layout.names, apart=self.is_all_adapters)
+            if isinstance(weights, Adapter)
+            else {name: tensor.detach().cpu() for name, tensor in base.layout.to_disk(state_of(weights)).items()}
+            for task, weights in finetuned.items()
+        }
+
+    @property
+    def is_all_adapters(self) -> bool:
+        """Whether a linear rule gives an adapter."""
+        return len(self.adapters) == len(self.tasks)
+
+    @cached_property
+    def touched(self) -> dict[str, None]:
+        """The units that some input has."""
+        return dict.fromkeys(name for vector in self.vectors.values() for name in vector)
+
+    def job(
+        self, rule: Rule, dtype: torch.dtype | None = None, known: Sums | None = None, *, cosines: bool = True
+    ) -> Job:
+        """What the engine is asked for."""
+        whole = rule.granularity == "tensor" and not self.is_all_adapters and bool(self.touched)
+        units = self._touched_units if whole else self.units
+        inputs = self._engine_inputs(units)
+        plan = self._touched_plan if whole else self._plan
+        dtypes = {name: _kept_dtype(info, dtype) for name, info in units.tensors.items()}
+        return Job(rule, units, inputs, plan, dtypes, known or {}, cosines)
+
+    @cached_property
+    def _touched_units(self) -> UnitWeights:
+        return self.units.only(self.touched)
+
+    @cached_property
+    def _plan(self) -> Plan:
+        return make_plan(self.units, self._engine_inputs(self.units))
+
+    @cached_property
+    def _touched_plan(self) -> Plan:
+        units = self._touched_units
+        return make_plan(units, self._engine_inputs(units), model=self.units.tensors)
+
+    def _engine_inputs(self, units: UnitWeights) -> dict[str, TaskInput]:
+        inputs = {}
+        for task, vector in self.vectors.items():
+            if task not in self.adapters:
+                vector = {name: self.base.stored[name] for name in units.tensors if name not in vector} | dict(vector)
+            inputs[task] = TaskInput(StateWeights(vector, units.tensors), is_task_vector=task in self.adapters)
+        return inputs
+
+    def task_vector(self, task: str) -> dict[str, Tensor]:
+        """τ by unit, float32 (float64 where all is)."""
+        vector = {name: value for name, value in self.vectors[task].items() if name in self.units.tensors}
+        if task in self.adapters:
+            return vector
+        return task_vector_of({name: self.base.stored[name] for name in vector}, vector)
+
+    def squared_norms(self, task: str) -> dict[str, tuple[float, ...]]:
+        """‖τ‖² by unit as exact expansions, as the engine measures them."""
+        return {name: squared_norm(tensor) for name, tensor in self.task_vector(task).items()}
+
+    def coefficients(self, rule: LinearRule, known: Sums | None = None) -> Coefficients:
+        """λ by unit and task; nothing is read where the rule needs no sums, or they are known."""
+        return coefficients(self.job(rule, known=known, cosines=False), Resources(torch.get_num_threads()))
+
+    def combine(self, coefficients: Coefficients) -> Adapter:
+        """Σ λ_t τ_t of adapters, λ by unit and task."""
+        return combine(self.adapters, self.base.layout.in_memory(coefficients))
+
+    def fuse(self, rule: Rule, dtype: torch.dtype | None = None, resources: Resources | None = None) -> FusedModel:
+        """See :func:`fuse_weights`."""
+        resources = resources or Resources(torch.get_num_threads())
+        if self.is_all_adapters and has_core(rule):
+            return self._fuse_cores(rule, dtype, resources)
+        job = self.job(rule, dtype)
+        if isinstance(rule, LinearRule) and self.is_all_adapters and dtype is None:
+            outcome = run(job, None, resources)
+            weights: Weights = self.combine(outcome.coefficients)
+            return FusedModel(rule, weights, outcome.scaling_coefficients, outcome.norms, outcome.cosines)
+        names = self.base.stored if dtype is not None else {self.units.place(unit)[0]: None for unit in self.touched}
+        sink = _MemorySink(self.base, self.units, names, dtype)
+        outcome = run(replace(job, plan=replace(job.plan, copied={})), sink, resources)  # the sink has what is copied
+        state = self.base.layout.from_disk(sink.state)
+        weights = LinearizedState(state) if self.linearized else state
+        found = (outcome.scaling_coefficients, outcome.norms, outcome.cosines)
+        return FusedModel(rule, weights, *found, outcome.remarks, outcome.rounding)
+
+    def _fuse_cores(self, rule: MatrixRule, dtype: torch.dtype | None, resources: Resources) -> FusedModel:
+        adapter, found = fuse_in_core_space(rule, self.adapters, threads=resources.threads)
+        fused = FusedModel(rule, adapter, {}, found.norms, found.cosines, self.base.layout.renamed(found.remarks))
+        if dtype is None:
+            return fused
+        rounded = Inputs(self.base, {"fused": adapter}).fuse(TaskArithmetic(1.0), dtype, resources)
+        return replace(fused, weights=rounded.weights, rounding=rounded.rounding)
+
+
+def _kept_dtype(info: TensorInfo, dtype: torch.dtype | None) -> torch.dtype:
+    """What a fused tensor is kept in: ``dtype``, or float32 for a narrower base; what is no float stays as it is."""
+    if not info.dtype.is_floating_point:
+        return info.dtype
+    return dtype or torch.promote_types(info.dtype, torch.float32)
+
+
+class _MemorySink:
+    """Stored tensors, to begin with the base's."""
+
+    def __init__(self, base: Base, units: UnitWeights, names: Mapping[str, Any], dtype: torch.dtype | None) -> None:
+        self._units = units
+        self.state = {
+            name: base.stored[name].to(_kept_dtype(base.weights.tensors[name], dtype), copy=True).contiguous()
+            for name in names
+        }
+
+    def write(self, name: str, start: int, values: Tensor) -> None:
+        """Copy into the tensor that holds the unit, where it is kept."""
+        stored, offset = self._units.place(name)
+        if stored in self.state:
+            self.state[stored].view(-1)[offset + start : offset + start + values.numel()].copy_(values)
+
+
+def _linearized_alike(finetuned: Mapping[str, Weights]) -> bool:
+    linearized = [task for task, weights in finetuned.items() if is_linearized(weights)]
+    others = [task for task in finetuned if task not in linearized]
+    if linearized and others:
+        raise InputError(
+            f"{name_list(linearized)} act to first order about the base only, {name_list(others)} do not; they cannot "
+            f"be fused with one another"
         )
-    if has_core(rule):
-        adapter, found = fuse_in_core_space(rule, adapters)
-        return FusedModel(rule, adapter, {}, found.norms, found.cosines, found.remarks)
-    fused = fuse(rule, adapted, task_vectors, model=base)
-    linearized = any(is_linearized(adapter) for adapter in adapters.values())
-    state = LinearizedState(fused.state) if linearized else fused.state
-    return FusedModel(rule, state, fused.scaling_coefficients, fused.norms, fused.cosines, fused.remarks)
+    return bool(linearized)

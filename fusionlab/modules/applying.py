@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import torch
@@ -23,6 +24,7 @@ from fusionlab.linearize import (
     tensors_replaced,
     wide,
 )
+from fusionlab.modules.beside import BesideBase, beside_base
 from fusionlab.sharding import gathered
 from fusionlab.state import State
 from fusionlab.weights import Weights, state_of
@@ -38,11 +40,13 @@ def plain(call: Callable[[], Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class Replaced:
-    """The output with other tensors in place of the base's.
+    """The output with other tensors in place of the base's, which train as ordinary weights do.
+
+    Where nothing trains, autocast does not round their update off.
 
     Args:
         backbone: the backbone.
-        tensors: by name in the backbone.
+        tensors: by name in the backbone, in its dtypes.
     """
 
     backbone: nn.Module
@@ -50,10 +54,37 @@ class Replaced:
 
     def __call__(self, call: Callable[[], Tensor]) -> Tensor:
         """Run ``call`` with the tensors."""
+        own, tensors = tensors_of(self.backbone), gathered(self.tensors)
         if torch.is_grad_enabled():
             refuse_checkpointing(self.backbone)
-        with tensors_replaced(self.backbone, gathered(self.tensors)):
+            with tensors_replaced(self.backbone, tensors):
+                return call()
+        with tensors_replaced(self.backbone, tensors):
+            return Unrounded(own, tensors)(call)
+
+
+@dataclass(frozen=True)
+class Unrounded:
+    """The output of a backbone with other tensors in place of its own, whose update autocast does not round off.
+
+    Args:
+        own: the backbone's tensors by name.
+        values: what is in their place.
+    """
+
+    own: Mapping[str, Tensor]
+    values: Mapping[str, Tensor]
+
+    def __call__(self, call: Callable[[], Tensor]) -> Tensor:
+        """Run ``call``."""
+        if not self.values or autocast_dtype(self.values) is None:
             return call()
+        with self._beside_base:
+            return call()
+
+    @cached_property
+    def _beside_base(self) -> BesideBase:
+        return beside_base(self.own, self.values)
 
 
 @dataclass(frozen=True)
@@ -191,12 +222,17 @@ def applied(backbone: Any, weights: Weights) -> Iterator[Application]:
     with adapters.activated(backbone.model, None):
         if isinstance(weights, LinearizedState):
             values = _by_backbone_name(backbone, weights.state)
-            own = {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())}
+            own = tensors_of(backbone)
             changed = {name: value for name, value in values.items() if not _equal(value, own[name])}
             point = {name: own[name].detach() for name in changed}
             yield Linearized(backbone, changed, point) if changed else plain
+            return
+        own, values = tensors_of(backbone), on_backbone(backbone, weights)
+        if all(value.dtype == own[name].dtype for name, value in values.items()):
+            with tensors_replaced(backbone, values):
+                yield Unrounded(own, values)
         else:
-            with tensors_replaced(backbone, on_backbone(backbone, weights)):
+            with tensors_replaced(backbone, values), beside_base(own, values):
                 yield plain
 
 
@@ -213,19 +249,33 @@ def task_vector_on_backbone(backbone: Any, weights: Weights) -> dict[str, Tensor
                 f"change of that tensor"
             )
         return {name: wide(value) for name, value in _by_backbone_name(backbone, weights.task_vector()).items()}
-    own = {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())}
+    own = tensors_of(backbone)
     values = _by_backbone_name(backbone, state_of(weights))
     return {name: wide(value) - wide(own[name].detach()) for name, value in values.items()}
 
 
 def on_backbone(backbone: Any, state: State) -> dict[str, Tensor]:
-    """Base values by their names in ``backbone``, on its device and in its dtype.
+    """Base values by their names in ``backbone``, on its device, in its dtype; in float32 where that would round them.
 
     Raises:
         InputError: a name or shape that the base does not have.
     """
-    own = {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())}
-    return {name: value.to(own[name].dtype) for name, value in _by_backbone_name(backbone, state).items()}
+    own = tensors_of(backbone)
+    return {
+        name: value.float() if _is_rounded(value, own[name].dtype) else value.to(own[name].dtype)
+        for name, value in _by_backbone_name(backbone, state).items()
+    }
+
+
+def tensors_of(backbone: nn.Module) -> dict[str, Tensor]:
+    """A backbone's parameters and buffers by name."""
+    return {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())}
+
+
+def _is_rounded(value: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a dtype of 16 bits does not hold the values as they are."""
+    narrower = dtype.is_floating_point and dtype.itemsize < min(4, value.dtype.itemsize)
+    return narrower and not torch.equal(value.to(dtype).float(), value.float())
 
 
 def _equal(first: Tensor, second: Tensor) -> bool:
@@ -236,7 +286,7 @@ def _equal(first: Tensor, second: Tensor) -> bool:
 def _by_backbone_name(backbone: Any, state: State) -> dict[str, Tensor]:
     """As :func:`on_backbone`, with the values as they are."""
     actual = names_in_backbone(backbone)
-    own = {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())}
+    own = tensors_of(backbone)
     tied = adapters.tied_names(backbone.model)
     values: dict[str, Tensor] = {}
     names: dict[str, str] = {}

@@ -113,6 +113,11 @@ def markdown(rows: Sequence[Row], title: str) -> str:
         lines += ["Scaling coefficients:", ""]
         lines += [f"- `{rule}`: {_coefficients(values)}" for rule, values in coefficients.items()]
         lines.append("")
+    rounded = {row["rule"]: row["rounding"] for row in rows if row.get("rounding")}
+    if rounded:
+        lines += ["Share of the changed weights whose update rounding keeps, changes and loses:", ""]
+        lines += [f"- `{rule}`: {_shares(values)}" for rule, values in rounded.items()]
+        lines.append("")
     faults = [row for row in rows if row["metric"] in COUNTS and row["value"] and row["denominator"] != "full"]
     lines += [
         f"- {row['task']}, {line_name(row)}: {row['value']:.0f} of {row['num_samples']} answers {row['metric']}"
@@ -130,6 +135,10 @@ def _coefficients(values: dict[str, Any]) -> str:
     if all(isinstance(value, float) for value in values.values()):
         return ", ".join(f"{task} {value:.4f}" for task, value in values.items())
     return "per parameter, see fusion.json"
+
+
+def _shares(values: dict[str, Any]) -> str:
+    return ", ".join(f"{what} {values[what]:.1%}" for what in ("kept", "changed", "lost")) + f" ({values['dtype']})"
 
 
 def markdown_table(header: list[str], body: list[list[str]]) -> str:

@@ -17,6 +17,7 @@ from fusionlab.rules.localize_and_stitch import LocalizeAndStitch
 from fusionlab.rules.metagpt import Metagpt
 from fusionlab.rules.model_stock import ModelStock
 from fusionlab.rules.nuslerp import Nuslerp
+from fusionlab.rules.open import is_open, with_coefficient
 from fusionlab.rules.sce import Sce
 from fusionlab.rules.slerp import Slerp
 from fusionlab.rules.task_arithmetic import TaskArithmetic
@@ -54,6 +55,8 @@ __all__ = [
     "Wudi",
     "coefficients_by_norms",
     "from_config",
+    "is_open",
     "rule_name",
     "to_config",
+    "with_coefficient",
 ]

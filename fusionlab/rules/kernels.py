@@ -139,6 +139,15 @@ def _num_unbounded(values):  # type: ignore[no-untyped-def]
 
 
 @_compiled
+def num_exact(wanted, kept, stored_base):  # type: ignore[no-untyped-def]
+    """How many values differ from the base once stored, and are stored as they were wanted."""
+    count = np.uint32(0)
+    for k in range(kept.size):
+        count += np.uint32((kept[k] != stored_base[k]) & (kept[k] == wanted[k]))
+    return np.int64(count)
+
+
+@_compiled
 def count_changes(fused, stored, base, stored_base):  # type: ignore[no-untyped-def]
     """How many values fusion changed, how many still differ once stored, and how many stored ones are not finite."""
     updated, survived, unbounded = 0, 0, 0
@@ -187,12 +196,12 @@ def fuse_bfloat16(stored, coefficients, with_norms, with_products, sums, fused):
         fused: to fill with the bits of the result, uint16 ``(elements,)``; an empty one to measure only.
 
     Returns:
-        what :func:`count_changes` gives.
+        what :func:`count_changes` gives, and what :func:`num_exact` gives.
     """
     num_rows, num_elements = stored.shape[0] - 1, stored.shape[1]
     lanes = np.empty((sums.shape[0], LANES))
     wide, task_vectors = np.empty((3, _PIECE), np.float32), np.empty((num_rows, _PIECE), np.float32)
-    updated, survived, unbounded = 0, 0, 0
+    updated, survived, unbounded, exact = 0, 0, 0, 0
     for cut in range(sums.shape[1]):
         _clear(lanes)
         for start in range(cut * CUT, min(num_elements, (cut + 1) * CUT), _PIECE):
@@ -212,9 +221,10 @@ def fuse_bfloat16(stored, coefficients, with_norms, with_products, sums, fused):
                 _widen(fused[start:stop], rounded)
                 changes = count_changes(total, rounded, base, base)
                 updated, survived, unbounded = updated + changes[0], survived + changes[1], unbounded + changes[2]
+                exact += num_exact(total, rounded, base)
         for pair in range(sums.shape[0]):
             sums[pair, cut] = _halved(lanes[pair])
-    return updated, survived, unbounded
+    return updated, survived, unbounded, exact
 
 
 @_compiled

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from fusionlab.errors import InputError
-from fusionlab.rules import Metagpt, Rule, TaskArithmetic
+from fusionlab.rules import Metagpt, Rule, TaskArithmetic, with_coefficient
 from fusionlab.search.base import Found, Problem
 
 GRID = tuple(round(0.05 * step, 2) for step in range(21))
@@ -43,14 +43,14 @@ def best_coefficient(scores: Mapping[float, float]) -> float:
 
 
 def validated_coefficient(
-    rule: TaskArithmetic, scores_of: Callable[[Sequence[TaskArithmetic]], Sequence[float]], grid: Sequence[float] = GRID
-) -> tuple[TaskArithmetic, dict[float, float]]:
+    rule: Rule, scores_of: Callable[[Sequence[Rule]], Sequence[float]], grid: Sequence[float] = GRID
+) -> tuple[Rule, dict[float, float]]:
     """The rule with the coefficient that scores best; ties go to the smaller coefficient.
 
     The grid is tried first; where its largest value wins, the search goes on beyond it until the edge loses, up to 3.
 
     Args:
-        rule: task arithmetic without a coefficient.
+        rule: one without a coefficient: task arithmetic, by itself or inside transforms.
         scores_of: the mean validation scores of rules with their coefficients; higher is better.
         grid: coefficients to try, 0..1 by 0.05 as in the literature.
 
@@ -59,8 +59,8 @@ def validated_coefficient(
 
     Source: Ilharco et al. 2023, section 2.
     """
-    scores = climb(lambda values: scores_of([_with(rule, value) for value in values]), grid)
-    return _with(rule, best_coefficient(scores)), scores
+    scores = climb(lambda values: scores_of([with_coefficient(rule, value) for value in values]), grid)
+    return with_coefficient(rule, best_coefficient(scores)), scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +77,10 @@ class Validated:
 
     def search(self, problem: Problem) -> Found:
         """Score all coefficients of the grid in one pass."""
-        scores = climb(lambda values: problem.scores([_with(self.rule, value) for value in values]), self.grid)
-        return _found(_with(self.rule, best_coefficient(scores)), scores, problem)
+        scores = climb(
+            lambda values: problem.scores([with_coefficient(self.rule, value) for value in values]), self.grid
+        )
+        return _found(with_coefficient(self.rule, best_coefficient(scores)), scores, problem)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,10 +116,6 @@ def climb(score: Callable[[Sequence[float]], Sequence[float]], grid: Sequence[fl
     while values := next_coefficients(scores, grid):
         scores |= dict(zip(values, score(values), strict=True))
     return scores
-
-
-def _with(rule: TaskArithmetic, value: float) -> TaskArithmetic:
-    return dataclasses.replace(rule, scaling_coefficient=value)
 
 
 def _found(rule: Rule, scores: Mapping[float, float], problem: Problem) -> Found:

@@ -1,6 +1,6 @@
 """The streaming engine: a rule over readers, block by block, into a writer; and ``fuse``, the same over memory."""
 
-from fusionlab.streaming.engine import run
+from fusionlab.streaming.engine import coefficients, run
 from fusionlab.streaming.job import DEFAULT_MEMORY_BUDGET, Job, Outcome, Resources, Sink
 from fusionlab.streaming.memory import FusedState, Measured, fuse, measure
 from fusionlab.streaming.planning import Plan, make_plan
@@ -20,6 +20,7 @@ __all__ = [
     "TaskInput",
     "TensorInfo",
     "Weights",
+    "coefficients",
     "fuse",
     "make_plan",
     "measure",

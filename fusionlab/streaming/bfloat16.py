@@ -43,7 +43,8 @@ def visit_bfloat16(
     """Read a block and measure it; with ``coefficients`` also fuse it. The bits are those of the general way.
 
     Returns:
-        sums by key and, where it was fused, ``changed``; the fused block, bfloat16 ``(count,)``, or an empty one.
+        sums by key and, where it was fused, ``changed`` and ``exact``; the fused block, bfloat16 ``(count,)``, or an
+        empty one.
     """
     tasks = tuple(job.inputs)
     stored = scratch.empty((1 + len(tasks), count), torch.empty(0), torch.bfloat16)
@@ -54,9 +55,10 @@ def visit_bfloat16(
     sums = torch.empty(len(keys), num_cuts(count), dtype=torch.float64)
     fused = scratch.empty((0 if coefficients is None else count,), stored)
     scales = np.array([0.0 if coefficients is None else coefficients[task] for task in tasks], np.float32)
-    changed = kernels.fuse_bfloat16(_bits(stored), scales, norms, products, sums.numpy(), _bits(fused))
+    *changed, exact = kernels.fuse_bfloat16(_bits(stored), scales, norms, products, sums.numpy(), _bits(fused))
     found = dict(zip(keys, sums, strict=True))
-    return found if coefficients is None else found | {"changed": torch.tensor(changed)}, fused
+    counts = {"changed": torch.tensor(changed), "exact": torch.tensor([exact])}
+    return found if coefficients is None else found | counts, fused
 
 
 def _bits(values: Tensor) -> np.ndarray:

@@ -32,7 +32,7 @@ from fusionlab.streaming.job import (
     peak_bytes,
     tensor_bytes,
 )
-from fusionlab.streaming.reading import Block, BlockReader, count_changes, put_back
+from fusionlab.streaming.reading import Block, BlockReader, count_changes, count_exact, put_back
 from fusionlab.streaming.workers import Found, for_each, one_torch_thread
 
 _CUTS_PER_BLOCK = 8
@@ -55,7 +55,20 @@ def run(job: Job, sink: Sink | None, resources: Resources) -> Outcome:
             engine.average(sink)
             engine.copy(sink, list(job.plan.copied))
     remarks = {name: engine.remarks[name] for name in job.base.tensors if name in engine.remarks}
-    return Outcome(engine.tasks, engine.coefficients, engine.sums, engine.updated, engine.survived, remarks)
+    return Outcome(engine.tasks, engine.coefficients, engine.sums, *engine.changes, remarks)
+
+
+def coefficients(job: Job, resources: Resources) -> dict[str, dict[str, float]]:
+    """λ by name and task of a job whose rule is linear; what is not measured for them is not read.
+
+    Raises:
+        InputError: as :func:`run`.
+    """
+    engine = _Engine(job, resources)
+    with one_torch_thread():
+        for names in _groups(job):
+            engine.choose(names, engine.measure(names))
+    return engine.coefficients
 
 
 def _groups(job: Job) -> Iterator[Sequence[str]]:
@@ -92,7 +105,7 @@ class _Engine:
         self.coefficients: dict[str, dict[str, float]] = {}
         self.sums: dict[str, dict[str, tuple[float, ...]]] = {}
         self.remarks: dict[str, tuple[str, ...]] = {}
-        self.updated = self.survived = 0
+        self.changes = [0, 0, 0]  # values that the rule changed, that survive, and that are stored as they are
         self.on_tensors = job.rule.granularity == "tensor"
         self.is_linear = inner_linear_rule(job.rule) is not None
         self._measured: set[str] = set()
@@ -144,9 +157,7 @@ class _Engine:
 
     def fuse(self, names: Sequence[str], statistics: Statistics, sink: Sink | None) -> None:
         """The fusing pass over ``names``, with what is still missing of norms and inner products."""
-        linear = inner_linear_rule(self.job.rule)
-        if linear is not None:
-            self.coefficients.update({name: linear.coefficients(name, self.tasks, statistics) for name in names})
+        self.choose(names, statistics)
         with_norms = not all_known(statistics.sums, ("squared_norm",), self.job, names)
         with_products = self.job.cosines and len(self.tasks) > 1
 
@@ -176,8 +187,15 @@ class _Engine:
                 self.sums.setdefault(key, {}).update(by_name)
         self.remarks.update(statistics.remarks)
         if "changed" in found.counts:
-            self.updated += int(found.counts["changed"][0])
-            self.survived += int(found.counts["changed"][1])
+            updated, survived, _ = found.counts["changed"].tolist()
+            counted = updated, survived, int(found.counts["exact"])
+            self.changes = [before + now for before, now in zip(self.changes, counted, strict=True)]
+
+    def choose(self, names: Sequence[str], statistics: Statistics) -> None:
+        """Keep the coefficients of ``names``, where the rule or what it transforms has any."""
+        linear = inner_linear_rule(self.job.rule)
+        if linear is not None:
+            self.coefficients.update({name: linear.coefficients(name, self.tasks, statistics) for name in names})
 
     def _fuse_block(
         self, block: Block, base: Tensor, vectors: TaskVectors, statistics: Statistics, sink: Sink
@@ -193,9 +211,10 @@ class _Engine:
         if stored.dtype not in (fused.dtype, self.job.base.tensors[block.name].dtype):
             old = scratch.empty_like(base).copy_(scratch.empty_like(stored).copy_(base))
         changed = count_changes(fused, rounded, base, old)
+        exact = changed[1:2] if stored.dtype == fused.dtype else count_exact(fused, rounded, old)
         put_back(self.job, block, stored)
         sink.write(block.name, block.start, stored.flatten())
-        return {"changed": changed}
+        return {"changed": changed, "exact": exact}
 
     def average(self, sink: Sink) -> None:
         """Running statistics, whatever the rule is: θ₀ + (1/T) Σ τ_t, weights that are not negative and sum to 1."""

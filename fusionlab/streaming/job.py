@@ -17,6 +17,7 @@ from fusionlab.tensors.lazy import TaskInput, TensorInfo, Weights
 
 DEFAULT_MEMORY_BUDGET = 1_000_000_000
 Sums = Mapping[str, Mapping[str, tuple[float, ...]]]
+Coefficients = Mapping[str, Mapping[str, float]]
 
 
 class Sink(Protocol):
@@ -79,6 +80,7 @@ class Outcome:
         sums: squared norms and inner products, as exact expansions by key and name.
         updated: number of elements that the rule changed.
         survived: how many of them still differ from the base when both are in the output's dtype.
+        exact: how many of those the output's dtype holds as they are.
         remarks: by name, what the user should know of how a parameter was fused.
     """
 
@@ -87,7 +89,19 @@ class Outcome:
     sums: dict[str, dict[str, tuple[float, ...]]]
     updated: int
     survived: int
+    exact: int
     remarks: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def rounding(self) -> dict[str, float]:
+        """What the output's dtype leaves of the elements that the rule changed, counts and shares.
+
+        ``kept`` as they are, ``changed`` to the nearest value of the dtype, ``lost`` to the base's own.
+        """
+        counts = {"kept": self.exact, "changed": self.survived - self.exact, "lost": self.updated - self.survived}
+        found: dict[str, float] = {"updated_elements": self.updated, "survived_elements": self.survived}
+        found["survived"] = self.survived / self.updated if self.updated else 1.0
+        return found | {name: count / self.updated if self.updated else 0.0 for name, count in counts.items()}
 
     @property
     def scaling_coefficients(self) -> dict[str, Any]:

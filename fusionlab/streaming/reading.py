@@ -139,3 +139,10 @@ def count_changes(fused: Tensor, stored: Tensor, base: Tensor, stored_base: Tens
         return torch.tensor(kernels.count_changes(*flat))
     counts = (fused != base).sum(), (stored != stored_base).sum(), (~stored.isfinite()).sum()
     return torch.stack(counts).cpu()
+
+
+def count_exact(fused: Tensor, stored: Tensor, stored_base: Tensor) -> Tensor:
+    """Number of values that differ from the base once stored, and are stored as they were wanted, int64 ``(1,)``."""
+    if fused.device.type == "cpu":
+        return torch.tensor([kernels.num_exact(*(each.reshape(-1).numpy() for each in (fused, stored, stored_base)))])
+    return ((stored != stored_base) & (stored == fused)).sum().cpu().view(1)

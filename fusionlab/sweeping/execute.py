@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from fusionlab.fusion.finetuned import Finetuned
 from fusionlab.reporting import single_task_values
-from fusionlab.rules import Rule, TaskArithmetic
+from fusionlab.rules import Rule, is_open, with_coefficient
 from fusionlab.search import Adamerging, Search
 from fusionlab.search.coefficients import best_coefficient, next_coefficients
 from fusionlab.sweeping.identity import Point, RunIdentity
@@ -30,11 +30,6 @@ from fusionlab.sweeping.worker import RunWorker, chunks, peak_bytes
 
 SUBSETS_IN_A_JOB = 8
 Advance = Callable[[int], None]
-
-
-def is_open(rule: Rule | Search) -> bool:
-    """Whether the rule leaves its coefficient to validation."""
-    return isinstance(rule, TaskArithmetic) and rule.scaling_coefficient is None
 
 
 @dataclass(frozen=True)
@@ -161,24 +156,27 @@ class Sweep:
         elif not is_open(rule):
             worker.score([self._test_point(name, rule, subset) for subset in job.subsets])
         else:
-            assert isinstance(rule, TaskArithmetic)
             if "strict" in self.recipe.protocols:
                 chosen = self._choose(worker, name, rule, job.subsets)
                 worker.score([self._test_point(name, chosen[subset], subset) for subset in job.subsets])
             if "published" in self.recipe.protocols:
-                tried = [(subset, _with(rule, value)) for subset in job.subsets for value in self.recipe.grid]
+                tried = [
+                    (subset, with_coefficient(rule, value)) for subset in job.subsets for value in self.recipe.grid
+                ]
                 worker.score([self._test_point(name, candidate, subset) for subset, candidate in tried])
 
     def _choose(
-        self, worker: RunWorker, name: str, rule: TaskArithmetic, subsets: Sequence[tuple[str, ...]]
-    ) -> dict[tuple[str, ...], TaskArithmetic]:
+        self, worker: RunWorker, name: str, rule: Rule, subsets: Sequence[tuple[str, ...]]
+    ) -> dict[tuple[str, ...], Rule]:
         """Each subset's coefficient by its mean validation score; all that is to be tried goes into one pass."""
         scores: dict[tuple[str, ...], dict[float, float]] = {subset: {} for subset in subsets}
         while tried := [(s, value) for s in subsets for value in next_coefficients(scores[s], self.recipe.grid)]:
-            points = [Point(name, _with(rule, value), subset, "validation", subset) for subset, value in tried]
+            points = [
+                Point(name, with_coefficient(rule, value), subset, "validation", subset) for subset, value in tried
+            ]
             for (subset, value), values in zip(tried, worker.score(points), strict=True):
                 scores[subset][value] = sum(values.values()) / len(values)
-        return {subset: _with(rule, best_coefficient(scores[subset])) for subset in subsets}
+        return {subset: with_coefficient(rule, best_coefficient(scores[subset])) for subset in subsets}
 
     def _test_point(self, name: str, rule: Rule, subset: tuple[str, ...]) -> Point:
         return Point(name, rule, subset, "test", self.tasks)
@@ -221,10 +219,6 @@ def _until_done(items: Sequence, do: Callable[..., bool]) -> None:
         if len(left) == len(waiting):
             time.sleep(1.0)
         waiting = left
-
-
-def _with(rule: TaskArithmetic, value: float) -> TaskArithmetic:
-    return replace(rule, scaling_coefficient=value)
 
 
 def _on(module: object, batch: dict) -> dict:

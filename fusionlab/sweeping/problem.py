@@ -11,7 +11,6 @@ from torch import Tensor
 
 from fusionlab.evaluation import to_device
 from fusionlab.fusion.finetuned import Finetuned
-from fusionlab.linearize import LinearizedState
 from fusionlab.rules import Rule
 from fusionlab.state import State
 from fusionlab.sweeping.scores import NOTHING, Cost
@@ -76,9 +75,7 @@ class SubsetProblem:
     def logits(self, task: str, batch: dict[str, Any], task_vector: State) -> Tensor:
         """By the base plus the task vector, linearized where the fine-tuned models are."""
         self._count(task, batch)
-        base = self._bench.base
-        state = {name: base[name] + value for name, value in task_vector.items()}
-        weights = LinearizedState(state) if self._finetuned.is_linearized else state
+        weights = self._finetuned.moved(self._bench.base, task_vector)
         with self._module.evaluation_context(), self._module.use(weights):
             if hasattr(self._module, "log_likelihoods"):
                 return self._module.log_likelihoods(task, batch)

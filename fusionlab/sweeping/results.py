@@ -13,10 +13,10 @@ from fusionlab.evaluation import ROW_FIELDS, Row
 from fusionlab.files import write_text
 from fusionlab.protocols import Denominators, Score, measure
 from fusionlab.reporting import share, single_task_values
-from fusionlab.rules import TaskArithmetic, from_config, to_config
+from fusionlab.rules import TaskArithmetic, from_config, is_open, to_config
 from fusionlab.search import Search
 from fusionlab.search.coefficients import best_coefficient, climb
-from fusionlab.sweeping.execute import Sweep, is_open
+from fusionlab.sweeping.execute import Sweep
 from fusionlab.sweeping.identity import RunIdentity, plain
 from fusionlab.sweeping.sources import single_task
 

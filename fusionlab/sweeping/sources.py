@@ -204,7 +204,7 @@ def load_finetuned(source: RunSource, bench: Workbench, space: Space = "delta_we
         )
     _check_scored_data(source, bench)
     try:
-        return Finetuned(bench.base, weights, space)
+        return Finetuned(bench.module, weights, space)
     except InputError as error:
         raise InputError(f"runs: {source.name}: {error}") from error
 

@@ -118,17 +118,21 @@ def test_offline_fuse_by_a_linear_rule_gives_the_adapter_of_the_run(model: Path,
     assert hashes[0] == hashes[1]
 
 
-def test_offline_fuse_by_other_rules_sees_the_matrices_of_the_base(model: Path, run: Path, tmp_path: Path) -> None:
-    """q, k and v are one matrix on disk, so TIES counts the rows of k there, and leaves them as they are."""
+def test_offline_fuse_by_other_rules_sees_the_matrices_that_were_adapted(
+    model: Path, run: Path, tmp_path: Path
+) -> None:
+    """q, k and v are one matrix on disk, of which adapters change q and v, each a matrix of its own."""
     offline = load_file(offline_fuse(model, run, tmp_path / "fused", "ties") / "model.safetensors")
     base = load_file(model / "open_clip_model.safetensors")
     loaded = {task: adapters.load_adapter(run / "adapters" / task) for task in TASKS}
-    task_vectors = {task: adapters.stored_task_vector(adapter) for task, adapter in loaded.items()}
-    adapted = {name: base[name] for name in task_vectors["digits"]}
-    expected = fuse(rules.Ties(), adapted, task_vectors).state
-    assert offline.keys() == base.keys()
+    task_vectors = {task: dict(adapter.task_vector()) for task, adapter in loaded.items()}
+    attentions = loaded["digits"].fused_attention
+    apart = adapters.split_state(base, attentions)
+    expected = fuse(rules.Ties(), {name: apart[name] for name in task_vectors["digits"]}, task_vectors).state
+    expected = adapters.stored_state(apart | expected, attentions)
+    assert offline.keys() == base.keys() == expected.keys()
     for name, value in offline.items():
-        torch.testing.assert_close(value, expected.get(name, base[name]))
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=0)
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from fusionlab.checkpoints import open_checkpoint, save_state
 from fusionlab.data.loader import StepLoader, exact_batches
 from fusionlab.evaluation import evaluate
 from fusionlab.fusion.folders import save_fused
-from fusionlab.fusion.making import fuse_adapters
+from fusionlab.fusion.making import fuse_weights
 from fusionlab.loading import load_weights
 from fusionlab.modules import T5Module
 
@@ -259,7 +259,7 @@ def test_every_rule_fuses_t5_adapters(t5_folder: Callable[[str], Path], tmp_path
     perturb(module, 0.1)
     rule = getattr(rules, name)(**ARGUMENTS.get(name, {}))
     task_adapters = {task: module.finetuned(task) for task in module.task_parameters}
-    fused = fuse_adapters(rule, base_state(module.base_model), task_adapters)
+    fused = fuse_weights(rule, module, task_adapters)
     inputs = inputs_of(data)
     with torch.no_grad():
         pretrained = module.backbone.logits(**inputs)
@@ -278,7 +278,7 @@ def test_a_fused_model_loads_with_from_pretrained(t5_folder: Callable[[str], Pat
     module.add_adapters(["sentiment", "paraphrase"])
     perturb(module, 0.1)
     task_adapters = {task: module.finetuned(task) for task in module.task_parameters}
-    fused = fuse_adapters(rules.Ties(), base_state(module.base_model), task_adapters)
+    fused = fuse_weights(rules.Ties(), module, task_adapters)
     save_fused(tmp_path, fused, module.backbone, {"model": "fused"})
     loaded = T5ForConditionalGeneration.from_pretrained(tmp_path).eval()
     inputs = inputs_of(data)

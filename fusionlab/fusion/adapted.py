@@ -1,0 +1,58 @@
+"""The units of adapters: the matrices that they change.
+
+Adapters of fused attention change q and v, which the base's files hold as rows of one matrix. Where only adapters are
+fused, q, k and v are units of their own, under the names that adapters give them; beside full weights, the unit is what
+the files hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from fusionlab.adapters import Adapter, stored_task_vector
+from fusionlab.adapters.fused_attention import PARTS
+from fusionlab.tensors.lazy import Weights
+
+
+def parts_of(inputs: Iterable[Any], base: Weights) -> dict[str, tuple[str, ...]]:
+    """The stored matrices of ``base`` that are fused as q, k and v; none where ``inputs`` are not all adapters."""
+    inputs = list(inputs)
+    if not all(isinstance(each, Adapter) for each in inputs):
+        return {}
+    attentions = dict.fromkeys(name for adapter in inputs for name in adapter.fused_attention)
+    found = {f"{name}.in_proj_weight": tuple(f"{name}.{part}.weight" for part in PARTS) for name in attentions}
+    return {stored: units for stored, units in found.items() if stored in base.tensors}
+
+
+def task_vector(adapter: Adapter, names: Mapping[str, str], *, apart: bool) -> Mapping[str, Tensor]:
+    """τ by unit, each tensor computed when it is asked for.
+
+    Args:
+        adapter: whose.
+        names: name in memory -> name on disk, where it is another one.
+        apart: whether q, k and v of fused attention are units of their own.
+    """
+    return Renamed(adapter.task_vector() if apart else stored_task_vector(adapter), names)
+
+
+class Renamed(Mapping[str, Tensor]):
+    """A task vector under the names of the base's files."""
+
+    def __init__(self, task_vector: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
+        self._task_vector = task_vector
+        self._own = {names.get(name, name): name for name in task_vector}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._task_vector[self._own[name]]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._own
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._own)
+
+    def __len__(self) -> int:
+        return len(self._own)

@@ -1,0 +1,50 @@
+"""The base of a fusion in memory: its weights, and what its files call them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor, nn
+
+from fusionlab.adapters import base_state
+from fusionlab.backbones import Backbone
+from fusionlab.backbones.layout import Layout
+from fusionlab.state import State
+from fusionlab.streaming import StateWeights
+
+
+@dataclass(frozen=True)
+class Base:
+    """What fusion adds to, as the base's files hold it.
+
+    Args:
+        state: by name in memory.
+        layout: what the files call it.
+    """
+
+    state: State
+    layout: Layout = field(default_factory=Layout)
+
+    @classmethod
+    def of(cls, source: Base | State | nn.Module) -> Base:
+        """The base that ``source`` is: a backbone, a module or a model, or a state under its names on disk."""
+        if isinstance(source, Base):
+            return source
+        if not isinstance(source, nn.Module):
+            return cls({name: tensor.detach().cpu() for name, tensor in source.items()})
+        inner: Any = getattr(source, "backbone", source)
+        model = inner.model if isinstance(inner, Backbone) else inner
+        state = {name: tensor.cpu() for name, tensor in base_state(model).items()}
+        return cls(state, Layout.of(model))
+
+    @cached_property
+    def stored(self) -> dict[str, Tensor]:
+        """Its tensors as they are on disk."""
+        return self.layout.to_disk(self.state)
+
+    @cached_property
+    def weights(self) -> StateWeights:
+        """The same, for the engine."""
+        return StateWeights(self.stored)

@@ -1,0 +1,84 @@
+"""``fusionlab.fuse``: the maker of fused models as Python calls it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fusionlab.adapters import Adapter
+from fusionlab.errors import InputError
+from fusionlab.fusion.base import Base
+from fusionlab.fusion.making import FusedModel, fuse_weights
+from fusionlab.linearize import LinearizedState
+from fusionlab.loading import LoadedWeights, load_weights
+from fusionlab.rules import Rule, from_config
+from fusionlab.state import State
+from fusionlab.streaming import DEFAULT_MEMORY_BUDGET, Resources
+from fusionlab.streaming import fuse as fuse_states
+from fusionlab.streaming.planning import MismatchedTensors
+from fusionlab.weights import Weights
+
+
+def fuse(
+    rule: Rule | str | Mapping[str, Any],
+    base: State | nn.Module,
+    task_vectors: Mapping[str, State] | None = None,
+    *,
+    finetuned: Mapping[str, Weights | LoadedWeights | str | Path] | None = None,
+    dtype: torch.dtype | None = None,
+    mismatched_tensors: MismatchedTensors = "error",
+    threads: int | None = None,
+    memory_budget: int = DEFAULT_MEMORY_BUDGET,
+) -> FusedModel:
+    """Fuse what was fine-tuned for several tasks: the model that the run, the command and a sweep make of it.
+
+    Args:
+        rule: a rule with all its coefficients, or its name or configuration.
+        base: a backbone, a module or a model; or a state, whose names are taken for those on disk.
+        task_vectors: τ by task, by the names of a state; a name that is absent means zero.
+        finetuned: by task, in the order in which they are summed: adapters, states, what :func:`fusionlab.load` gives
+            for a folder, or the folder itself.
+        dtype: round the whole model to this dtype; by default updates of a backbone's weights are kept in float32, and
+            a state's tensors have their own dtypes.
+        mismatched_tensors: of states: what to do with tensors that do not fit: an ``error``, or take the ``base``'s.
+        threads: worker threads; torch's own number by default.
+        memory_budget: bytes for blocks and whole tensors in flight, beside the weights themselves.
+
+    Returns:
+        the fused model: of states all of the base's names; else what changes, by the base's names in memory, or an
+        adapter where a linear rule fuses adapters.
+
+    Raises:
+        InputError: names or shapes that do not fit, weights that cannot be fused with one another, NaN or Inf, or what
+            the rule refuses.
+
+    Example:
+        >>> base = {"w": torch.tensor([1.0, 2.0])}
+        >>> fuse("average", base, finetuned={"a": base, "b": {"w": torch.tensor([3.0, 2.0])}}).state
+        {'w': tensor([2., 2.])}
+    """
+    chosen = from_config(rule)
+    weights = {task: _weights(each) for task, each in (finetuned or {}).items()}
+    resources = Resources(threads or torch.get_num_threads(), memory_budget)
+    plain = not isinstance(base, nn.Module | Base)
+    if plain and dtype is None and not any(isinstance(each, Adapter | LinearizedState) for each in weights.values()):
+        ordered = {name: base[name] for name in sorted(base)}  # as units are, for rules that settle ties by order
+        given: dict[str, Any] = {"finetuned": weights, "mismatched_tensors": mismatched_tensors}
+        fused = fuse_states(chosen, ordered, task_vectors, **given, threads=threads, memory_budget=memory_budget)
+        state = {name: fused.state[name] for name in base}
+        return FusedModel(chosen, state, fused.scaling_coefficients, fused.norms, fused.cosines, fused.remarks)
+    if task_vectors or mismatched_tensors != "error":
+        raise InputError(
+            "task_vectors and mismatched_tensors are for states alone; give adapters, or models over a backbone, as "
+            "finetuned"
+        )
+    return fuse_weights(chosen, base, weights, dtype=dtype, resources=resources)
+
+
+def _weights(given: Weights | LoadedWeights | str | Path) -> Weights:
+    loaded = load_weights(Path(given).expanduser()) if isinstance(given, str | Path) else given
+    return loaded.weights if isinstance(loaded, LoadedWeights) else loaded

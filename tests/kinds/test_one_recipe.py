@@ -1,0 +1,246 @@
+"""One recipe, one model: every rule on every kind of model and method, by the run, ``fuse``, ``sweep`` and Python.
+
+A run of two tasks and three steps is fitted once for each backbone and method. Its fused folders are held against what
+``fuse`` writes from the run's own folders, what ``sweep`` scores and what Python gives, file by file and bit by bit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import ViTConfig, ViTModel
+
+import fusionlab
+from fusionlab import adapters, rules
+from fusionlab.__main__ import main
+from fusionlab.fusion.finetuned import Finetuned
+from fusionlab.fusion.folders import save_fused
+from fusionlab.fusion.making import FusedModel
+from fusionlab.rules.config import from_config, known_rules, rule_name
+
+# PEFT asks transformers for a property under its old name
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+BACKBONES, METHODS = ("tiny-clip", "open_clip", "vit", "tiny-t5"), ("lora", "l_lora", "full")
+# what runs every time: each backbone, each method, and each layout that differs in memory and on disk
+COVERING = {
+    ("tiny-clip", "lora"),
+    ("open_clip", "lora"),
+    ("open_clip", "full"),
+    ("vit", "l_lora"),
+    ("tiny-t5", "l_lora"),
+}
+CELLS = [
+    pytest.param(backbone, method, marks=[] if (backbone, method) in COVERING else [pytest.mark.slow])
+    for backbone in BACKBONES
+    for method in METHODS
+]
+
+
+def of(name: str, /, **arguments: Any) -> dict[str, Any]:
+    return {"class_path": name, "init_args": arguments}
+
+
+RULES: dict[str, Any] = {
+    "average": "average",
+    "task_arithmetic": of("task_arithmetic", scaling_coefficient=0.3),
+    "by_name": of("task_arithmetic", scaling_coefficient=0.3, by_name={"*.0.*": 0.7}),
+    "metagpt": "metagpt",
+    "metagpt_layer": of("metagpt", scope="layer"),
+    "metagpt_tensor": of("metagpt", scope="tensor"),
+    "lines": of("lines", beta=0.4),
+    "ties": of("ties", density=0.3),
+    "disjoint_mean": of("disjoint_mean", scaling_coefficient=0.8),
+    "trim_first": of("trim", density=0.3, at_threshold="first", rule=of("task_arithmetic", scaling_coefficient=0.4)),
+    "trim_metagpt": of("trim", density=0.3, rule="metagpt"),
+    "breadcrumbs": of("breadcrumbs", keep=0.5, gamma=0.01),
+    "dare_metagpt": of("dare", drop_rate=0.4, seed=3, rule="metagpt"),
+    "dare_l1_ties": of("dare", drop_rate=0.4, rescale="l1", rule="ties"),
+    "dare_tsv_m": of("dare", drop_rate=0.4, rule="tsv_m"),
+    "della_metagpt": of("della", density=0.6, rule="metagpt"),
+    "consensus": of("consensus", mask_threshold=0.3),
+    "localize_and_stitch": of("localize_and_stitch", density=0.3),
+    "model_stock": "model_stock",
+    "sce": of("sce", density=0.5),
+    "slerp": of("slerp", t=0.3),
+    "nuslerp": "nuslerp",
+    "karcher": "karcher",
+    "tsv_m": "tsv_m",
+    "iso_c": "iso_c",
+    "iso_cts": "iso_cts",
+    "knots": of("knots", density=0.5),
+    "wudi": of("wudi", num_steps=2),
+}
+LINEAR = ("average", "task_arithmetic", "by_name", "metagpt", "metagpt_layer", "metagpt_tensor", "lines")
+
+
+def test_all_rules_are_in_the_matrix() -> None:
+    def names(config: Any) -> set[str]:
+        rule, found = from_config(config), set()
+        while rule is not None:
+            found.add(rule_name(rule))
+            rule = getattr(rule, "rule", None)
+        return found
+
+    assert set().union(*map(names, RULES.values())) == set(known_rules())
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What each backbone is called: two embedded ones, and two small ones written in their libraries' formats."""
+    root = tmp_path_factory.mktemp("bases")
+    torch.manual_seed(0)
+    vision = {"image_size": 32, "layers": 2, "width": 32, "head_width": 8, "patch_size": 16}
+    text = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 4, "layers": 1}
+    config = {"embed_dim": 16, "quick_gelu": True, "vision_cfg": vision, "text_cfg": text}
+    (root / "open_clip").mkdir()
+    (root / "open_clip" / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    clip = open_clip.CLIP(**json.loads(json.dumps(config)))
+    save_file(clip.state_dict(), root / "open_clip" / "open_clip_model.safetensors")
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ViTModel(ViTConfig(**sizes, image_size=32, patch_size=8)).save_pretrained(root / "vit")
+    own = {name: str(root / name) for name in ("open_clip", "vit")}
+    return {name: own.get(name, name) for name in BACKBONES}
+
+
+def tasks_of(backbone: str) -> list[str]:
+    return ["sentiment", "entailment"] if backbone == "tiny-t5" else ["digits", "signs"]
+
+
+def data_flags(backbone: str) -> list[str]:
+    model = {"tiny-t5": "T5Module", "vit": "ViTModule"}.get(backbone, "ClipModule")
+    data = "TextTasks" if backbone == "tiny-t5" else "ImageTasks"
+    sizes = ["--data.max_samples", "16", "--data.eval_batch_size", "16", "--data.batch_size", "4"]
+    return ["--model", model, "--data", data, "--data.tasks", json.dumps(tasks_of(backbone)), *sizes]
+
+
+@pytest.fixture(scope="module")
+def run(bases: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+    """The run of a backbone and method, fitted when it is first asked for."""
+    root, fitted = tmp_path_factory.mktemp("runs"), {}
+
+    def folder(backbone: str, method: str) -> Path:
+        if (backbone, method) not in fitted:
+            path = root / f"{backbone}-{method}"
+            argv = ["fit", *data_flags(backbone), "--model.backbone", bases[backbone], "--model.method", method]
+            argv += ["--trainer.max_steps", "3", "--trainer.enable_progress_bar", "false"]
+            argv += ["--model.learning_rate", "0.01", "--fusion.rules", json.dumps(RULES)]
+            assert main([*argv, "--trainer.default_root_dir", str(path)]) == 0
+            fitted[backbone, method] = path
+        return fitted[backbone, method]
+
+    return folder
+
+
+def weights_of(folder: Path) -> dict[str, Tensor]:
+    files = sorted(folder.glob("*.safetensors"))
+    assert files
+    return {f"{file.stem}: {name}": tensor for file in files for name, tensor in load_file(file).items()}
+
+
+def differences(found: Path, expected: Path) -> list[str]:
+    """What differs between the tensors of two folders, and between what their records say of the rule."""
+    one, other = weights_of(found), weights_of(expected)
+    if one.keys() != other.keys():
+        return [f"{expected.name}: names {sorted(one.keys() ^ other.keys())[:4]}"]
+    different = [name for name in other if not torch.equal(one[name], other[name])]
+    return [f"{expected.name}: {len(different)} of {len(other)} tensors, such as {different[0]}"] if different else []
+
+
+def as_weights(fused: Path, backbone: Any, to: Path) -> Path:
+    """A fused folder as full weights, where it holds an adapter."""
+    if not adapters.is_adapter(fused):
+        return fused
+    merging = rules.Dare(rules.TaskArithmetic(1.0), 0.0)  # θ₀ + τ, by a rule that makes no adapter
+    save_fused(to, fusionlab.fuse(merging, backbone, finetuned={"fused": fused}), backbone, {})
+    return to
+
+
+def finetuned_of(run: Path) -> dict[str, Path]:
+    parent = next(folder for folder in (run / "adapters", run / "finetuned") if folder.is_dir())
+    order = json.loads((run / "fused" / "average" / "fusion.json").read_text())["row"]["fused_tasks"]
+    return {task: parent / task for task in order}
+
+
+@pytest.mark.parametrize(("backbone", "method"), CELLS)
+def test_fuse_gives_the_model_of_the_run(
+    backbone: str, method: str, run: Callable[[str, str], Path], bases: dict[str, str], tmp_path: Path
+) -> None:
+    folder, found = run(backbone, method), []
+    finetuned = {task: str(path) for task, path in finetuned_of(folder).items()}
+    for name, rule in RULES.items():
+        recipe = {"base": bases[backbone], "finetuned": finetuned, "rule": rule, "output": str(tmp_path / name)}
+        (tmp_path / f"{name}.yaml").write_text(json.dumps(recipe))
+        assert main(["fuse", "--config", str(tmp_path / f"{name}.yaml")]) == 0
+        if adapters.is_adapter(tmp_path / name) != adapters.is_adapter(folder / "fused" / name):
+            continue  # to a rounding: see below
+        found += differences(tmp_path / name, folder / "fused" / name)
+        records = [json.loads((at / "fusion.json").read_text()) for at in (tmp_path / name, folder / "fused" / name)]
+        keys = ("scaling_coefficients", "norms", "cosines", "rule")
+        found += [f"{name}: {key}" for key in keys if records[0][key] != records[1][key]]
+    assert found == []
+
+
+@pytest.mark.parametrize(("backbone", "method"), CELLS)
+def test_sweep_scores_the_model_of_the_run(
+    backbone: str,
+    method: str,
+    run: Callable[[str, str], Path],
+    bases: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder, made, found = run(backbone, method), {}, []
+    original = Finetuned.make
+
+    def make(finetuned: Finetuned, fused: Any) -> Any:
+        made[repr(fused.rule)] = fused.rule, original(finetuned, fused)
+        return made[repr(fused.rule)][1]
+
+    monkeypatch.setattr(Finetuned, "make", make)
+    argv = ["sweep", "--runs", json.dumps([str(folder)]), "--rules", json.dumps(RULES)]
+    assert main([*argv, "--output", str(tmp_path / "sweep")]) == 0
+    loaded = fusionlab.load_backbone(bases[backbone])
+    for name, config in RULES.items():
+        rule, weights = made[repr(from_config(config))]
+        save_fused(tmp_path / name, FusedModel(rule, weights, {}, {}, {}), loaded, {})
+        found += differences(tmp_path / name, folder / "fused" / name)
+    assert found == []
+
+
+@pytest.mark.parametrize(("backbone", "method"), CELLS)
+def test_python_gives_the_model_of_the_run(
+    backbone: str, method: str, run: Callable[[str, str], Path], bases: dict[str, str], tmp_path: Path
+) -> None:
+    folder, loaded, found = run(backbone, method), fusionlab.load_backbone(bases[backbone]), []
+    finetuned = {task: fusionlab.load(path) for task, path in finetuned_of(folder).items()}
+    for name, rule in RULES.items():
+        save_fused(tmp_path / name, fusionlab.fuse(rule, loaded, finetuned=finetuned), loaded, {})
+        found += differences(tmp_path / name, folder / "fused" / name)
+    assert found == []
+
+
+@pytest.mark.parametrize(("backbone", "method"), [cell for cell in CELLS if "full" not in cell.values])
+def test_full_weights_are_those_of_the_adapter_to_a_rounding(
+    backbone: str, method: str, run: Callable[[str, str], Path], bases: dict[str, str], tmp_path: Path
+) -> None:
+    """The factors of a fused adapter are rounded to float32, and its product with them; the weights of `fuse` once."""
+    folder, loaded = run(backbone, method), fusionlab.load_backbone(bases[backbone])
+    finetuned = {task: str(path) for task, path in finetuned_of(folder).items()}
+    for name in LINEAR:
+        recipe = {"base": bases[backbone], "finetuned": finetuned, "rule": RULES[name], "save": "weights"}
+        (tmp_path / "recipe.yaml").write_text(json.dumps(recipe | {"output": str(tmp_path / name)}))
+        assert main(["fuse", "--config", str(tmp_path / "recipe.yaml")]) == 0
+        expected = weights_of(as_weights(folder / "fused" / name, loaded, tmp_path / f"{name} merged"))
+        found = weights_of(tmp_path / name)
+        assert found.keys() == expected.keys()
+        for each, value in found.items():
+            torch.testing.assert_close(value, expected[each], rtol=2**-22, atol=1e-7, msg=lambda text, at=f"{name}: {each}": f"{at}: {text}")
