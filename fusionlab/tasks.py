@@ -31,15 +31,19 @@ class Task:
         path: hub id, or a local folder or file of parquet, csv, tsv, json or images in one folder per class.
         config: the hub set's configuration.
         revision: the hub set's commit or tag.
-        train: name of the training split, a slice of one such as ``train[:80%]``, or a file below ``path``.
+        train: name of the training split, a slice of one such as ``train[:80%]``, or a file below ``path``. Splits are
+            the folders and tables called train, validation or test (training, val, valid, dev, testing, eval; in any
+            case; ``train-00000-of-00002.parquet``); no other name makes a split.
         validation: the same for validation; where there is none, a tenth of training is kept for it.
         test: the same for test; where there is none, another tenth of training is kept for it.
-        label_column: column of the label: class index or class name.
-        class_names: the classes in label order; needed where labels are bare integers.
+        label_column: column of the label: class index or class name; by default ``label``, else the only one with
+            classes, else labels, class, target or fine_label.
+        class_names: the classes in label order; needed where labels are integers, which then are these names, or places
+            in them from 0, or exactly as many values as there are names, in their order.
         class_aliases: class name in the data to the name that prompts use.
         image_column: column of the image, or of paths to images.
         templates: prompts with one ``{}`` for the class name.
-        input_columns: text columns, in the order in which they are read.
+        input_columns: text columns, in the order in which they are read; a cell is the text that the file has.
         template: text input with the names of its columns in braces, e.g. ``"review: {text}"``.
         label_words: answer of each class, in label order.
         target_column: column of a numeric score, in place of a label.

@@ -23,6 +23,7 @@ _SPLIT_OF = {
 _SHARD = re.compile(rf"({'|'.join(_SPLIT_OF)})([-_. ]?\d+([-_. ]of[-_. ]\d+)?([-_.][0-9a-f]+)?)?", re.IGNORECASE)
 _WORD = re.compile(rf"(?<![a-z])({'|'.join(_SPLIT_OF)})(?![a-z])", re.IGNORECASE)
 _NO_CONTENT = ("__macosx", "__pycache__")
+_ABOUT_TABLES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json")
 _NO_IMAGES = (".h5", ".hdf", ".mpg", ".mpeg", ".bufr", ".grib")  # Pillow opens these, and can decode none
 _log = logging.getLogger(__name__)
 
@@ -48,6 +49,11 @@ def files_below(root: Path) -> list[Path]:
         folders[:] = [name for name in folders if name[0] != "." and name.lower() not in _NO_CONTENT]
         found += [Path(folder, name) for name in files if name[0] != "."]
     return sorted(found, key=Path.as_posix)
+
+
+def tables_among(files: Sequence[Path]) -> list[Path]:
+    """Those that are tables of rows, by their ending, and not what ``datasets`` keeps beside such."""
+    return [file for file in files if file.suffix.lower() in TABLES and file.name not in _ABOUT_TABLES]
 
 
 def images_among(files: Sequence[Path]) -> list[Path]:

@@ -72,7 +72,7 @@ class TextSource:
         self.columns = task.input_columns or tuple(dict.fromkeys(_FIELD.findall(self.template)))
         for column in (*self.columns, *_FIELD.findall(self.template)):
             for table in self.source.tables.values():
-                _check_column(task, table.features, column, "text")
+                _check_text(task, table.features, column)
         self._labels = None if task.target_column else _labels(self.source, definition)
         self.label_words = None if self._labels is None else _label_words(task, self._labels)
 
@@ -225,6 +225,14 @@ def _label_words(task: Task, labels: Labels) -> tuple[str, ...]:
 def _check_column(task: Task, features: Mapping[str, Any], column: str, what: str) -> None:
     if column not in features:
         raise InputError(f"task {task.name!r} has no column {column!r} ({what}); {did_you_mean(column, features)}")
+
+
+def _check_text(task: Task, features: Mapping[str, Any], column: str) -> None:
+    from datasets import ClassLabel, Value
+
+    _check_column(task, features, column, "text")
+    if not isinstance(features[column], Value | ClassLabel):
+        raise InputError(f"task {task.name!r}: column {column!r} holds no text but {features[column]}; name another")
 
 
 def _text(value: Any) -> str:

@@ -22,18 +22,21 @@ from fusionlab.data.layout import (
     images_by_split,
     metadata_among,
     split_called,
+    tables_among,
     tables_by_split,
     tables_named_for_splits,
     tell_left_out,
 )
 from fusionlab.data.tables import TEXT_TABLES, read_tables
 from fusionlab.errors import InputError, did_you_mean, name_list
+from fusionlab.foreign import parse_yaml
 from fusionlab.tasks import Task
 
 SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 CARVED = {"validation": 0, "test": 1}
 _METADATA = "metadata"
+_CARD = re.compile(r"---\s*\n(.*?)\n---\s*(\n|$)", re.DOTALL)
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _HEADER_BYTES = 1 << 16
 
@@ -80,7 +83,7 @@ def local_fingerprint(task: Task) -> str:
     digest = hashlib.sha256()
     files = [root] if root.is_file() else files_below(root)
     for file in files:
-        stat = file.stat()
+        stat = file.stat() if file.exists() else file.lstat()  # a link to nowhere is told when it is read
         digest.update(f"{file.relative_to(root)}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
         if file.suffix.lower() in TABLES:
             with file.open("rb") as stream:
@@ -160,7 +163,7 @@ class _Local:
         """The files of each split, empty if there is neither a table nor an image, and their kind where it matters."""
         files = files_below(folder)
         metadata = metadata_among(files)
-        tables = [file for file in files if file.suffix.lower() in TABLES and file not in metadata]
+        tables = [file for file in tables_among(files) if file not in metadata]
         beside = [file for file in tables if file.parent == folder]
         if found := tables_named_for_splits(beside):
             if others := [file.name for file in beside if file not in _files_of(found)]:
@@ -254,10 +257,10 @@ def _files_of(parts: Mapping[str, Part]) -> set[Path]:
 
 def _declares_splits(folder: Path) -> bool:
     """Whether the folder has a data card that says which files are which split."""
-    from huggingface_hub import DatasetCard
-
     card = folder / "README.md"
-    return card.is_file() and bool(DatasetCard.load(card, ignore_metadata_errors=True).data.to_dict().get("configs"))
+    head = _CARD.match(card.read_text(encoding="utf-8", errors="replace")) if card.is_file() else None
+    declared = parse_yaml(head[1], repr(str(card))) if head else None
+    return isinstance(declared, dict) and bool(declared.get("configs"))
 
 
 def _of_images(part: Part) -> Any:

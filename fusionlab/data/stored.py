@@ -234,7 +234,7 @@ def _encoded(value: Any, root: Path | None) -> dict[str, Any]:
     if isinstance(value, bytes):
         return {"bytes": value, "path": None}
     if isinstance(value, str):
-        return {"bytes": None, "path": str(root / value) if root else value}
+        return {"bytes": None, "path": str(root / value) if root and value else value or None}
     return value or {"bytes": None, "path": None}
 
 

@@ -146,6 +146,8 @@ def _records(file: Path, *, quoted: bool) -> Iterator[tuple[int, list[str]]]:
                 f"a quotation mark that opens in line {line} is not closed where its cell ends (found by line "
                 f"{reader.line_num}); a mark inside a quoted cell is written twice"
             )
+        elif "new-line" in str(error):
+            what = f"the row in line {reader.line_num} holds a carriage return, and tsv has no quoting; take it out"
         raise InputError(what) from error
     finally:
         csv.field_size_limit(limit)

@@ -393,3 +393,13 @@ def test_columns_that_are_equally_good_are_asked_for(tmp_path: Path, columns: di
         InputError, match=rf"task 'own': {what} the (label|image); name it with (label|image)_column: \.\.\."
     ):
         images(folder, "test")
+
+
+@pytest.mark.parametrize("cells", ['["a"], ["b", "c"]', '{"k": 1}, {"k": 2}', '["a"], "b"', "[1, 2], [3]"])
+def test_lists_and_objects_are_no_text(tmp_path: Path, cells: str) -> None:
+    values = json.loads(f"[{cells}]")
+    (tmp_path / "set").mkdir()
+    lines = [json.dumps({"text": value, "label": row}) for row, value in enumerate(values)]
+    (tmp_path / "set/all.jsonl").write_text("\n".join(lines))
+    with pytest.raises(InputError, match=r"column 'text' holds no text but|the values of 'text' are of several kinds"):
+        texts(tmp_path / "set/all.jsonl")

@@ -250,3 +250,30 @@ def test_splits_that_a_data_card_declares(tmp_path: Path) -> None:
     configs = "configs:\n- config_name: default\n  data_files:\n  - {split: train, path: roads.csv}\n"
     (tmp_path / "set/README.md").write_text(f"---\n{configs}  - {{split: test, path: crash-test.csv}}\n---\n")
     assert len(texts(tmp_path / "set")) == 2
+
+
+def test_a_folder_of_save_to_disk_is_read(tmp_path: Path) -> None:
+    table = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]})
+    datasets.DatasetDict({"test": table}).save_to_disk(str(tmp_path / "set"))
+    assert texts(tmp_path / "set").targets.tolist() == [0, 1]
+
+
+def test_a_broken_data_card_is_named(tmp_path: Path) -> None:
+    write_tables(tmp_path / "set", "test.csv")
+    (tmp_path / "set/README.md").write_text("---\nlicense: [mit\n---\n")
+    with pytest.raises(InputError, match=r"README\.md' is not YAML"):
+        texts(tmp_path / "set")
+
+
+@pytest.mark.parametrize("card", ["# A set\n", "---\nlicense: mit\n---\n", "---\n\nA rule, and text.\n", "--- no card"])
+def test_a_card_that_declares_nothing_changes_nothing(tmp_path: Path, card: str) -> None:
+    write_tables(tmp_path / "set", "train.csv", "test.csv")
+    (tmp_path / "set/README.md").write_text(card)
+    assert len(texts(tmp_path / "set")) == 3
+
+
+def test_a_link_to_nowhere_is_an_image_that_does_not_decode(tmp_path: Path) -> None:
+    tree(tmp_path / "set", **{"train/a": 1, "train/b": 1, "test/a": 2, "test/b": 2})
+    (tmp_path / "set/test/a/dead.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(InputError, match=r"1 of 5 images of task 'own' \(test\) do not decode: .*dead\.png"):
+        images(tmp_path / "set", "test")
