@@ -74,6 +74,27 @@ def decoded(content: bytes, what: str) -> str:
         ) from error
 
 
+def lines_of(source: str, what: str) -> list[str]:
+    """The lines of a file, or of the standard input for ``-``.
+
+    A line ends with a line feed, before which a carriage return counts as part of the end; all else is text.
+
+    Args:
+        source: the file, or ``-``.
+        what: the option that names it, for messages.
+
+    Raises:
+        InputError: it is not utf-8.
+    """
+    if source == "-":
+        content = getattr(sys.stdin, "buffer", sys.stdin).read()
+    else:
+        content = Path(source).expanduser().read_bytes()
+    if isinstance(content, bytes):
+        content = decoded(content, f"{what}: {'the standard input' if source == '-' else source}")
+    return [line.removesuffix("\r") for line in content.removesuffix("\n").split("\n")]
+
+
 def _lines(file: Path, newline: str) -> Iterator[str]:
     """The lines with their ends; with ``newline=""`` a lone carriage return ends one too."""
     number = 0

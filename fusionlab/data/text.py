@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from fusionlab.data.base import TaskData, check_embedded, check_positive, embedd
 from fusionlab.data.cache import cache_root
 from fusionlab.data.rendering import Texts, TextSource, check_text_task
 from fusionlab.data.sources import SplitName, check_path
-from fusionlab.data.tables import decoded
+from fusionlab.data.tables import lines_of
 from fusionlab.data.tokens import TextSplit, tokenize
 from fusionlab.data.writing import WRITTEN_TASKS, WrittenTask
 from fusionlab.errors import InputError, name_list
@@ -138,7 +137,7 @@ class TextTasks(TaskData):
         """
         if self.texts is None:
             raise InputError("predict needs --data.texts, a file with one text a line, or - for the standard input")
-        texts = _lines(self.texts)
+        texts = _texts(self.texts)
         if not texts:
             raise InputError(f"data.texts: no text in {'the standard input' if self.texts == '-' else self.texts!r}")
         return PredictTexts(texts, self._tokenizer(), self.eval_batch_size, self.max_tokens)
@@ -157,21 +156,9 @@ class TextTasks(TaskData):
             )
 
 
-def _lines(source: str) -> list[str]:
-    """The lines of a file, or of the standard input for ``-``, that hold a text; how many do not is logged.
-
-    A line ends with a line feed, before which a carriage return counts as part of the end; all else is text.
-
-    Raises:
-        InputError: it is not utf-8.
-    """
-    what = "the standard input" if source == "-" else source
-    if source == "-":
-        content = getattr(sys.stdin, "buffer", sys.stdin).read()
-    else:
-        content = Path(source).expanduser().read_bytes()
-    text = decoded(content, f"data.texts: {what}") if isinstance(content, bytes) else content
-    lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+def _texts(source: str) -> list[str]:
+    """The lines of a file, or of the standard input, that hold a text; how many do not is logged."""
+    lines = lines_of(source, "data.texts")
     empty = [str(number) for number, line in enumerate(lines, 1) if not line.strip()]
     if empty:
         _log.warning("data.texts: %d of %d lines are empty and left out: %s", len(empty), len(lines), name_list(empty))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
+from fusionlab.data.chat import prompts
 from fusionlab.data.text import TextTasks
 from fusionlab.errors import InputError
 from fusionlab.predicting import write_predictions
@@ -77,3 +79,14 @@ def test_another_encoding_is_refused(tmp_path: Path, tokenizer: Any, content: by
     (tmp_path / "texts.txt").write_bytes(content)
     with pytest.raises(InputError, match=r"data\.texts: .*texts\.txt is not utf-8: line [12] holds the byte 0x"):
         texts(str(tmp_path / "texts.txt"), tokenizer)
+
+
+@pytest.mark.parametrize("separator", SEPARATORS[:-1], ids=[f"U+{ord(each):04X}" for each in SEPARATORS[:-1]])
+def test_questions_are_one_a_line_too(tmp_path: Path, separator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"prompt": f"why{separator if ord(separator) > 31 else ''}{number}?"} for number in range(5)]
+    (tmp_path / "asked.jsonl").write_bytes("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+    monkeypatch.setattr(prompts, "_question", lambda row, encoder, system: row)
+    assert prompts.read_questions(str(tmp_path / "asked.jsonl"), None, None) == rows  # type: ignore[arg-type]
+    (tmp_path / "asked.jsonl").write_bytes('{"prompt": "ä"}\n'.encode("latin-1"))
+    with pytest.raises(InputError, match=r"data\.prompts: .*asked\.jsonl is not utf-8: line 1"):
+        prompts.read_questions(str(tmp_path / "asked.jsonl"), None, None)  # type: ignore[arg-type]

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from fusionlab.data.chat.encoding import IGNORED, Encoder
 from fusionlab.data.chat.rows import Conversation, Message, Plain, read_question
+from fusionlab.data.tables import lines_of
 from fusionlab.data.tokens import Ragged
 from fusionlab.errors import InputError
 
@@ -41,11 +40,10 @@ def read_questions(path: str, encoder: Encoder, system: str | None) -> list[Ques
     ranked, else an answer is generated.
 
     Raises:
-        InputError: a line that is no such row, by its number; or no question at all.
+        InputError: a line that is no such row, by its number; no question at all; or a file that is not utf-8.
     """
-    text = sys.stdin.read() if path == STDIN else Path(path).expanduser().read_text(encoding="utf-8-sig")
     found = []
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(lines_of(path, "data.prompts"), 1):
         if not line.strip():
             continue
         try:
