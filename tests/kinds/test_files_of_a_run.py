@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,14 +35,20 @@ def check_modes(folder: Path, umask: int) -> None:
         assert path.stat().st_mode & 0o777 == expected, path
 
 
-def test_files_have_the_user_s_umask(umask: int, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def trained() -> tuple[Any, dict[str, Any], dict[str, torch.Tensor]]:
+    """A backbone, two adapters on it that need every kind of file, and its weights."""
     backbone = load_backbone("tiny-clip")
     adapters.inject(
         backbone.model, ["a", "b"], method="l_lora", rank=2, lora_alpha=3, target_modules=["q_proj"], init="pissa",
         scope="vision_model",
     )  # fmt: skip
     inputs = {task: adapters.extract(backbone.model, task) for task in "ab"}
-    base = {name: tensor.clone() for name, tensor in adapters.base_state(backbone.model).items()}
+    return backbone, inputs, {name: tensor.clone() for name, tensor in adapters.base_state(backbone.model).items()}
+
+
+def test_files_have_the_user_s_umask(umask: int, trained: Any, tmp_path: Path) -> None:
+    backbone, inputs, base = trained
     save_finetuned(tmp_path / "adapter", inputs["a"], backbone, {})
     save_fused(tmp_path / "fused", fuse_weights(Average(), base, inputs), backbone, {})
     shifted = {name: base[name] + torch.ones(()) for name in base if base[name].is_floating_point()}
@@ -51,15 +58,24 @@ def test_files_have_the_user_s_umask(umask: int, tmp_path: Path) -> None:
         check_modes(tmp_path / name, umask)
 
 
-def test_files_of_fuse_have_the_user_s_umask(umask: int, tmp_path: Path) -> None:
-    shutil.copytree(ASSETS / "tiny-t5", tmp_path / "base")
-    for path in (tmp_path / "base").iterdir():
-        path.chmod(0o400)  # the base's own permissions are not the output's
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base that its user alone may read, and two adapters by PEFT."""
+    folder = tmp_path_factory.mktemp("stock")
+    shutil.copytree(ASSETS / "tiny-t5", folder / "base")
+    model = transformers.T5ForConditionalGeneration.from_pretrained(folder / "base")
+    peft_model = get_peft_model(model, LoraConfig(r=2, target_modules=["q"], init_lora_weights=False))
     for task in "ab":
-        model = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "base")
-        config = LoraConfig(r=2, target_modules=["q"], init_lora_weights=False)
-        get_peft_model(model, config).save_pretrained(tmp_path / task)
-    flags = ["--base", str(tmp_path / "base"), *(f"--finetuned.{task}={tmp_path / task}" for task in "ab")]
+        peft_model.save_pretrained(folder / task)
+    for path in (folder / "base").iterdir():
+        path.chmod(0o400)  # the base's own permissions are not the output's
+    return folder
+
+
+def test_files_of_fuse_have_the_user_s_umask(umask: int, stock: Path, tmp_path: Path) -> None:
+    for task in "ab":
+        shutil.copytree(stock / task, tmp_path / task)
+    flags = ["--base", str(stock / "base"), *(f"--finetuned.{task}={tmp_path / task}" for task in "ab")]
     for name, more in {"adapter": [], "cut": ["--rank", "1"], "full": ["--rule", "ties"]}.items():
         assert main(["fuse", *flags, *more, "--output", str(tmp_path / name)]) == 0
         check_modes(tmp_path / name, umask)
