@@ -12,7 +12,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from fusionlab.data.loader import Batch, Split, StepLoader, exact_batches
-from fusionlab.data.sources import SPLITS, SplitName
+from fusionlab.data.splits import SPLITS, SplitName
 from fusionlab.errors import InputError, did_you_mean, name_list
 from fusionlab.samplers import derive_seed
 from fusionlab.tasks import Task

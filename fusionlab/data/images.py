@@ -19,7 +19,8 @@ from fusionlab.data.drawing import DRAWN_TASKS, DrawnTask
 from fusionlab.data.folder import ImageBatches, image_files
 from fusionlab.data.loader import Batch
 from fusionlab.data.pixels import pixels
-from fusionlab.data.sources import SplitName, check_path
+from fusionlab.data.sources import check_path
+from fusionlab.data.splits import SplitName
 from fusionlab.data.stored import OnBadImage, StoredImages, data_version
 from fusionlab.errors import InputError, did_you_mean
 from fusionlab.known_tasks import DEFAULT_TEMPLATES, IMAGE_TASKS

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from fusionlab.data.sources import Source
+from fusionlab.data.columns import find_column, label_candidates
+from fusionlab.data.local import Source
 from fusionlab.errors import InputError, did_you_mean, name_list
 from fusionlab.tasks import Task, check_duplicates
 
-_LABEL_COLUMNS = ("label", "labels", "class", "target", "fine_label")
 _INTEGER = re.compile(r"\s*[+-]?\d{1,18}\s*")
 _log = logging.getLogger(__name__)
 
@@ -113,42 +113,11 @@ def read_labels(source: Source, definition: Task | None, listed_as: str = "class
     return Labels(names, by_split, first.column, place_of_name, place_of_number)
 
 
-def find_column(
-    task: Task, features: Mapping[str, Any], given: str | None, candidates: Sequence[Sequence[str]], what: str
-) -> str:
-    """The given column, else the one of the best candidates.
-
-    Args:
-        task: the task, for messages.
-        features: the table's columns.
-        given: what the task says, or None.
-        candidates: columns that could be meant, in groups, best first; the first group that is not empty decides.
-        what: ``image`` or ``label``.
-
-    Raises:
-        InputError: there is no such column, or several that are equally good.
-    """
-    if given is not None:
-        if given not in features:
-            raise InputError(f"task {task.name!r} has no column {given!r} ({what}); {did_you_mean(given, features)}")
-        return given
-    best = next((group for group in candidates if group), ())
-    if not best:
-        raise InputError(
-            f"task {task.name!r}: none of its columns ({name_list(features)}) looks like the {what}; name it with "
-            f"{what}_column: ..."
-        )
-    if len(best) > 1:
-        named = name_list(best)
-        raise InputError(f"task {task.name!r}: any of {named} may be the {what}; name it with {what}_column: ...")
-    return best[0]
-
-
 def _column(task: Task, split: str, table: Any, hint: str | None) -> _Column:
     from datasets import ClassLabel, Value
 
     features = table.features
-    name = find_column(task, features, task.label_column, _candidates(features, hint), "label")
+    name = find_column(task, features, task.label_column, label_candidates(features, hint), "label")
     feature, values = features[name], table[name][:]
     missing = [str(row) for row, value in enumerate(values) if value is None or not str(value).strip()]
     if missing:
@@ -183,23 +152,6 @@ def _named(task: Task, columns: Mapping[str, _Column]) -> Mapping[str, _Column]:
             names, indices = np.unique(column.values, return_inverse=True)
             found[split] = _Column(column.column, tuple(map(str, names.tolist())), indices.astype(np.int64))
     return found
-
-
-def _candidates(features: Mapping[str, Any], hint: str | None) -> list[list[str]]:
-    """Columns that could be the label, in groups: the known task's, ``label``, those with classes, those so called."""
-    from datasets import ClassLabel
-
-    classes = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
-    dtype = str(getattr(features.get("label"), "dtype", ""))
-    is_label = "label" in classes or dtype.removeprefix("large_").startswith(("string", "int", "uint", "bool"))
-    known = [name for name in _LABEL_COLUMNS if name in features]
-    return [
-        [hint] if hint is not None and hint in features else [],
-        ["label"] if is_label else [],
-        [name for name in classes if name in known],
-        classes,
-        known,
-    ]
 
 
 def _numbers(column: _Column) -> np.ndarray | None:

@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 
 from fusionlab.data.labels import Labels, read_labels
-from fusionlab.data.sources import Source, open_source, remainder, split_rows
+from fusionlab.data.local import Source
+from fusionlab.data.sources import open_source
+from fusionlab.data.splits import remainder, split_rows
 from fusionlab.errors import InputError, did_you_mean, name_list
 from fusionlab.tasks import Task, check_duplicates
 

@@ -18,8 +18,11 @@ import numpy as np
 from fusionlab.backbones.preprocessing import Preprocessing
 from fusionlab.data import sources
 from fusionlab.data.cache import cached_folder
-from fusionlab.data.labels import display_names, find_column, read_labels
+from fusionlab.data.columns import find_column
+from fusionlab.data.labels import display_names, read_labels
+from fusionlab.data.local import is_local
 from fusionlab.data.pixels import DECODE_ERRORS, decode
+from fusionlab.data.splits import CARVED, remainder, split_rows
 from fusionlab.errors import InputError, name_list
 from fusionlab.tasks import Task
 
@@ -73,7 +76,7 @@ class StoredImages:
         folder = self._decoded(stored_as)
         index = json.loads((folder / "index.json").read_text())
         self._report(stored_as, index["bad"], index["num_rows"])
-        rows = sources.split_rows(split, self.available, np.load(folder / "remainders.npy"))
+        rows = split_rows(split, self.available, np.load(folder / "remainders.npy"))
         if not len(rows):
             raise InputError(self._empty(split, stored_as, index["num_rows"]))
         images, labels = np.load(folder / "images.npy", mmap_mode="r"), np.load(folder / "labels.npy")
@@ -89,10 +92,7 @@ class StoredImages:
 
     def _key(self) -> str:
         """What decides the cache: the files (or hub commit) and all that the labels and their order depend on."""
-        if sources.is_local(self.task):
-            files = sources.local_fingerprint(self.task)
-        else:
-            files = sources.hub_fingerprint(self._source)
+        files = sources.local_fingerprint(self.task) if is_local(self.task) else sources.hub_fingerprint(self._source)
         skipped = ("name", "path", "templates")
         settings = {key: value for key, value in asdict(self.task).items() if key not in skipped}
         known = None if self.definition is None else [self.definition.class_names, self.definition.class_aliases]
@@ -112,7 +112,7 @@ class StoredImages:
     def _outside_files(self, split: str) -> Iterator[str]:
         """Files that a column of paths names and the fingerprint of the task's own files does not cover."""
         table, column, is_path = self._image_column(split)
-        if not is_path or not sources.is_local(self.task):
+        if not is_path or not is_local(self.task):
             return
         own = Path(self.task.path or "").expanduser().resolve()
         for row in table:
@@ -168,8 +168,8 @@ class StoredImages:
         remainders, bad = np.zeros(num_rows, np.uint8), {}
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             for start, chunk in _chunks(self._images(split)):
-                for row, (pixels, remainder) in enumerate(pool.map(self._decode_one, chunk), start):
-                    remainders[row] = remainder
+                for row, (pixels, kept_for) in enumerate(pool.map(self._decode_one, chunk), start):
+                    remainders[row] = kept_for
                     if isinstance(pixels, str):
                         bad[row] = f"{chunk[row - start].get('path') or f'row {row}'} ({pixels})"
                     else:
@@ -183,8 +183,8 @@ class StoredImages:
         images.flush()
         np.save(folder / "labels.npy", labels)
         np.save(folder / "remainders.npy", remainders)
-        served = [split] + [other for other in sources.CARVED if split == "train" and other not in self.available]
-        rows = {name: sources.split_rows(name, self.available, remainders) for name in served}
+        served = [split] + [other for other in CARVED if split == "train" and other not in self.available]
+        rows = {name: split_rows(name, self.available, remainders) for name in served}
         versions = {name: data_version(images, labels, kept) for name, kept in rows.items()}
         index = {"num_rows": num_rows, "bad": list(bad.values()), "data_versions": versions}
         (folder / "index.json").write_text(json.dumps(index))
@@ -197,7 +197,7 @@ class StoredImages:
                 if encoded.get("path") is None:
                     return "no image", 0
                 data = Path(encoded["path"]).read_bytes()
-            return decode(data, self.how), sources.remainder(data)
+            return decode(data, self.how), remainder(data)
         except DECODE_ERRORS as error:
             return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200], 0
 

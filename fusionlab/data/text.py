@@ -14,7 +14,8 @@ import torch
 from fusionlab.data.base import TaskData, check_embedded, check_positive, embedded, embedded_name, refuse_keys
 from fusionlab.data.cache import cache_root
 from fusionlab.data.rendering import Texts, TextSource, check_text_task
-from fusionlab.data.sources import SplitName, check_path
+from fusionlab.data.sources import check_path
+from fusionlab.data.splits import SplitName
 from fusionlab.data.tables import lines_of
 from fusionlab.data.tokens import TextSplit, tokenize
 from fusionlab.data.writing import WRITTEN_TASKS, WrittenTask

@@ -277,3 +277,23 @@ def test_a_link_to_nowhere_is_an_image_that_does_not_decode(tmp_path: Path) -> N
     (tmp_path / "set/test/a/dead.png").symlink_to(tmp_path / "nowhere.png")
     with pytest.raises(InputError, match=r"1 of 5 images of task 'own' \(test\) do not decode: .*dead\.png"):
         images(tmp_path / "set", "test")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("labels.csv", "0.png", "1.png", "2.png"), ("labels.csv", "images/0.png", "images/1.png", "images/2.png")],
+)
+def test_a_table_beside_images_of_no_classes_says_what_they_are(tmp_path: Path, names: tuple[str, ...]) -> None:
+    (tmp_path / "set/images").mkdir(parents=True)
+    for seed, name in enumerate(names[1:]):
+        (tmp_path / "set" / name).write_bytes(png(seed))
+    rows = "".join(f"{name},{'ab'[row % 2]}\n" for row, name in enumerate(names[1:]))
+    (tmp_path / "set/labels.csv").write_text("image,label\n" + rows)
+    data = images(tmp_path / "set", "test", train="train[:1]", test="train[1:]")
+    assert data.splits["own"]["test"].labels.tolist() == [1, 0]
+
+
+def test_a_banner_beside_tables_is_no_sample(tmp_path: Path) -> None:
+    write_tables(tmp_path / "set", "a.csv", "b.csv")
+    (tmp_path / "set/banner.png").write_bytes(png(0))
+    assert len(texts(tmp_path / "set", "train", test="train[:1]", train="train[1:]")) + 1 == 5

@@ -14,7 +14,7 @@ from fusionlab.data.base import embedded_name
 from fusionlab.data.chat.rows import FORMATS, find_format
 from fusionlab.data.rendering import TextSource
 from fusionlab.data.sources import open_source as open_tables
-from fusionlab.data.sources import remainder, split_rows
+from fusionlab.data.splits import remainder, split_rows
 from fusionlab.errors import InputError, name_list
 from fusionlab.known_tasks import TEXT_TASKS
 from fusionlab.tasks import Task

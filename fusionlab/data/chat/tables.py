@@ -15,7 +15,7 @@ import numpy as np
 from fusionlab.data.chat.encoding import Encoder
 from fusionlab.data.chat.rows import Conversation, NothingToLearnError, Plain, Said
 from fusionlab.data.chat.split import Samples
-from fusionlab.data.sources import no_progress_bars
+from fusionlab.data.local import no_progress_bars
 from fusionlab.data.tokens import Ragged
 from fusionlab.errors import InputError
 

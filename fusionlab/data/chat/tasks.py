@@ -27,7 +27,8 @@ from fusionlab.data.chat.split import ChatSplit, PackedSplit, Samples
 from fusionlab.data.chat.tables import EncodedTable, encode_table
 from fusionlab.data.chat.template import Template
 from fusionlab.data.rendering import check_text_task
-from fusionlab.data.sources import SplitName, check_path
+from fusionlab.data.sources import check_path
+from fusionlab.data.splits import SplitName
 from fusionlab.data.tokens import tokenizer_fingerprint
 from fusionlab.errors import InputError, did_you_mean, name_list
 from fusionlab.known_tasks import TEXT_TASKS
