@@ -11,11 +11,11 @@ from fusionlab.data import ImageTasks
 from fusionlab.modules import FusionModule
 
 ROOT = Path(__file__).parents[2]
-LIGHTNING = sorted(path for folder in ("clip", "t5", "vit") for path in (ROOT / "configs" / folder).glob("*.yaml"))
+LIGHTNING = sorted(path for folder in ("clip", "lm", "t5", "vit") for path in (ROOT / "configs" / folder).glob("*.yaml"))
 
 
 def test_there_are_configs() -> None:
-    assert len(LIGHTNING) >= 5
+    assert len(LIGHTNING) >= 14
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.stem)
