@@ -26,7 +26,7 @@ LIGHTNING = ("fit", "validate", "test", "predict")
 
 HELP = """usage: python -m fusionlab COMMAND [options]
 
-Fine-tune CLIP, ViT, T5 and causal language models on many tasks, fuse the task vectors into one model, evaluate it exactly.
+Fine-tune CLIP, ViT, T5 and language models on many tasks, fuse the task vectors into one model, evaluate it exactly.
 
 commands:
 {commands}

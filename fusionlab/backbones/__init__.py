@@ -76,7 +76,7 @@ def own_folder(name: str) -> Path | None:
     return next((Path(file).parent for file in cached), None)
 
 
-def load_backbone(name: str, dtype: str = "float32") -> Backbone:
+def load_backbone(name: str, dtype: str = "float32", *, causal: bool = True) -> Backbone:
     """The frozen backbone that ``name`` stands for.
 
     Args:
@@ -85,6 +85,7 @@ def load_backbone(name: str, dtype: str = "float32") -> Backbone:
             ``timm:ARCHITECTURE``, ``timm:FOLDER``, or ``config:FILE``, random weights by a configuration; for a
             language model also a GGUF file.
         dtype: dtype of the frozen weights; ``bfloat16`` for T5 and causal language models only.
+        causal: whether it may be a causal language model; one that may not be is refused before it is read.
 
     Raises:
         InputError: nothing there, no network for a hub id, or an architecture this package has no module for.
@@ -104,12 +105,13 @@ def load_backbone(name: str, dtype: str = "float32") -> Backbone:
     model_type = _model_type(name, source)
     if model_type == "t5":
         return T5Backbone.load(source, name=name, dtype=dtype)
-    if _is_causal(model_type):
+    if causal and _is_causal(model_type):
         return CausalBackbone.load(source, name=name, dtype=dtype)
     if model_type not in ("clip", "vit"):
+        also = " or a causal language model" if causal else ""
         raise InputError(
             f"the model {name!r} is of type {model_type!r}; expected 'clip' (image and text towers), 'vit' (an image "
-            f"tower), 't5' (an encoder-decoder) or a causal language model"
+            f"tower) or 't5' (an encoder-decoder){also}"
         )
     _only_float32(name, dtype)
     return (ClipBackbone if model_type == "clip" else ViTBackbone).load(source, name=name)

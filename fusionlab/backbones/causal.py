@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -75,7 +75,7 @@ class CausalBackbone(nn.Module):
         Raises:
             InputError: another dtype, no causal language model, a quantized one, or weights or tokenizer are missing.
         """
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoConfig, AutoModelForCausalLM
 
         if dtype not in DTYPES:
             raise InputError(f"dtype must be {' or '.join(DTYPES)}, got {dtype!r}")
@@ -94,11 +94,11 @@ class CausalBackbone(nn.Module):
                 loaded: Any = AutoModelForCausalLM.from_pretrained(
                     **more, dtype=DTYPES[dtype], output_loading_info=True, **({} if is_gguf else {"config": config})
                 )
-            tokenizer = AutoTokenizer.from_pretrained(**where)
         except UNREADABLE as error:
             if isinstance(error, InputError):
                 raise
-            raise InputError(f"the language model {name!r} could not be loaded: {error}") from error
+            reason = " ".join(str(error).split())
+            raise InputError(f"the language model {name!r} could not be loaded: {reason}") from error
         model, info = loaded
         if info["missing_keys"]:
             raise InputError(
@@ -109,7 +109,7 @@ class CausalBackbone(nn.Module):
             _log.warning(
                 "%s is dequantized to %s: its weights are those of the quantized model, stored wider", name, dtype
             )
-        return cls(model, tokenizer, name=name, is_converted=is_gguf)
+        return cls(model, _tokenizer(where, name), name=name, is_converted=is_gguf)
 
     @property
     def encoder(self) -> Any:
@@ -281,6 +281,19 @@ class CausalBackbone(nn.Module):
         if self.model.generation_config is not None:
             self.model.generation_config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+
+
+def _tokenizer(where: Mapping[str, Any], name: str) -> Any:
+    from transformers import AutoTokenizer
+
+    hint = f"the language model {name!r} has no tokenizer that can be read; put its tokenizer.json beside it"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(**where)
+    except UNREADABLE as error:
+        raise InputError(f"{hint} ({' '.join(str(error).split())})") from error
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # what transformers makes of no files
+        raise InputError(hint)
+    return tokenizer
 
 
 def _dequantized(file: str) -> dict[str, Any]:

@@ -95,7 +95,7 @@ class FusionModule(LightningModule, ABC):
         self.num_warmup_steps, self.lr_schedule = num_warmup_steps, lr_schedule
         self.weights, self.seed = weights, seed
         backbone = self.default_backbone if backbone is None else backbone
-        self.backbone: Any = load_backbone(backbone) if isinstance(backbone, str) else backbone
+        self.backbone: Any = load_backbone(backbone, causal=False) if isinstance(backbone, str) else backbone
         self.adaptation = make_adaptation(
             self.backbone,
             method,

@@ -192,7 +192,7 @@ def _inputs(batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
 
 
 def _load(backbone: str, dtype: str) -> T5Backbone:
-    loaded = load_backbone(backbone, dtype=dtype)
+    loaded = load_backbone(backbone, dtype=dtype, causal=False)
     if not isinstance(loaded, T5Backbone):
         raise InputError(
             f"T5Module needs an encoder-decoder, a T5, and {backbone!r} is a {type(loaded.model).__name__}; "

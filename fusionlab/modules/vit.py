@@ -234,7 +234,7 @@ def _checked(backbone: str | nn.Module | None) -> nn.Module:
         raise InputError(
             "ViTModule needs --model.backbone: a local folder or hub id of a ViT, timm:NAME or config:FILE"
         )
-    loaded = load_backbone(backbone) if isinstance(backbone, str) else backbone
+    loaded = load_backbone(backbone, causal=False) if isinstance(backbone, str) else backbone
     if not isinstance(loaded, ViTBackbone | TimmBackbone):
         raise InputError(
             f"ViTModule needs a vision transformer, and {backbone!r} is a {type(loaded.model).__name__}; give a ViT, "

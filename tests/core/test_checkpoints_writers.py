@@ -128,15 +128,6 @@ def test_readers_give_any_piece_in_any_dtype(tmp_path: Path) -> None:
             assert torch.equal(out, state["w"].flatten()[start : start + count].to(dtype))
 
 
-def test_ties_are_matrices_of_the_same_bytes(tmp_path: Path) -> None:
-    embedding = torch.randn(50, 60)
-    almost = embedding.clone()
-    almost[-1, -1] += 1
-    ones = torch.ones(9)
-    save_state(tmp_path, {"a": embedding, "b": embedding.clone(), "c": almost, "norm.0": ones, "norm.1": ones.clone()})
-    assert open_checkpoint(tmp_path).weights.ties == {"b": "a"}
-
-
 def test_the_index_says_where_everything_is(tmp_path: Path) -> None:
     save_state(tmp_path, {"a": torch.zeros(4), "b": torch.zeros(4)}, max_shard_size=16)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())

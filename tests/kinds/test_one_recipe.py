@@ -243,4 +243,6 @@ def test_full_weights_are_those_of_the_adapter_to_a_rounding(
         found = weights_of(tmp_path / name)
         assert found.keys() == expected.keys()
         for each, value in found.items():
-            torch.testing.assert_close(value, expected[each], rtol=2**-22, atol=1e-7, msg=lambda text, at=f"{name}: {each}": f"{at}: {text}")
+            torch.testing.assert_close(
+                value, expected[each], rtol=2**-22, atol=1e-7, msg=lambda text, at=f"{name}: {each}": f"{at}: {text}"
+            )

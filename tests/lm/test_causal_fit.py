@@ -240,3 +240,44 @@ def test_an_adapter_of_transposed_layers_knows_how_its_base_stores_them(
         with module.use(merge_adapter(base_state(module.base_model), adapter)):
             found = module.output(lambda: module.backbone.logits(ids))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("none", "needs --model.backbone"),
+        ("clip", "needs a causal language model, and 'tiny-clip' is a CLIPModel"),
+        ("without tokenizer", "has no tokenizer that can be read"),
+        ("short", "has ids up to 309, its model embeds 300 tokens"),
+        ("quantized", "is quantized, and adapters are trained on the weights themselves"),
+        ("dtype", "dtype must be float32 or bfloat16, got 'float16'"),
+        ("target", "target module 'query' matches no layer"),
+    ],
+)
+def test_models_that_cannot_be_trained_are_refused(
+    causal_folder: Callable[[str], Path], data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    kind: str, message: str,
+) -> None:  # fmt: skip
+    import shutil
+
+    folder = tmp_path / "model"
+    shutil.copytree(causal_folder("llama"), folder)
+    flags = ["--model.backbone", "tiny-clip" if kind == "clip" else str(folder)]
+    if kind == "none":
+        flags = []
+    if kind == "without tokenizer":
+        for file in folder.glob("*token*"):
+            file.unlink()
+    if kind == "short":
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        model.resize_token_embeddings(300)
+        model.save_pretrained(folder)
+    if kind == "quantized":
+        config = json.loads((folder / "config.json").read_text())
+        config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+        (folder / "config.json").write_text(json.dumps(config))
+    flags += {"dtype": ["--model.dtype", "float16"], "target": ["--model.target_modules", "[query]"]}.get(kind, [])
+    argv = ["fit", "--model", "CausalModule", *flags, *data, "--trainer.max_steps", "1"]
+    assert main([*argv, "--trainer.default_root_dir", str(tmp_path / "run")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -11,7 +11,9 @@ from fusionlab.data import ImageTasks
 from fusionlab.modules import FusionModule
 
 ROOT = Path(__file__).parents[2]
-LIGHTNING = sorted(path for folder in ("clip", "lm", "t5", "vit") for path in (ROOT / "configs" / folder).glob("*.yaml"))
+LIGHTNING = sorted(
+    path for folder in ("clip", "lm", "t5", "vit") for path in (ROOT / "configs" / folder).glob("*.yaml")
+)
 
 
 def test_there_are_configs() -> None:
