@@ -31,6 +31,8 @@ from fusionlab.backbones.preprocessing import of_transformers
 from fusionlab.data.images import ImageTasks
 from fusionlab.data.pixels import decode, pixels
 from fusionlab.errors import InputError
+from fusionlab.evaluation import evaluate
+from fusionlab.modules import ClipModule
 
 SIDE = 24
 
@@ -161,6 +163,25 @@ def test_a_clip_of_transformers_5_has_its_own_mean_size_and_filter(clip: Path, t
     assert (folder / "processor_config.json").exists()
     assert not (folder / "preprocessor_config.json").exists()
     check_backbone(folder)
+
+
+def test_either_file_gives_the_scores_of_its_own_mean(tmp_path: Path) -> None:
+    """A model whose pixels are rescaled by its processor alone, as a CLIP of transformers 5 and as an older one."""
+    data = ImageTasks(["signs"], max_samples=100, image_size=32)
+    data.setup("test")
+    values = {}
+    for case in ("embedded", "processor_config", "preprocessor_config"):
+        folder = copied(ASSETS / "tiny-clip", tmp_path / case)
+        content = json.loads((folder / "preprocessor_config.json").read_text())
+        if case != "embedded":
+            (folder / "preprocessor_config.json").unlink()
+            content |= {"image_mean": [2.0] * 3, "image_std": [0.5] * 3}
+            said = {"image_processor": content} if case == "processor_config" else content
+            (folder / f"{case}.json").write_text(json.dumps(said))
+        module = ClipModule(str(folder))
+        module.prepare_tasks(data.tasks)
+        values[case] = evaluate(module, data, ["signs"], "test")[0]["value"]
+    assert values["processor_config"] == values["preprocessor_config"] < values["embedded"] - 0.1
 
 
 @pytest.mark.parametrize("case", ["older", "both, the newer counts", "newer without images", "a feature extractor"])
