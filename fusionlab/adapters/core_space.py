@@ -80,7 +80,7 @@ def fuse_in_core_space(
         for key, pair in pair_keys(tasks, norms=True, products=True).items()
     }
     remarks = {f"{module}.weight": found[module].remarks for module in modules if found[module].remarks}
-    return fused, Outcome(tasks, {}, sums, 0, 0, remarks)
+    return fused, Outcome(tasks, {}, sums, updated=0, survived=0, exact=0, remarks=remarks)
 
 
 @dataclass(frozen=True)

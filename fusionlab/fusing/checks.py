@@ -11,21 +11,27 @@ import torch
 from fusionlab import rules
 from fusionlab.errors import InputError, name_list
 from fusionlab.fusing.inputs import Opened
+from fusionlab.rules import Rule
 from fusionlab.streaming import Job, Resources, fuse
-from fusionlab.streaming.job import inner_linear_rule, peak_bytes
+from fusionlab.streaming.job import inner_linear_rule
 from fusionlab.tensors.identity import equal_matrices
 
 
-def check_memory(job: Job, resources: Resources) -> None:
+def check_memory(rule: Rule, peak: tuple[int, str], resources: Resources) -> None:
     """Raise if the rule needs more memory than the budget.
+
+    Args:
+        rule: the rule.
+        peak: the bytes that it needs, and for what.
+        resources: with the budget.
 
     Raises:
         InputError: with both numbers.
     """
-    needed, what = peak_bytes(job)
+    needed, what = peak
     if needed > resources.memory_budget:
         raise InputError(
-            f"memory_budget: {rules.rule_name(job.rule)} on {what} needs {needed:,} bytes, the budget is "
+            f"memory_budget: {rules.rule_name(rule)} on {what} needs {needed:,} bytes, the budget is "
             f"{resources.memory_budget:,}; give a larger --memory_budget or another rule."
         )
 

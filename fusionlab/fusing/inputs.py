@@ -137,8 +137,7 @@ def open_input(task: str, name: str, base: Opened, cache_bytes: int, variant: st
         _check_architecture(task, base, opened)
         return opened
     _check_vocabulary(f"adapter {task!r}", path, adapter_shapes(path, base.shapes), base, _MERGE)
-    from fusionlab.adapters import load_adapter, stored_shapes, stored_task_vector  # imports peft, which takes seconds
-    from fusionlab.fusion.adapted import Renamed
+    from fusionlab.adapters import load_adapter, stored_shapes  # imports peft, which takes seconds
 
     adapter = load_adapter(path)
     if adapter.method == "tangent_lora":
@@ -150,10 +149,29 @@ def open_input(task: str, name: str, base: Opened, cache_bytes: int, variant: st
     names = _names_on_disk(base) if any(own not in base.weights.tensors for own in shapes) else {}
     adapter = _laid_out(task, adapter, base, names)
     _check_base(task, path, adapter, base, names)
-    infos = {names.get(own, own): TensorInfo(shape, torch.float32) for own, shape in stored_shapes(adapter).items()}
-    weights = StateWeights(Renamed(stored_task_vector(adapter), names), infos, cache_bytes)
     files, config = adapter_files(path), read_json(path / "adapter_config.json", PeftConfig)
+    weights = _task_vector_weights(adapter, names, cache_bytes)
     return Opened(name, path, files, weights, config, tuple(unread_weights(path, files)), adapter, names)
+
+
+def with_adapter(opened: Opened, adapter: Any, names: Mapping[str, str], cache_bytes: int) -> Opened:
+    """Another adapter in the place of an opened one, such as what was fused of several.
+
+    Args:
+        opened: an adapter.
+        adapter: what is read in its place.
+        names: name in memory -> name in the base's files, where they differ.
+        cache_bytes: what may be kept of its task vector.
+    """
+    return replace(opened, weights=_task_vector_weights(adapter, names, cache_bytes), adapter=adapter, names=names)
+
+
+def _task_vector_weights(adapter: Any, names: Mapping[str, str], cache_bytes: int) -> StateWeights:
+    from fusionlab.adapters import stored_shapes, stored_task_vector
+    from fusionlab.fusion.adapted import Renamed
+
+    infos = {names.get(own, own): TensorInfo(shape, torch.float32) for own, shape in stored_shapes(adapter).items()}
+    return StateWeights(Renamed(stored_task_vector(adapter), names), infos, cache_bytes)
 
 
 def check_vocabularies(base: Opened, inputs: Mapping[str, Opened]) -> None:

@@ -20,12 +20,20 @@ from fusionlab.errors import InputError, did_you_mean
 from fusionlab.files import path_of
 from fusionlab.fusing import report
 from fusionlab.fusing.checks import check_disk, check_memory, tie_notes, try_rule
-from fusionlab.fusing.inputs import Opened, base_hash, check_vocabularies, open_base, open_input
-from fusionlab.fusing.matrix_rules import check_ranks, forecast
+from fusionlab.fusing.inputs import Opened, base_hash, check_vocabularies, open_base, open_input, with_adapter
+from fusionlab.fusing.matrix_rules import (
+    check_ranks,
+    core_bytes,
+    forecast,
+    fuse_cores,
+    in_core_space,
+    names_on_disk,
+)
 from fusionlab.fusing.recipe import Recipe, parse_size
 from fusionlab.fusion.streamed import adapted_units, output_dtype, write_weights
 from fusionlab.fusion.units import UnitWeights
 from fusionlab.rules import LinearRule, Rule
+from fusionlab.rules.matrices import has_core
 from fusionlab.streaming import (
     CastWeights,
     Job,
@@ -37,7 +45,7 @@ from fusionlab.streaming import (
     make_plan,
     run,
 )
-from fusionlab.streaming.job import num_reads
+from fusionlab.streaming.job import num_reads, peak_bytes
 from fusionlab.tensors.identity import Ties
 from fusionlab.tensors.lazy import NamedWeights
 
@@ -91,8 +99,11 @@ class Prepared:
 
     @property
     def bytes_to_read(self) -> int:
-        """Bytes of tensors that go through the engine, over all passes."""
+        """Bytes of tensors that are read, over all passes."""
         plan, base = self.job.plan, self.job.base.tensors
+        if self.in_core_space:
+            merged = 0 if self.as_adapter else sum(info.nbytes for info in base.values())
+            return merged + sum(file.stat().st_size for opened in self.inputs.values() for file in opened.files)
         fused = sum(base[name].nbytes for name in plan.fused)
         for task, item in self.job.inputs.items():
             fused += sum(item.weights.tensors[source].nbytes for source in plan.sources[task].values())
@@ -102,7 +113,19 @@ class Prepared:
     @cached_property
     def forecast(self) -> str | None:
         """How long a rule of many operations will take."""
-        return forecast(self.job, self.resources.threads)
+        return forecast(self.job, self.inputs, self.resources.threads)
+
+    @property
+    def in_core_space(self) -> bool:
+        """Whether a rule on matrices works on the cores of adapters."""
+        return in_core_space(self.job.rule, self.inputs)
+
+    @property
+    def peak(self) -> tuple[int, str]:
+        """The least memory that is needed, and for what."""
+        if self.in_core_space:
+            return core_bytes(self.inputs), f"the cores of {len(self.inputs)} adapters"
+        return peak_bytes(self.job)
 
     def describe(self) -> str:
         """The plan, for ``--dry_run``."""
@@ -135,10 +158,12 @@ def prepare(recipe: Recipe) -> Prepared:
     resources = Resources(recipe.threads or len(os.sched_getaffinity(0)), budget)
     as_adapter = _as_adapter(recipe, rule, inputs)
     prepared = Prepared(recipe, base, inputs, job, tensors, as_adapter, resources, untied, tuple(notes))
-    check_memory(job, resources)
+    check_memory(rule, prepared.peak, resources)
     check_disk(output, prepared.output_bytes)
     try_rule(job)
     check_ranks(job, inputs)
+    if has_core(rule) and prepared.in_core_space and rule.over_adapters:
+        notes.append(rule.over_adapters)
     notes += [*tie_notes(base, untied), *report.unread_notes(base, inputs), *report.tokenizer_notes(base, inputs)]
     return replace(prepared, notes=tuple(notes), carried=report.carried(prepared))
 
@@ -155,8 +180,7 @@ def fuse_folder(prepared: Prepared, advance: Callable[[int], None] | None = None
         if prepared.as_adapter:
             outcome, details = _write_adapter(prepared, staging, resources)
         else:
-            shard = parse_size(prepared.recipe.max_shard_size, "max_shard_size")
-            outcome, details = write_weights(prepared.job, prepared.tensors, staging, shard, resources), {}
+            outcome, details = _write_weights(prepared, staging, resources), {}
         record = report.fusion_record(prepared, outcome, details)
         report.write_reports(staging, prepared, record)
     notes = _keep_stats(prepared, outcome)
@@ -248,10 +272,12 @@ def _output_tensors(job: Job, base: Opened) -> dict[str, TensorInfo]:
 
 def _as_adapter(recipe: Recipe, rule: Rule, inputs: Mapping[str, Opened]) -> bool:
     full = [task for task, opened in inputs.items() if opened.adapter is None]
-    possible = not full and isinstance(rule, LinearRule)
+    possible = not full and (isinstance(rule, LinearRule) or in_core_space(rule, inputs))
     if recipe.save == "adapter" and not possible:
-        why = f"{full[0]!r} is a full model" if full else f"{rules.rule_name(rule)} is not linear in the task vectors"
-        raise InputError(f"save: an adapter needs adapters and a linear rule, but {why}; say save: weights.")
+        why = f"{full[0]!r} is a full model" if full else f"{rules.rule_name(rule)} makes none of adapters"
+        raise InputError(
+            f"save: an adapter needs adapters and a linear rule, or one on matrices, but {why}; say save: weights."
+        )
     as_adapter = possible and recipe.save != "weights"
     if as_adapter and (recipe.dtype or recipe.input_dtype):
         raise InputError("dtype: a fused adapter is float32; say save: weights to merge it into weights of a dtype.")
@@ -260,14 +286,30 @@ def _as_adapter(recipe: Recipe, rule: Rule, inputs: Mapping[str, Opened]) -> boo
     return as_adapter
 
 
+def _write_weights(prepared: Prepared, staging: Path, resources: Resources) -> Outcome:
+    shard, job, of_cores = parse_size(prepared.recipe.max_shard_size, "max_shard_size"), prepared.job, None
+    if prepared.in_core_space:
+        adapter, of_cores = fuse_cores(job, prepared.inputs, resources)
+        first, names = next(iter(prepared.inputs.values())), names_on_disk(prepared.inputs)
+        merged = with_adapter(first, adapter, names, resources.memory_budget // 4)
+        job, _ = _job(prepared.recipe, rules.TaskArithmetic(1.0), prepared.base, {"fused": merged})
+    outcome = write_weights(job, prepared.tensors, staging, shard, resources)
+    if of_cores is None:
+        return outcome
+    return replace(of_cores, updated=outcome.updated, survived=outcome.survived, exact=outcome.exact)
+
+
 def _write_adapter(prepared: Prepared, staging: Path, resources: Resources) -> tuple[Outcome, dict[str, Any]]:
     from fusionlab.adapters import combine, save_fused_adapter
 
-    outcome = run(prepared.job, None, resources)
-    names = {name: on_disk for opened in prepared.inputs.values() for name, on_disk in opened.names.items()}
-    own_names = {on_disk: name for name, on_disk in names.items()}
-    coefficients = {own_names.get(name, name): of for name, of in outcome.coefficients.items()}
-    fused = combine({task: opened.adapter for task, opened in prepared.inputs.items()}, coefficients)
+    names = names_on_disk(prepared.inputs)
+    if prepared.in_core_space:
+        fused, outcome = fuse_cores(prepared.job, prepared.inputs, resources)
+    else:
+        outcome = run(prepared.job, None, resources)
+        own_names = {on_disk: name for name, on_disk in names.items()}
+        coefficients = {own_names.get(name, name): of for name, of in outcome.coefficients.items()}
+        fused = combine({task: opened.adapter for task, opened in prepared.inputs.items()}, coefficients)
     assert isinstance(prepared.job.base, UnitWeights)
     details: dict[str, Any] = {"base_hash": base_hash(prepared.job.base.stored, fused, names)}
     fused = replace(fused, base_model=fused.base_model or prepared.recipe.base)

@@ -18,7 +18,7 @@ from fusionlab.foreign import read_json
 from fusionlab.fusing.inputs import Opened
 from fusionlab.fusing.vocabulary import new_tokens
 from fusionlab.streaming import Outcome
-from fusionlab.streaming.job import num_reads, peak_bytes
+from fusionlab.streaming.job import num_reads
 
 if TYPE_CHECKING:
     from fusionlab.fusing.offline import Prepared
@@ -31,7 +31,7 @@ def plan_text(prepared: Prepared) -> str:
     """What would be done, with every number that was checked."""
     plan, tensors = prepared.job.plan, prepared.job.base.tensors
     elements = sum(tensors[name].numel for name in plan.fused)
-    needed, what = peak_bytes(prepared.job)
+    needed, what = prepared.peak
     lines = [
         f"rule            {_rule_text(prepared)}",
         f"base            {prepared.base.name}: {len(tensors)} tensors, {_size(tensors)}",

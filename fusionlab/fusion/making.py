@@ -189,7 +189,8 @@ class Inputs:
         if isinstance(rule, LinearRule) and self.is_all_adapters and dtype is None:
             outcome = run(job, None, resources)
             weights: Weights = self.combine(outcome.coefficients)
-            return FusedModel(rule, weights, outcome.scaling_coefficients, outcome.norms, outcome.cosines)
+            found = (outcome.scaling_coefficients, outcome.norms, outcome.cosines)
+            return FusedModel(rule, weights, *found, outcome.remarks)
         names = self.base.stored if dtype is not None else {self.units.place(unit)[0]: None for unit in self.touched}
         sink = _MemorySink(self.base, self.units, names, dtype)
         outcome = run(replace(job, plan=replace(job.plan, copied={})), sink, resources)  # the sink has what is copied

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -34,6 +35,11 @@ class IsoCts(MatrixRule):
 
     common_space: float = 0.8
     scaling_coefficient: float = 1.0
+
+    over_adapters: ClassVar[str] = (
+        "iso_cts takes the mean over the singular values that are there, the official code over all min(m, n): over "
+        "adapters its update is shorter by that share, so λ is to be searched anew"
+    )
 
     def __post_init__(self) -> None:
         check_range("iso_cts.common_space", self.common_space, 0.0, 1.0)

@@ -103,6 +103,7 @@ class MatrixRule(ABC):
 
     scaling_coefficient: float
 
+    over_adapters: ClassVar[str] = ""  # what differs there, for who compares λ or results
     granularity: ClassVar[Granularity] = "tensor"
     statistics_scope: ClassVar[StatisticsScope] = "tensor"
     passes: ClassVar[tuple[tuple[str, ...], ...]] = ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,16 +17,22 @@ class TsvM(MatrixRule):
 
     U' and V' are the polar factors of the concatenated singular vectors. Numerically zero singular values are left
     out, of the tasks and of the concatenations: tasks with one A have one space of right vectors, so that V' holds each
-    with 1/√T of its length and the update is shorter by as much than with independent A. Tensors that are not matrices
-    get λ times the mean task vector. In float64.
+    with 1/√T of its length and the update is shorter by as much than with independent A. The official code keeps
+    min(m, n)/T vectors also where their σ is zero, which are arbitrary ones: over adapters its result differs by about
+    half of the update. Tensors that are not matrices get λ times the mean task vector. In float64.
 
     Args:
-        scaling_coefficient: λ.
+        scaling_coefficient: λ; for adapters, whose update is shorter where they share A, to be searched for itself.
 
     Source: Task singular vectors, arXiv 2412.00081, algorithm 1.
     """
 
     scaling_coefficient: float = 1.0
+
+    over_adapters: ClassVar[str] = (
+        "tsv_m leaves out vectors whose singular value is zero, which the official code keeps: over adapters the two "
+        "differ by about half of the update; tasks with one A have an update 1/√T as long, so λ is to be searched anew"
+    )
 
     def fuse_matrices(self, matrices: TaskMatrices) -> Tensor:
         """U' Σ V'ᵀ."""

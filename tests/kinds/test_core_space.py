@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from fusionlab import rules
-from fusionlab.adapters import Adapter, Factors, fuse_in_core_space
+from fusionlab.__main__ import main
+from fusionlab.adapters import Adapter, Factors, fuse_in_core_space, load_adapter, save_adapter
 from fusionlab.errors import InputError
 from fusionlab.fusion.finetuned import Finetuned
 from fusionlab.fusion.making import fuse_weights
@@ -213,3 +216,82 @@ def test_bad_input_is_named() -> None:
         fuse_in_core_space(
             rules.TsvM(), {"a": Adapter({"w": lora(0)}, "lora", "x"), "b": Adapter({"w": lora(1)}, "lora", "y")}
         )
+
+
+MODULES = ("model.layers.0.self_attn.q_proj", "model.layers.0.mlp.down_proj", "model.layers.1.self_attn.q_proj")
+LLAMA = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 50}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama and three adapters of its layers, one of which leaves a layer out."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    root = tmp_path_factory.mktemp("llama")
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(**LLAMA)).save_pretrained(root / "base")
+    for task, name in enumerate("abc"):
+        factors = {}
+        for number, module in enumerate(MODULES[: 2 if name == "b" else 3]):
+            rows, columns = (32, 48) if "down" in module else (32, 32)
+            lora_b = 0.1 * draw(10 * task + number, rows, 2).float()
+            factors[module] = Factors(draw(20 * task + number, 2, columns).float(), lora_b, 4.0)
+        save_adapter(root / name, Adapter(factors, base_model=str(root / "base")))
+    return root
+
+
+def run(root: Path, output: Path, **keys: Any) -> dict[str, Any]:
+    recipe = {"base": str(root / "base"), "finetuned": {task: str(root / task) for task in "abc"}} | keys
+    output.parent.mkdir(exist_ok=True)
+    (output.parent / "recipe.yaml").write_text(json.dumps(recipe | {"output": str(output)}))
+    assert main(["fuse", "--config", str(output.parent / "recipe.yaml")]) == 0
+    return json.loads((output / "fusion.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["tsv_m", "iso_c", "iso_cts", "knots", "wudi"])
+def test_fuse_writes_an_adapter_that_peft_reads(name: str, folders: Path, tmp_path: Path) -> None:
+    """The same bits as from Python, the same function in PEFT as merged into weights, and norms and cosines."""
+    from peft import PeftModel
+    from transformers import LlamaForCausalLM
+
+    record = run(folders, tmp_path / "out", rule=name)
+    made = {task: load_adapter(folders / task) for task in "abc"}
+    expected, outcome = fuse_in_core_space(from_config(name), made)
+    found = load_adapter(tmp_path / "out")
+    assert found.ranks == expected.ranks
+    for module, factors in expected.factors.items():
+        assert torch.equal(found.factors[module].lora_a, factors.lora_a)
+        assert torch.equal(found.factors[module].lora_b, factors.lora_b)
+    assert record["norms"] == outcome.norms
+    assert record["cosines"] == outcome.cosines
+    assert (max(record["rank"]) if isinstance(record["rank"], list) else record["rank"]) == 6
+    if name in ("tsv_m", "iso_c", "iso_cts"):
+        assert "the official code" in record["notes"][0]
+    weights = run(folders, tmp_path / "weights", rule=name, save="weights")
+    assert weights["norms"] == outcome.norms
+    tokens = torch.tensor([[1, 5, 9, 30]])
+    with torch.no_grad():
+        plain = LlamaForCausalLM.from_pretrained(folders / "base")(tokens).logits
+        merged = LlamaForCausalLM.from_pretrained(tmp_path / "weights")(tokens).logits
+        base = LlamaForCausalLM.from_pretrained(folders / "base")
+        adapted = PeftModel.from_pretrained(base, str(tmp_path / "out")).eval()(tokens).logits
+    torch.testing.assert_close(adapted, merged, rtol=1e-4, atol=1e-5)
+    assert (adapted - plain).abs().max() > 1e-3
+
+
+def test_fuse_over_cores_needs_little_memory_and_cuts_ranks(folders: Path, tmp_path: Path) -> None:
+    """A budget that the dense task vectors exceed; a truncated adapter; DARE before the rule, which needs them."""
+    record = run(folders, tmp_path / "small", rule="tsv_m", memory_budget="64KB")
+    assert record["rank"] == [4, 6] or record["rank"] == 6
+    cut = run(folders, tmp_path / "cut", rule="tsv_m", rank=2)
+    assert cut["rank"] == 2
+    assert 0 < cut["truncation_error"] < 1
+    dared = run(folders, tmp_path / "dared", rule={"class_path": "dare", "init_args": {"rule": "tsv_m"}})
+    assert "rank" not in dared
+    mixed = tmp_path / "full"
+    assert main(["fuse", "--base", str(folders / "base"), "--finetuned.a", str(folders / "a"), "--rule", "average",
+                 "--save", "weights", "--output", str(mixed)]) == 0  # fmt: skip
+    both = {"a": str(mixed), "b": str(folders / "b")}
+    assert "rank" not in run(folders, tmp_path / "mixed", rule="tsv_m", finetuned=both)
+    assert main(["fuse", "--base", str(folders / "base"), "--finetuned.a", str(folders / "a"), "--rule", "ties",
+                 "--save", "adapter", "--output", str(tmp_path / "no")]) == 2  # fmt: skip
