@@ -15,7 +15,7 @@ from fusionlab.foreign import ImageProcessor, Processor, read_json
 
 OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
-PROCESSOR, PREPROCESSOR = "processor_config.json", "preprocessor_config.json"
+_FILES = PROCESSOR, PREPROCESSOR = "processor_config.json", "preprocessor_config.json"
 _RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}  # Pillow's numbers
 # transformers' processors that do nothing but resize, crop, rescale and normalise
 _PLAIN = ("CLIP", "ViT", "Siglip", "DeiT", "Bit", "Blip", "ChineseCLIP")
@@ -102,6 +102,9 @@ def processor_files(source: str) -> dict[str, str]:
 def of_transformers(source: str, kind: str, image_size: int) -> Preprocessing:
     """The settings of a checkpoint in transformers' format, by the file that transformers reads.
 
+    Pixels are then those of the PIL-backed processor, bit for bit. The torchvision-backed one, which transformers
+    prefers, rounds between its two passes: at most 2 of 255 apart on photos, 15 on noise that is shrunk one way only.
+
     Args:
         source: folder or hub id.
         kind: of processor, ``CLIP`` or ``ViT``, where the files do not say.
@@ -133,16 +136,12 @@ def of_transformers(source: str, kind: str, image_size: int) -> Preprocessing:
 
 def _paths(source: str) -> dict[str, Path]:
     if Path(source).is_dir():
-        paths = {name: Path(source) / name for name in (PROCESSOR, PREPROCESSOR)}
+        paths = {name: Path(source) / name for name in _FILES}
         return {name: path for name, path in paths.items() if path.is_file()}
     from transformers.utils import cached_file
 
-    found = {}
-    for name in (PROCESSOR, PREPROCESSOR):
-        path = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
-        if path is not None:
-            found[name] = Path(path)
-    return found
+    cached = {name: cached_file(source, name, _raise_exceptions_for_missing_entries=False) for name in _FILES}
+    return {name: Path(path) for name, path in cached.items() if path is not None}
 
 
 def _said(source: str) -> dict[str, Any]:
