@@ -26,6 +26,7 @@ from fusionlab.fusion.folders import save_fused
 from fusionlab.fusion.making import FusedModel, Inputs
 from fusionlab.linearize import LINEARIZED_METHODS
 from fusionlab.runs import RESULTS
+from fusionlab.streaming import try_rule
 
 DEFAULT_RULES = ("average", "task_arithmetic", "metagpt", "ties")
 
@@ -81,6 +82,9 @@ class FusionCallback(Callback):
                 f"fusion.dtype {self.dtype}: models of method {pl_module.method!r} act to first order about the base's "
                 f"own weights, which rounding would move; leave it out"
             )
+        for rule in self.rules.values():
+            if not rules.is_open(rule) and not _names_parameters(rule):
+                try_rule(rule, trainer.datamodule.tasks)
         if self.diagnostics is not None:
             self.diagnostics.check(list(trainer.datamodule.tasks), tasks_without_classes(trainer.datamodule))
 
@@ -239,6 +243,13 @@ def _log_key(row: Row) -> str | None:
         return None
     name = row["rule"] if row["model"] == "fused" else row["model"]
     return f"{row['split']}/{row['task']}/{row['metric']}/{name}"
+
+
+def _names_parameters(rule: Any) -> bool:
+    """Whether patterns of names decide, which only the model's own parameters can match."""
+    while hasattr(rule, "rule"):
+        rule = rule.rule
+    return bool(getattr(rule, "by_name", None))
 
 
 def _rule(name: str, value: Any) -> rules.Rule:

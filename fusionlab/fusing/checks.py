@@ -6,13 +6,11 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-
-from fusionlab import rules
+from fusionlab import rules, streaming
 from fusionlab.errors import InputError, name_list
 from fusionlab.fusing.inputs import Opened
 from fusionlab.rules import Rule
-from fusionlab.streaming import Job, Resources, fuse
+from fusionlab.streaming import Job, Resources
 from fusionlab.streaming.job import inner_linear_rule
 from fusionlab.tensors.identity import equal_matrices
 
@@ -58,8 +56,7 @@ def try_rule(job: Job) -> None:
         for name in job.plan.fused:
             linear.coefficients(name, statistics.tasks, statistics)
         return
-    base = {name: torch.eye(2) for name in job.plan.fused[:2]}
-    fuse(job.rule, base, dict.fromkeys(job.inputs, base), threads=1)
+    streaming.try_rule(job.rule, job.inputs, job.plan.fused[:2])
 
 
 def tie_notes(base: Opened, untied: Mapping[str, str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from fusionlab.streaming.engine import coefficients, run
 from fusionlab.streaming.job import DEFAULT_MEMORY_BUDGET, Job, Outcome, Resources, Sink
-from fusionlab.streaming.memory import FusedState, Measured, fuse, measure
+from fusionlab.streaming.memory import FusedState, Measured, fuse, measure, try_rule
 from fusionlab.streaming.planning import Plan, make_plan
 from fusionlab.tensors.lazy import CastWeights, StateWeights, TaskInput, TensorInfo, Weights
 
@@ -25,4 +25,5 @@ __all__ = [
     "make_plan",
     "measure",
     "run",
+    "try_rule",
 ]

@@ -117,6 +117,21 @@ def measure(
     return Measured(outcome.coefficients, outcome.scaling_coefficients, outcome.norms, outcome.cosines, outcome.remarks)
 
 
+def try_rule(rule: Rule, tasks: Iterable[str], names: Iterable[str] = ("0.weight", "1.weight")) -> None:
+    """Let the rule meet these tasks on tiny tensors, so that what does not fit them is known before any work.
+
+    Args:
+        rule: with all its coefficients.
+        tasks: the tasks, in recipe order.
+        names: of the tensors.
+
+    Raises:
+        InputError: what the rule refuses.
+    """
+    base = {name: torch.eye(2) for name in names}
+    fuse(rule, base, dict.fromkeys(tasks, base), threads=1)
+
+
 def _job(
     rule: Rule,
     base: State,

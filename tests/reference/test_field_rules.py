@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from fusionlab import rules
+from fusionlab.adapters import Adapter, Factors
 from fusionlab.errors import InputError
+from fusionlab.fusion.making import fuse_weights
 from fusionlab.samplers import derive_seed
 from fusionlab.streaming import fuse
 
@@ -462,3 +464,34 @@ def test_the_closed_form_is_refused_where_ranks_fill_the_width(rank: int, num_ta
             fuse(rules.Wudi(solver="closed_form"), base, vectors)
     else:
         assert fuse(rules.Wudi(solver="closed_form"), base, vectors).state["w"].any()
+
+
+@pytest.mark.parametrize("size", [1e3, 1e-3])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        rules.TsvM(), rules.IsoC(), rules.IsoCts(), rules.Wudi(), rules.Wudi(solver="adam"),
+        rules.Wudi(solver="closed_form"), rules.Consensus(), rules.LocalizeAndStitch(), rules.ModelStock(),
+        rules.Sce(0.3), rules.Della(rules.TaskArithmetic(0.5)), rules.Metagpt(),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_larger_task_vectors_give_as_much_larger_an_update(rule: Any, size: float, task_matrices: Any) -> None:
+    """Not KnOTS, whose cut is absolute, nor what turns the weights themselves."""
+    base = {"w": torch.zeros(40, 36, dtype=torch.float64)}
+    taus = task_matrices("low rank", 40, 36)
+    updates = [
+        fuse(rule, base, {str(number): {"w": scale * tau} for number, tau in enumerate(taus)}).state["w"] / scale
+        for scale in (1.0, size)
+    ]
+    torch.testing.assert_close(*updates, rtol=1e-9, atol=1e-9)
+
+
+def test_remarks_come_with_adapters_too() -> None:
+    """A linear rule over adapters writes no weights, and says what it found all the same."""
+    one, other = torch.tensor([[1.0, 0.0]]), torch.tensor([[-0.6, 0.8]])
+    made = {task: Adapter({"w": Factors(lora_a, torch.ones(3, 1), 1.0)}) for task, lora_a in (("a", one), ("b", other))}
+    fused = fuse_weights(rules.ModelStock(), {"w.weight": torch.zeros(3, 2)}, made)
+    assert isinstance(fused.weights, Adapter)
+    assert "mean cosine of the task vectors is -0.6000: a step of -3.0000" in fused.remarks["w.weight"][0]
+    torch.testing.assert_close(fused.weights.task_vector()["w.weight"], -1.5 * torch.ones(3, 1) @ (one + other))
