@@ -22,10 +22,12 @@ class Base:
     Args:
         state: by name in memory.
         layout: what the files call it.
+        model: the model in memory, where there is one.
     """
 
     state: State
     layout: Layout = field(default_factory=Layout)
+    model: nn.Module | None = None
 
     @classmethod
     def of(cls, source: Base | State | nn.Module) -> Base:
@@ -37,7 +39,7 @@ class Base:
         inner: Any = getattr(source, "backbone", source)
         model = inner.model if isinstance(inner, Backbone) else inner
         state = {name: tensor.cpu() for name, tensor in base_state(model).items()}
-        return cls(state, Layout.of(model))
+        return cls(state, Layout.of(model), model)
 
     @cached_property
     def stored(self) -> dict[str, Tensor]:

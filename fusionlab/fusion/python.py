@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fusionlab.adapters import Adapter
+from fusionlab.adapters import Adapter, check_fits, laid_out
 from fusionlab.errors import InputError
 from fusionlab.fusion.base import Base
 from fusionlab.fusion.making import FusedModel, fuse_weights
@@ -25,7 +25,7 @@ from fusionlab.weights import Weights
 
 def fuse(
     rule: Rule | str | Mapping[str, Any],
-    base: State | nn.Module,
+    base: State | nn.Module | Base,
     task_vectors: Mapping[str, State] | None = None,
     *,
     finetuned: Mapping[str, Weights | LoadedWeights | str | Path] | None = None,
@@ -62,23 +62,32 @@ def fuse(
         {'w': tensor([2., 2.])}
     """
     chosen = from_config(rule)
-    weights = {task: _weights(each) for task, each in (finetuned or {}).items()}
+    model = Base.of(base).model if isinstance(base, Base | nn.Module) else None
+    weights = {task: _weights(each, model) for task, each in (finetuned or {}).items()}
     resources = Resources(threads or torch.get_num_threads(), memory_budget)
-    plain = not isinstance(base, nn.Module | Base)
-    if plain and dtype is None and not any(isinstance(each, Adapter | LinearizedState) for each in weights.values()):
-        ordered = {name: base[name] for name in sorted(base)}  # as units are, for rules that settle ties by order
-        given: dict[str, Any] = {"finetuned": weights, "mismatched_tensors": mismatched_tensors}
-        fused = fuse_states(chosen, ordered, task_vectors, **given, threads=threads, memory_budget=memory_budget)
-        state = {name: fused.state[name] for name in base}
-        return FusedModel(chosen, state, fused.scaling_coefficients, fused.norms, fused.cosines, fused.remarks)
-    if task_vectors or mismatched_tensors != "error":
-        raise InputError(
-            "task_vectors and mismatched_tensors are for states alone; give adapters, or models over a backbone, as "
-            "finetuned"
-        )
-    return fuse_weights(chosen, base, weights, dtype=dtype, resources=resources)
+    if isinstance(base, Base | nn.Module) or dtype is not None or not all(map(_is_state, weights.values())):
+        if task_vectors or mismatched_tensors != "error":
+            raise InputError(
+                "task_vectors and mismatched_tensors are for states that keep their dtypes; give adapters, models over "
+                "a backbone and what is to be rounded as finetuned"
+            )
+        return fuse_weights(chosen, base, weights, dtype=dtype, resources=resources)
+    ordered = {name: base[name] for name in sorted(base)}  # as units are, for rules that go by order
+    given: dict[str, Any] = {"finetuned": weights, "mismatched_tensors": mismatched_tensors}
+    fused = fuse_states(chosen, ordered, task_vectors, **given, threads=threads, memory_budget=memory_budget)
+    state = {name: fused.state[name] for name in base}
+    return FusedModel(chosen, state, fused.scaling_coefficients, fused.norms, fused.cosines, fused.remarks)
 
 
-def _weights(given: Weights | LoadedWeights | str | Path) -> Weights:
-    loaded = load_weights(Path(given).expanduser()) if isinstance(given, str | Path) else given
-    return loaded.weights if isinstance(loaded, LoadedWeights) else loaded
+def _is_state(weights: Weights) -> bool:
+    return not isinstance(weights, Adapter | LinearizedState)
+
+
+def _weights(given: Weights | LoadedWeights | str | Path, model: nn.Module | None) -> Weights:
+    """What ``given`` holds, checked against the model where there is one."""
+    loaded = load_weights(Path(given), model) if isinstance(given, str | Path) else given
+    weights = loaded.weights if isinstance(loaded, LoadedWeights) else loaded
+    if isinstance(weights, Adapter) and model is not None:
+        check_fits(model, weights)
+        return laid_out(model, weights)
+    return weights

@@ -17,7 +17,7 @@ from fusionlab.rules.localize_and_stitch import LocalizeAndStitch
 from fusionlab.rules.metagpt import Metagpt
 from fusionlab.rules.model_stock import ModelStock
 from fusionlab.rules.nuslerp import Nuslerp
-from fusionlab.rules.open import is_open, with_coefficient
+from fusionlab.rules.open import coefficient_of, is_open, with_coefficient
 from fusionlab.rules.sce import Sce
 from fusionlab.rules.slerp import Slerp
 from fusionlab.rules.task_arithmetic import TaskArithmetic
@@ -53,6 +53,7 @@ __all__ = [
     "Trim",
     "TsvM",
     "Wudi",
+    "coefficient_of",
     "coefficients_by_norms",
     "from_config",
     "is_open",

@@ -16,9 +16,8 @@ def is_open(rule: Any) -> bool:
         >>> is_open(Dare(TaskArithmetic())), is_open(TaskArithmetic(0.3))
         (True, False)
     """
-    while not isinstance(rule, TaskArithmetic) and hasattr(rule, "rule"):
-        rule = rule.rule
-    return isinstance(rule, TaskArithmetic) and rule.scaling_coefficient is None
+    inner = _innermost(rule)
+    return isinstance(inner, TaskArithmetic) and inner.scaling_coefficient is None
 
 
 def with_coefficient(rule: Any, value: float) -> Any:
@@ -31,3 +30,22 @@ def with_coefficient(rule: Any, value: float) -> Any:
     if isinstance(rule, TaskArithmetic):
         return replace(rule, scaling_coefficient=value)
     return replace(rule, rule=with_coefficient(rule.rule, value))
+
+
+def coefficient_of(rule: Any) -> float:
+    """The coefficient that :func:`with_coefficient` gave.
+
+    Example:
+        >>> coefficient_of(TaskArithmetic(0.3))
+        0.3
+    """
+    inner = _innermost(rule)
+    assert isinstance(inner, TaskArithmetic)
+    assert isinstance(inner.scaling_coefficient, float)
+    return inner.scaling_coefficient
+
+
+def _innermost(rule: Any) -> Any:
+    while not isinstance(rule, TaskArithmetic) and hasattr(rule, "rule"):
+        rule = rule.rule
+    return rule

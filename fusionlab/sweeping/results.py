@@ -13,7 +13,7 @@ from fusionlab.evaluation import ROW_FIELDS, Row
 from fusionlab.files import write_text
 from fusionlab.protocols import Denominators, Score, measure
 from fusionlab.reporting import share, single_task_values
-from fusionlab.rules import TaskArithmetic, from_config, is_open, to_config
+from fusionlab.rules import coefficient_of, from_config, is_open, to_config
 from fusionlab.search import Search
 from fusionlab.search.coefficients import best_coefficient, climb
 from fusionlab.sweeping.execute import Sweep
@@ -157,10 +157,7 @@ def _validated(of: list[dict[str, Any]], tested: list[dict[str, Any]], grid: Seq
 
 
 def _coefficient(point: Mapping[str, Any]) -> float:
-    rule = from_config(point["rule_config"])
-    assert isinstance(rule, TaskArithmetic)
-    assert isinstance(rule.scaling_coefficient, float)
-    return rule.scaling_coefficient
+    return coefficient_of(from_config(point["rule_config"]))
 
 
 def _mean(point: Mapping[str, Any]) -> float:
