@@ -135,15 +135,12 @@ class FusionCallback(Callback):
                 f"fused by {name}", model.weights, tasks, split, model="fused", rule=name,
                 scaling_coefficients=model.scaling_coefficients, fused_tasks=tasks, **labels,
             )  # fmt: skip
-            rows += found if name in self.rules else [{**row, "rounding": self._shares(model)} for row in found]
+            shares = {"dtype": self.dtype, **model.rounding.get("rounded_shares", {})}
+            rows += found if name in self.rules else [{**row, "rounding": shares} for row in found]
         return reporting.normalize(rows, self.full_reference), fused
 
     def _rounded_name(self, name: str) -> str:
         return f"{name}-{self.dtype}"
-
-    def _shares(self, model: FusedModel) -> dict[str, Any]:
-        """What rounding did to the elements that the rule changed, as a row has it."""
-        return {"dtype": self.dtype} | {what: model.rounding[what] for what in ("kept", "changed", "lost")}
 
     def _with_coefficients(
         self,

@@ -89,7 +89,7 @@ def fusion_record(prepared: Prepared, outcome: Outcome, details: Mapping[str, An
         "versions": {name: version(name) for name in ("fusionlab", "torch")} | {"python": platform.python_version()},
     }
     if not prepared.as_adapter:
-        record["rounding"] = outcome.rounding
+        record |= outcome.rounding
     return record
 
 

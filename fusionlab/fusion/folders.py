@@ -89,7 +89,7 @@ def save_fused(folder: Path, fused: FusedModel, backbone: Any, row: dict[str, An
         "remarks": fused.remarks,
         "row": row,
         "versions": {name: version(name) for name in ("fusionlab", "torch", "transformers", "peft")},
-    } | ({"rounding": dict(fused.rounding)} if fused.rounding else {})
+    } | dict(fused.rounding)
     with write_folder(folder, overwrite=True) as unfinished:
         _write_weights(unfinished, fused.weights, backbone, record, save_fused_adapter)
         (unfinished / "fusion.json").write_text(json.dumps(record, indent=2) + "\n")

@@ -42,7 +42,7 @@ class FusedModel:
         norms: ‖τ_t‖ by task.
         cosines: cosine similarity of each pair of task vectors.
         remarks: by name on disk, what the user should know of how a tensor was fused.
-        rounding: what the dtype of ``weights`` leaves of the update; empty for an adapter.
+        rounding: what the dtype of ``weights`` leaves of the update, as ``fusion.json`` has it; empty for an adapter.
     """
 
     rule: Rule
@@ -51,7 +51,7 @@ class FusedModel:
     norms: dict[str, float]
     cosines: dict[str, dict[str, float]]
     remarks: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    rounding: Mapping[str, float] = field(default_factory=dict)
+    rounding: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def state(self) -> State:

@@ -93,15 +93,20 @@ class Outcome:
     remarks: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
-    def rounding(self) -> dict[str, float]:
-        """What the output's dtype leaves of the elements that the rule changed, counts and shares.
+    def rounding(self) -> dict[str, dict[str, float]]:
+        """What the output's dtype leaves of the elements that the rule changed: counts, and shares.
 
         ``kept`` as they are, ``changed`` to the nearest value of the dtype, ``lost`` to the base's own.
         """
         counts = {"kept": self.exact, "changed": self.survived - self.exact, "lost": self.updated - self.survived}
-        found: dict[str, float] = {"updated_elements": self.updated, "survived_elements": self.survived}
-        found["survived"] = self.survived / self.updated if self.updated else 1.0
-        return found | {name: count / self.updated if self.updated else 0.0 for name, count in counts.items()}
+        return {
+            "rounding": {
+                "updated_elements": self.updated,
+                "survived_elements": self.survived,
+                "survived": self.survived / self.updated if self.updated else 1.0,
+            },
+            "rounded_shares": {name: count / max(1, self.updated) for name, count in counts.items()},
+        }
 
     @property
     def scaling_coefficients(self) -> dict[str, Any]:

@@ -247,6 +247,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "TaskArithmetic": {"scaling_coefficient": 0.3},
     "Lines": {"beta": 0.5},
     "Dare": {"rule": rules.Metagpt()},
+    "Della": {"rule": rules.Metagpt()},
     "Trim": {"rule": rules.Average()},
 }
 RULES = [name for name in rules.__all__ if is_dataclass(getattr(rules, name)) and name != "Statistics"]
