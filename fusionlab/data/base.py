@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 import numpy as np
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 
 from fusionlab.data.loader import Batch, Split, StepLoader, exact_batches
@@ -86,7 +86,7 @@ class TaskData(LightningDataModule, ABC):
             world_size=self.trainer.world_size,
             length_multiple=self.trainer.accumulate_grad_batches,
             loss_counts=self.loss_counts(splits),
-            trained=self._batches_trained,
+            trained=self._batches_trained if isinstance(self.trainer, Trainer) else None,
         )
 
     def loss_counts(self, splits: Mapping[str, Split]) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fusionlab.checkpoints import WeightsWriter
+from fusionlab.errors import InputError
 from fusionlab.fusion.units import UnitWeights
 from fusionlab.streaming import Job, Outcome, Resources, StateWeights, TaskInput, TensorInfo, Weights, run
 
@@ -26,9 +27,21 @@ def adapted_units(
         base: as it is stored.
         adapters: by task: the adapter, and name in memory -> name on disk where it is another one.
         cache_bytes: what may be kept of one task vector.
+
+    Raises:
+        InputError: an adapter changes a matrix of another shape than the base's.
     """
+    from fusionlab.adapters import stored_shapes
     from fusionlab.fusion.adapted import parts_of, task_vector  # imports peft, which takes seconds
 
+    for task, (adapter, names) in adapters.items():
+        for own, shape in stored_shapes(adapter).items():
+            info = base.tensors.get(names.get(own, own))
+            if info is not None and tuple(info.shape) != tuple(shape):
+                raise InputError(
+                    f"adapter {task!r} does not fit the base: {own}: shape {tuple(shape)}, the base has "
+                    f"{tuple(info.shape)}; give the base that it was made for"
+                )
     units = UnitWeights(base, parts_of((adapter for adapter, _ in adapters.values()), base))
     vectors = {task: task_vector(adapter, names, apart=True) for task, (adapter, names) in adapters.items()}
     weights = {task: StateWeights(vector, units.tensors, cache_bytes) for task, vector in vectors.items()}

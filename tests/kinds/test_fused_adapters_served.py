@@ -24,7 +24,7 @@ from fusionlab.__main__ import main
 from fusionlab.adapters import Adapter
 from fusionlab.backbones import OpenClipBackbone, load_backbone
 from fusionlab.fusion.folders import save_fused
-from fusionlab.fusion.making import fuse_adapters
+from fusionlab.fusion.making import fuse_weights
 from fusionlab.rules import TaskArithmetic
 
 LAMBDAS = {"a": 0.7, "b": -0.4, "c": 1.1}
@@ -233,7 +233,7 @@ def test_a_run_writes_its_fused_adapters_so_too(method: str, tmp_path: Path) -> 
     )  # fmt: skip
     perturbed(backbone.model, 3)
     inputs = {task: adapters.extract(backbone.model, task) for task in LAMBDAS}
-    fused = fuse_adapters(TaskArithmetic(LAMBDAS), base, inputs)
+    fused = fuse_weights(TaskArithmetic(LAMBDAS), base, inputs)
     save_fused(tmp_path / "fused", fused, backbone, {"model": "fused"})
     assert distance(served(tmp_path / "fused"), weighted_sum(inputs)) < 1e-6
     back = adapters.load_adapter(tmp_path / "fused")

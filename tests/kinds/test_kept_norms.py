@@ -229,19 +229,19 @@ def test_single_files(folder: Path) -> None:
 def test_norms_of_files_that_change_while_they_are_measured_are_not_kept(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from fusionlab.fusing import offline
+    from fusionlab.fusion import streamed
 
     base = state_of(0)
     for task in ("a", "b"):
         write_safetensors(folder / task, moved(base, 3, 0.1))
-    run = offline.run
+    run = streamed.run
 
     def changed(*args: Any, **kwargs: Any) -> Any:
         outcome = run(*args, **kwargs)
         write_safetensors(folder / "a", moved(base, 3, 0.3))
         return outcome
 
-    monkeypatch.setattr(offline, "run", changed)
+    monkeypatch.setattr(streamed, "run", changed)
     fuse(folder, "first")
     assert "the files of 'a' or of the base changed meanwhile" in capsys.readouterr().out
     assert not (folder / "a" / STATS).exists()

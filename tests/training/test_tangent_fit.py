@@ -259,7 +259,8 @@ def test_diagnostics_of_a_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     lines = (tmp_path / "run" / "diagnostics" / "plane.csv").read_text().splitlines()
     assert len(lines) == 1 + 3 * 3
     assert (tmp_path / "run" / "plots" / "plane_disentanglement.png").is_file()
-    alone = [*argv, "--data.tasks", "[digits]", "--trainer.default_root_dir", str(tmp_path / "alone")]
+    place = argv.index("--data.tasks")
+    alone = [*argv[: place + 1], "[digits]", *argv[place + 2 :], "--trainer.default_root_dir", str(tmp_path / "alone")]
     assert main(alone) == 2
     assert "need two tasks or more, got digits" in capsys.readouterr().err
     assert not (tmp_path / "alone").exists()
