@@ -8,22 +8,18 @@ saved as it goes; the same command goes on after an interruption.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from lm_texts import MIXTURE, Turn, any_turn
+from optimizers import descend, muon_and_adamw
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-sys.path.insert(0, str(Path(__file__).parent))
-from lm_texts import MIXTURE, Turn, any_turn
-
-from fusionlab.assets.optimizers import descend, muon_and_adamw
 
 BEGIN, END = "<|im_start|>", "<|im_end|>"
 TEMPLATE = (
@@ -193,7 +189,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", required=True, type=Path, help="folder to write")
     parser.add_argument("--state", type=Path, default=None, help="file to keep the state in; OUTPUT.state by default")
-    parser.add_argument("--steps", type=int, default=2400, help="training steps of 64 conversations")
+    parser.add_argument("--steps", type=int, default=9000, help="training steps of 64 conversations")
     parser.add_argument("--learning_rate", type=float, default=3e-3, help="peak of the schedule")
     parser.add_argument("--seed", type=int, default=0, help="decides initial weights, texts and their order")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")

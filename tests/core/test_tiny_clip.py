@@ -5,19 +5,18 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from make_tiny_clip import contrastive_loss
+from tiny_clip_card import zero_shot_accuracy
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
-import fusionlab.assets
-from fusionlab.assets.make_tiny_clip import contrastive_loss
-from fusionlab.assets.tiny_clip_card import zero_shot_accuracy
+from fusionlab.backbones import ASSETS
 from fusionlab.backbones.clip import ClipBackbone
 from fusionlab.data.drawing import DRAWN_TASKS
 
-FOLDER = Path(fusionlab.assets.__file__).parent / "tiny-clip"
+FOLDER = ASSETS / "tiny-clip"
 
 
 @pytest.fixture(scope="module")

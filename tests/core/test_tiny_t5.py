@@ -10,17 +10,16 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tiny_t5_card import pretrained_value
 from transformers import AutoTokenizer
 
-import fusionlab.assets
 from fusionlab.__main__ import main
-from fusionlab.assets.tiny_t5_card import pretrained_value
-from fusionlab.backbones import load_backbone
+from fusionlab.backbones import ASSETS, load_backbone
 from fusionlab.backbones.t5 import T5Backbone
 from fusionlab.data.writing import WRITTEN_TASKS
 from fusionlab.modules import T5Module
 
-FOLDER = Path(fusionlab.assets.__file__).parent / "tiny-t5"
+FOLDER = ASSETS / "tiny-t5"
 CONFIG = Path(__file__).parents[2] / "configs" / "t5" / "tiny.yaml"
 
 

@@ -1,4 +1,4 @@
-"""Makes the embedded tiny-t5 again: python -m fusionlab.assets.make_tiny_t5 --output DIR.
+"""Makes the embedded tiny-t5 again: python benchmarks/embedded_models/make_tiny_t5.py --output DIR.
 
 A T5 of three encoder and three decoder layers, trained on text made on the spot about a small world: span corruption,
 rewriting and comparing sentences, and questions of the kinds that the embedded text tasks ask, in other words and with
@@ -19,13 +19,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from optimizers import descend, muon_and_adamw
+from pretraining_texts import MAX_GAPS, MIXTURE, Sample, any_sample, varied_sample
+from tiny_t5_card import write_card
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import T5Config, T5ForConditionalGeneration, T5Tokenizer
-
-from fusionlab.assets.optimizers import descend, muon_and_adamw
-from fusionlab.assets.pretraining_texts import MAX_GAPS, MIXTURE, Sample, any_sample, varied_sample
-from fusionlab.assets.tiny_t5_card import write_card
 
 TRAINED_PIECES, NUM_SENTINELS, MAX_TOKENS = 400, 20, 512
 BATCH, POOL = 64, 1024

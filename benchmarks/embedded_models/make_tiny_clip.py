@@ -1,4 +1,4 @@
-"""Makes the embedded tiny-clip again: python -m fusionlab.assets.make_tiny_clip --cifar100 PATH --output DIR.
+"""Makes the embedded tiny-clip again: python benchmarks/embedded_models/make_tiny_clip.py --cifar100 PATH --output DIR.
 
 A CLIP of two small towers, trained contrastively on captioned photos (CIFAR-100's training split) and captioned
 drawings. Captions coincide often within a batch, so each distinct caption is encoded once and all its images count as
@@ -17,14 +17,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import load_dataset
+from optimizers import descend, muon_and_adamw
+from pretraining_scenes import Captions, draw_captioned
+from tiny_clip_card import write_card
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
-
-from fusionlab.assets.optimizers import descend, muon_and_adamw
-from fusionlab.assets.pretraining_scenes import Captions, draw_captioned
-from fusionlab.assets.tiny_clip_card import write_card
 
 PHOTO_TEMPLATES = (
     "a photo of a {}.",

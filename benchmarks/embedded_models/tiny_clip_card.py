@@ -26,7 +26,7 @@ A real, small CLIP for tests, demonstrations and laptops: 32-pixel images, patch
 ## How it was made
 From random weights, in {minutes:.0f} minutes on one busy CPU core ({steps} steps, seed {seed}), by
 
-    python -m fusionlab.assets.make_tiny_clip --cifar100 PATH --cifar10 PATH --output DIR \\
+    python benchmarks/embedded_models/make_tiny_clip.py --cifar100 PATH --cifar10 PATH --output DIR \\
         --steps {steps} --learning_rate {learning_rate:g} --seed {seed} --threads 1
 
 Contrastive image-text training; all images of one caption are its positives. Each batch holds 64 real photos (of the

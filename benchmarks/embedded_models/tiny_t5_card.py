@@ -25,7 +25,7 @@ knows some two hundred words.
 From random weights, in {minutes:.0f} minutes on one core of a shared CPU ({steps} steps of 64 texts, then {late_steps}
 more; seed {seed}), by
 
-    python -m fusionlab.assets.make_tiny_t5 --output DIR --steps {steps} --late_steps {late_steps} \\
+    python benchmarks/embedded_models/make_tiny_t5.py --output DIR --steps {steps} --late_steps {late_steps} \\
         --learning_rate {learning_rate:g} --seed {seed} --threads 1
 
 All text was made on the spot from a small grammar about people, things, places, opinions and questions: span corruption
