@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fusionlab import rules, streaming
 from fusionlab.errors import InputError, name_list
-from fusionlab.fusing.inputs import Opened
+from fusionlab.fusing.opened import Opened
 from fusionlab.rules import Rule
 from fusionlab.streaming import Job, Resources
 from fusionlab.streaming.job import inner_linear_rule

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fusionlab.checkpoints import Checkpoint, open_checkpoint
-from fusionlab.checkpoints.fingerprints import file_records, fingerprint
+from fusionlab.checkpoints import open_checkpoint
 from fusionlab.checkpoints.hub import is_hub_id, resolve
-from fusionlab.checkpoints.readers import SafetensorsWeights
 from fusionlab.checkpoints.stats import adapter_files
 from fusionlab.checkpoints.weight_files import unread_weights
 from fusionlab.errors import InputError, name_list
 from fusionlab.files import is_there
 from fusionlab.foreign import OwnRecord, PeftConfig, read_json
+from fusionlab.fusing.layouts import laid_out, names_on_disk
+from fusionlab.fusing.opened import Opened, full_model
 from fusionlab.fusing.vocabulary import Shapes, adapter_shapes, check_vocabulary, vocabulary_sizes
-from fusionlab.streaming import StateWeights, TaskInput, TensorInfo, Weights
-from fusionlab.tensors.architecture import Architecture
+from fusionlab.streaming import Job, StateWeights, TensorInfo, Weights
 
 _ASSETS = Path(__file__).parents[1] / "assets"
 _HEAD_ELEMENTS = 1024
@@ -35,65 +33,6 @@ _MERGE = (
     "tokenizer, and fuse full models."
 )
 _SAME_ARCHITECTURE = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-
-
-@dataclass(frozen=True)
-class Opened:
-    """One input of a recipe.
-
-    Args:
-        name: as the recipe says it.
-        path: where it is.
-        files: its weight files.
-        weights: what the engine reads.
-        config: its ``config.json`` or ``adapter_config.json``.
-        unread: what looks like weights beside them and is not read, by relative path.
-        adapter: the adapter, if it is one.
-        names: name in memory -> name in the base's files, where an adapter's differ.
-        with_content: know the files by all of their content.
-    """
-
-    name: str
-    path: Path
-    files: tuple[Path, ...]
-    weights: Weights
-    config: Mapping[str, Any]
-    unread: tuple[str, ...] = ()
-    adapter: Any = None
-    names: Mapping[str, str] = field(default_factory=dict)
-    with_content: bool = False
-
-    @cached_property
-    def records(self) -> list[dict[str, Any]]:
-        """What its files are known by, from before anything of them is used."""
-        headers = self.weights.headers if isinstance(self.weights, SafetensorsWeights) else None
-        return file_records(self.files, headers, content=self.with_content)
-
-    @property
-    def is_unchanged(self) -> bool:
-        """Whether the files are still what :attr:`records` says, going by times, headers and ends of tensors."""
-        before = [{key: value for key, value in record.items() if key != "sha256"} for record in self.records]
-        return file_records(self.files) == before
-
-    @property
-    def fingerprint(self) -> str:
-        """One hash over them."""
-        return fingerprint(self.records)
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape by name."""
-        return {name: info.shape for name, info in self.weights.tensors.items()}
-
-    @cached_property
-    def architecture(self) -> Architecture:
-        """What its ``config.json`` says that it is."""
-        return Architecture(self.path if self.path.is_dir() else self.path.parent, self.config)
-
-    @property
-    def task_input(self) -> TaskInput:
-        """What the engine takes."""
-        return TaskInput(self.weights, is_task_vector=self.adapter is not None)
 
 
 def open_base(name: str, variant: str | None = None) -> Opened:
@@ -109,7 +48,7 @@ def open_base(name: str, variant: str | None = None) -> Opened:
     path = _local(name, variant)
     if is_there(path / "adapter_config.json"):
         raise InputError(f"base {name!r} is an adapter; give the full model it was made for, and it under finetuned.")
-    return _full(name, path, open_checkpoint(path, variant))
+    return full_model(name, path, open_checkpoint(path, variant))
 
 
 def _local(name: str, variant: str | None = None) -> Path:
@@ -133,7 +72,7 @@ def open_input(task: str, name: str, base: Opened, cache_bytes: int, variant: st
     """
     path = resolve(name, variant)
     if not is_there(path / "adapter_config.json"):
-        opened = _full(name, path, open_checkpoint(path, variant))
+        opened = full_model(name, path, open_checkpoint(path, variant))
         _check_architecture(task, base, opened)
         return opened
     _check_vocabulary(f"adapter {task!r}", path, adapter_shapes(path, base.shapes), base, _MERGE)
@@ -146,8 +85,8 @@ def open_input(task: str, name: str, base: Opened, cache_bytes: int, variant: st
             "weights. Fuse such adapters in a run (fit), or use lora or l_lora adapters."
         )
     shapes = stored_shapes(adapter)
-    names = _names_on_disk(base) if any(own not in base.weights.tensors for own in shapes) else {}
-    adapter = _laid_out(task, adapter, base, names)
+    names = names_on_disk(base) if any(own not in base.weights.tensors for own in shapes) else {}
+    adapter = laid_out(task, adapter, base, names)
     _check_base(task, path, adapter, base, names)
     files, config = adapter_files(path), read_json(path / "adapter_config.json", PeftConfig)
     weights = _task_vector_weights(adapter, names, cache_bytes)
@@ -164,6 +103,26 @@ def with_adapter(opened: Opened, adapter: Any, names: Mapping[str, str], cache_b
         cache_bytes: what may be kept of its task vector.
     """
     return replace(opened, weights=_task_vector_weights(adapter, names, cache_bytes), adapter=adapter, names=names)
+
+
+def fused_parts(job: Job, inputs: Mapping[str, Opened]) -> dict[str, Opened]:
+    """Where all are adapters, each without modules whose weights are left to the base; else what is given.
+
+    Raises:
+        InputError: nothing is left of one.
+    """
+    fused = set(job.plan.fused)
+    found = dict(inputs)
+    for task, opened in inputs.items() if all(each.adapter is not None for each in inputs.values()) else ():
+        names, own = opened.names, opened.adapter.factors
+        kept = {module: own[module] for module in own if names.get(f"{module}.weight", f"{module}.weight") in fused}
+        if not kept:
+            raise InputError(
+                f"adapter {task!r} changes nothing that fits the base: {name_list(own)}. Give the base that it was "
+                "made for."
+            )
+        found[task] = replace(opened, adapter=replace(opened.adapter, factors=kept))
+    return found
 
 
 def _task_vector_weights(adapter: Any, names: Mapping[str, str], cache_bytes: int) -> StateWeights:
@@ -189,45 +148,6 @@ def _check_vocabulary(what: str, path: Path, shapes: Shapes, base: Opened, advic
     folder = path if path.is_dir() else path.parent
     base_folder = base.path if base.path.is_dir() else base.path.parent
     check_vocabulary(what, folder, shapes, base.shapes, base_folder, vocabulary_sizes(base.config), advice)
-
-
-def _laid_out(task: str, adapter: Any, base: Opened, names: Mapping[str, str]) -> Any:
-    """The adapter with the layout that each of its linear layers has in the base, which PEFT's one flag cannot say.
-
-    Raises:
-        InputError: a square weight of a layer that may be stored transposed, and no architecture that says so.
-    """
-    factors = dict(adapter.factors)
-    for module, of_module in adapter.factors.items():
-        info = base.weights.tensors.get(names.get(f"{module}.weight", f"{module}.weight"))
-        if of_module.layout != "linear" or info is None or len(info.shape) != 2:
-            continue
-        is_transposed = base.architecture.is_transposed(module)
-        if is_transposed is None:
-            rows, columns = info.shape
-            if rows == columns:
-                raise InputError(
-                    f"adapter {task!r}: whether {base.name!r} stores {module}.weight {tuple(info.shape)} transposed, "
-                    "as GPT-2 does, is not known; give the base with the config.json that names its class."
-                )
-            is_transposed = info.shape == of_module.shape[::-1]
-        if is_transposed:
-            factors[module] = replace(of_module, layout="transposed")
-    return replace(adapter, factors=factors)
-
-
-def _names_on_disk(base: Opened) -> dict[str, str]:
-    """Name in memory -> name in the files, for architectures whose weights transformers renames; empty for others."""
-    import transformers
-
-    from fusionlab.backbones.layout import names_on_disk
-
-    model_class = getattr(transformers, (base.config.get("architectures") or [""])[0], None)
-    if model_class is None or not base.path.is_dir():
-        return {}
-    with torch.device("meta"):
-        model = model_class(transformers.AutoConfig.from_pretrained(base.path, local_files_only=True))
-    return names_on_disk(model)
 
 
 def base_hash(base: Weights, adapter: Any, names: Mapping[str, str]) -> str:
@@ -262,10 +182,6 @@ class _AdaptedWeights(Mapping[str, tuple[Tensor, None]]):
 
     def __len__(self) -> int:
         return len(self._adapter.factors)
-
-
-def _full(name: str, path: Path, checkpoint: Checkpoint) -> Opened:
-    return Opened(name, path, checkpoint.files, checkpoint.weights, checkpoint.config, tuple(checkpoint.unread))
 
 
 def _check_architecture(task: str, base: Opened, opened: Opened) -> None:

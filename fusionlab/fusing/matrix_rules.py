@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fusionlab.fusing.inputs import Opened
+from fusionlab.fusing.opened import Opened
 from fusionlab.rules.matrices import MatrixRule, has_core
 from fusionlab.streaming import Job, Outcome, Resources
 
@@ -30,7 +30,7 @@ def fuse_cores(job: Job, inputs: Mapping[str, Opened], resources: Resources) -> 
     from fusionlab.adapters import fuse_in_core_space
 
     names = names_on_disk(inputs)
-    adapters = {task: _fused_part(job, opened, names) for task, opened in inputs.items()}
+    adapters = {task: opened.adapter for task, opened in inputs.items()}
 
     def advance(module: str) -> None:
         if resources.on_bytes is not None:
@@ -47,13 +47,6 @@ def fuse_cores(job: Job, inputs: Mapping[str, Opened], resources: Resources) -> 
 def names_on_disk(inputs: Mapping[str, Opened]) -> dict[str, str]:
     """Name in memory -> name in the base's files, where some input's differ."""
     return {name: on_disk for opened in inputs.values() for name, on_disk in opened.names.items()}
-
-
-def _fused_part(job: Job, opened: Opened, names: Mapping[str, str]) -> Any:
-    """The adapter without modules of weights that are left to the base."""
-    fused, own = set(job.plan.fused), opened.adapter.factors
-    factors = {module: own[module] for module in own if names.get(f"{module}.weight", f"{module}.weight") in fused}
-    return replace(opened.adapter, factors=factors) if factors else opened.adapter
 
 
 def core_bytes(inputs: Mapping[str, Opened]) -> int:

@@ -20,7 +20,7 @@ from fusionlab.errors import InputError, did_you_mean
 from fusionlab.files import path_of
 from fusionlab.fusing import report
 from fusionlab.fusing.checks import check_disk, check_memory, tie_notes, try_rule
-from fusionlab.fusing.inputs import Opened, base_hash, check_vocabularies, open_base, open_input, with_adapter
+from fusionlab.fusing.inputs import base_hash, check_vocabularies, fused_parts, open_base, open_input, with_adapter
 from fusionlab.fusing.matrix_rules import (
     check_ranks,
     core_bytes,
@@ -29,6 +29,7 @@ from fusionlab.fusing.matrix_rules import (
     in_core_space,
     names_on_disk,
 )
+from fusionlab.fusing.opened import Opened
 from fusionlab.fusing.recipe import Recipe, parse_size
 from fusionlab.fusion.streamed import adapted_units, output_dtype, write_weights
 from fusionlab.fusion.units import UnitWeights
@@ -154,6 +155,7 @@ def prepare(recipe: Recipe) -> Prepared:
         base = replace(base, with_content=True)
         inputs = {task: replace(opened, with_content=True) for task, opened in inputs.items()}
     job, untied = _job(recipe, rule, base, inputs)
+    inputs = fused_parts(job, inputs)
     tensors = _output_tensors(job, base)
     resources = Resources(recipe.threads or len(os.sched_getaffinity(0)), budget)
     as_adapter = _as_adapter(recipe, rule, inputs)

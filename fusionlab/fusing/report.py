@@ -15,7 +15,7 @@ from fusionlab.checkpoints.dtypes import say_dtype
 from fusionlab.checkpoints.weight_files import EXPLICIT
 from fusionlab.errors import name_list
 from fusionlab.foreign import read_json
-from fusionlab.fusing.inputs import Opened
+from fusionlab.fusing.opened import Opened
 from fusionlab.fusing.vocabulary import new_tokens
 from fusionlab.streaming import Outcome
 from fusionlab.streaming.job import num_reads

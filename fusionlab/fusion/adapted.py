@@ -38,6 +38,12 @@ def task_vector(adapter: Adapter, names: Mapping[str, str], *, apart: bool) -> M
     return Renamed(adapter.task_vector() if apart else stored_task_vector(adapter), names)
 
 
+def shapes(adapter: Adapter, names: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
+    """The shape of each unit that ``adapter`` changes, q, k and v apart, without computing it; ``names`` as above."""
+    own = {f"{module}.weight": factors.stored_shape for module, factors in adapter.factors.items()}
+    return {names.get(name, name): shape for name, shape in own.items()}
+
+
 class Renamed(Mapping[str, Tensor]):
     """A task vector under the names of the base's files."""
 

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from fusionlab.checkpoints import WeightsWriter
-from fusionlab.errors import InputError
 from fusionlab.fusion.units import UnitWeights
 from fusionlab.streaming import Job, Outcome, Resources, StateWeights, TaskInput, TensorInfo, Weights, run
 
@@ -27,25 +26,16 @@ def adapted_units(
         base: as it is stored.
         adapters: by task: the adapter, and name in memory -> name on disk where it is another one.
         cache_bytes: what may be kept of one task vector.
-
-    Raises:
-        InputError: an adapter changes a matrix of another shape than the base's.
     """
-    from fusionlab.adapters import stored_shapes
-    from fusionlab.fusion.adapted import parts_of, task_vector  # imports peft, which takes seconds
+    from fusionlab.fusion.adapted import parts_of, shapes, task_vector  # imports peft, which takes seconds
 
-    for task, (adapter, names) in adapters.items():
-        for own, shape in stored_shapes(adapter).items():
-            info = base.tensors.get(names.get(own, own))
-            if info is not None and tuple(info.shape) != tuple(shape):
-                raise InputError(
-                    f"adapter {task!r} does not fit the base: {own}: shape {tuple(shape)}, the base has "
-                    f"{tuple(info.shape)}; give the base that it was made for"
-                )
     units = UnitWeights(base, parts_of((adapter for adapter, _ in adapters.values()), base))
-    vectors = {task: task_vector(adapter, names, apart=True) for task, (adapter, names) in adapters.items()}
-    weights = {task: StateWeights(vector, units.tensors, cache_bytes) for task, vector in vectors.items()}
-    return units, {task: TaskInput(of_task, is_task_vector=True) for task, of_task in weights.items()}
+    inputs = {}
+    for task, (adapter, names) in adapters.items():
+        own = {name: TensorInfo(shape, torch.float32) for name, shape in shapes(adapter, names).items()}
+        vector = StateWeights(task_vector(adapter, names, apart=True), own, cache_bytes)
+        inputs[task] = TaskInput(vector, is_task_vector=True)
+    return units, inputs
 
 
 def output_dtype(info: TensorInfo, dtype: torch.dtype | None) -> torch.dtype:

@@ -80,8 +80,12 @@ class Architecture:
         config, own = self.resolved, model_class.config_class
         if not isinstance(config, own):
             config = getattr(config, own.base_config_key)
-        with torch.device("meta"):
-            return model_class(config)
+        try:
+            with torch.device("meta"):
+                return model_class(config)
+        except Exception as error:  # on numbers that fit no model its constructor raises whatever they lead it to
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(f"{str(self.folder)!r}: transformers makes no model of it: {reason}") from error
 
     @cached_property
     def resolved(self) -> Any:

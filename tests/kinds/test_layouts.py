@@ -254,3 +254,55 @@ def test_what_cannot_be_told_is_refused_by_name(case: str, tmp_path: Path, capsy
     assert not (tmp_path / "out").exists()
     error = capsys.readouterr().err
     assert re.search(message, error), error
+
+
+LEFT_OUT: dict[str, Callable[[str, Tensor], tuple[str, Tensor]]] = {
+    "narrower": lambda name, value: (name, value[..., :-1] if "lora_A" in name else value),
+    "wider": lambda name, value: (name, torch.cat([value, value]) if "lora_B" in name else value),
+    "turned": lambda name, value: (
+        name.replace("lora_A", "X").replace("lora_B", "lora_A").replace("X", "lora_B"),
+        value.T,
+    ),
+    "deeper": lambda name, value: (name.replace("layers.1", "layers.7"), value),
+    "elsewhere": lambda name, value: (name.replace("layers.1.mlp.up_proj", "layers.1.cross.up_proj"), value),
+}
+
+
+@pytest.mark.parametrize("flags", [("average",), ("tsv_m",), ("ties",), ("average", "--save", "weights")], ids=" ".join)
+@pytest.mark.parametrize("case", LEFT_OUT)
+def test_what_does_not_fit_is_refused_by_name_or_left_to_the_base(
+    case: str, flags: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One layer of one adapter: the advised ``mismatched_tensors: base`` takes it from the base, and fuses the rest."""
+    torch.manual_seed(0)
+    base = save_base(llama(), tmp_path / "base")
+    updates = {
+        task: save_adapter(base, llama, ["q_proj", "up_proj"], seed, tmp_path / task)
+        for seed, task in enumerate("ab", 1)
+    }
+    path = tmp_path / "b" / "adapter_model.safetensors"
+    state = dict(
+        LEFT_OUT[case](name, value) if "layers.1.mlp" in name else (name, value)
+        for name, value in load_file(path).items()
+    )
+    save_file({name: value.contiguous() for name, value in state.items()}, path)
+    inputs = [part for task in "ab" for part in (f"--finetuned.{task}", str(tmp_path / task))]
+    arguments = ["fuse", "--base", str(base), *inputs, "--output", str(tmp_path / "out"), "--rule", *flags]
+    capsys.readouterr()
+    told = []
+    for more in ([], ["--dry_run"]):
+        assert main([*arguments, *more]) == 2
+        told.append(capsys.readouterr().err)
+    assert told[0] == told[1]
+    assert re.search(r"'b' does not fit the base.*up_proj\.weight.*mismatched_tensors: base", told[0])
+    assert main([*arguments, "--mismatched_tensors", "base", "--dry_run"]) == 0
+    assert main([*arguments, "--mismatched_tensors", "base"]) == 0
+    before, after = loaded(base, llama).state_dict(), None
+    if (tmp_path / "out" / "adapter_config.json").is_file():
+        after = peft.PeftModel.from_pretrained(loaded(base, llama), tmp_path / "out").merge_and_unload().state_dict()
+    after = after or loaded(tmp_path / "out", llama).state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    expected = set(updates["a"])
+    if case not in ("deeper", "elsewhere"):  # those layers are adapted by the other one alone, which fits
+        expected -= {name for name in expected if "layers.1.mlp" in name}
+    assert changed == expected
