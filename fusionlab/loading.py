@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from fusionlab import adapters
 from fusionlab.adapters import Adapter
-from fusionlab.backbones.layout import from_disk
+from fusionlab.adapters.same_base import GivenBase, Layers, check_base, layers_hash
+from fusionlab.backbones.layout import from_disk, names_on_disk
 from fusionlab.checkpoints import open_checkpoint
+from fusionlab.checkpoints.records import own_record
 from fusionlab.errors import InputError, name_list
 from fusionlab.files import accessed, is_there, path_of
-from fusionlab.foreign import OwnRecord, Results, RunConfig, read_json, read_yaml
+from fusionlab.foreign import Results, RunConfig, read_json, read_yaml
 from fusionlab.linearize import LINEARIZED_METHODS, LinearizedState
 from fusionlab.runs import CONFIG, RESULTS
-from fusionlab.state import check_same_names
+from fusionlab.state import State, check_same_names
+from fusionlab.tensors.lazy import StateWeights
 from fusionlab.weights import Weights
+
+_log = logging.getLogger(__name__)
+_GIVE_ITS_BASE = "Give the base that it was made for (--model.backbone)."
 
 
 @dataclass(frozen=True)
@@ -67,8 +74,16 @@ def load(folder: str | Path) -> Run | LoadedWeights | Adapter:
     return loaded.weights if is_plain_adapter else loaded  # type: ignore[return-value]
 
 
-def load_weights(folder: Path, base_model: nn.Module | None = None) -> LoadedWeights:
-    """An adapter or a full model from ``folder``, checked against ``base_model`` where one is given.
+def load_weights(
+    folder: Path, base: nn.Module | State | None = None, *, base_name: str = "", allow_other_base: bool = False
+) -> LoadedWeights:
+    """An adapter or a full model from ``folder``, checked against ``base`` where one is given.
+
+    Args:
+        folder: what is read.
+        base: the model in memory that it is for; or a state under its names on disk, for adapters alone.
+        base_name: what the user calls the base, which the adapter then names as its own.
+        allow_other_base: warn of an adapter that was made for another base, and go on.
 
     Raises:
         InputError: no such folder, not a weights folder, or made for another base.
@@ -81,20 +96,19 @@ def load_weights(folder: Path, base_model: nn.Module | None = None) -> LoadedWei
     labels = {"model": "finetuned"} | (own.get("row") or {})
     if adapters.is_adapter(folder):
         adapter = adapters.load_adapter(folder)
-        if base_model is not None:
-            adapters.check_fits(base_model, adapter)
-            adapter = adapters.laid_out(base_model, adapter)
-            _check_base_hash(folder, own.get("base_hash"), base_model, adapter)
-            _check_point(folder, own.get("linearization_point"), base_model)
+        if base is not None:
+            adapter = _for_base(folder, adapter, base, base_name, allow_other_base)
+        if isinstance(base, nn.Module):
+            _check_point(folder, own.get("linearization_point"), base)
         return LoadedWeights(adapter, {"method": adapter.method} | labels)
     if any(is_there(folder / name) for name in ("config.json", "open_clip_config.json")):
         state = open_checkpoint(folder).state()
-        if base_model is not None:
-            tied = adapters.tied_names(base_model)  # stored under all their names by some
+        if isinstance(base, nn.Module):
+            tied = adapters.tied_names(base)  # stored under all their names by some
             state = {name: tensor for name, tensor in state.items() if name not in tied}
-            state = from_disk(base_model, state)
-            check_same_names(adapters.base_state(base_model), state, what=f"the model in {str(folder)!r}")
-            _check_point(folder, own.get("linearization_point"), base_model)
+            state = from_disk(base, state)
+            check_same_names(adapters.base_state(base), state, what=f"the model in {str(folder)!r}")
+            _check_point(folder, own.get("linearization_point"), base)
         linearized = labels.get("method") in LINEARIZED_METHODS
         return LoadedWeights(LinearizedState(state) if linearized else state, labels)
     with accessed(folder):
@@ -105,20 +119,28 @@ def load_weights(folder: Path, base_model: nn.Module | None = None) -> LoadedWei
     )
 
 
-def own_record(folder: Path) -> dict[str, Any]:
-    """What fusionlab wrote of the folder itself; empty for folders of other tools."""
-    for name in ("fusion.json", "fusionlab.json"):
-        if is_there(folder / name):
-            return read_json(folder / name, OwnRecord)
-    return {}
+def _for_base(
+    folder: Path, adapter: Adapter, base: nn.Module | State, base_name: str, allow_other_base: bool
+) -> Adapter:
+    """The adapter as the layers of ``base`` are laid out, after it was found to be for it.
 
-
-def _check_base_hash(folder: Path, expected: str | None, base_model: nn.Module, adapter: Adapter) -> None:
-    if expected is not None and expected != base_hash(base_model, adapter.factors):
-        raise InputError(
-            f"{str(folder)!r} was made for another base ({adapter.base_model or 'unknown'}): the weights that it "
-            f"adapts differ from this model's. Give the base it was made for with --model.backbone."
-        )
+    Raises:
+        InputError: it does not fit, or was made for another base.
+    """
+    if isinstance(base, nn.Module):
+        model, own = base, adapters.base_state(base)
+        adapters.check_fits(model, adapter)
+        adapter = adapters.laid_out(model, adapter)
+        layers: Mapping[str, Tensor] = {module: own[f"{module}.weight"] for module in adapter.factors}
+        given = GivenBase(base_name or "this model", layers, lambda: names_on_disk(model), None, _GIVE_ITS_BASE)
+    else:
+        layers = Layers(StateWeights(base), adapter, {})
+        given = GivenBase(base_name or "this state", layers, dict, None, _GIVE_ITS_BASE)
+    recorded = own_record(folder).get("base_hash")
+    note = check_base(f"the adapter in {str(folder)!r}", adapter, recorded, given, allow_other=allow_other_base)
+    if note is not None:
+        _log.warning("%s", note)
+    return replace(adapter, base_model=base_name) if base_name else adapter
 
 
 def _check_point(folder: Path, expected: str | None, base_model: nn.Module) -> None:
@@ -140,7 +162,7 @@ def point_hash(base_model: nn.Module) -> str:
 def base_hash(base_model: nn.Module, module_names: Iterable[str]) -> str:
     """Short SHA-256 over the weights of the base's modules that an adapter changes."""
     base = adapters.base_state(base_model)
-    return adapters.hash_initial({module: (base[f"{module}.weight"], None) for module in module_names})[:16]
+    return layers_hash({module: base[f"{module}.weight"] for module in module_names})
 
 
 def _load_run(folder: Path) -> Run:

@@ -7,15 +7,13 @@ from typing import TypeAlias
 
 from fusionlab.backbones.causal import GGUF, CausalBackbone
 from fusionlab.backbones.clip import ClipBackbone
-from fusionlab.backbones.open_clip import SCHEMAS, OpenClipBackbone, is_open_clip
+from fusionlab.backbones.open_clip import OpenClipBackbone, is_open_clip
 from fusionlab.backbones.t5 import T5Backbone
 from fusionlab.backbones.vit import FROM_CONFIG, TIMM, TimmBackbone, ViTBackbone
-from fusionlab.checkpoints.hub import is_hub_id
+from fusionlab.checkpoints.hub import ASSETS, at_hand, is_hub_id
 from fusionlab.errors import InputError, did_you_mean
 from fusionlab.files import is_there, path_of
 from fusionlab.foreign import ModelConfig, read_json
-
-ASSETS = Path(__file__).parent.parent / "assets"
 
 Backbone: TypeAlias = CausalBackbone | ClipBackbone | T5Backbone | ViTBackbone | TimmBackbone
 
@@ -60,20 +58,8 @@ def own_folder(name: str) -> Path | None:
 
     None where there is none: for tags, lone files, a configuration, and hub ids that are not in the cache.
     """
-    if name.startswith(FROM_CONFIG):
-        return None
-    for prefix in (TIMM, *SCHEMAS):
-        name = name.removeprefix(prefix)
-    embedded, path = ASSETS / name, Path(name).expanduser()
-    if (embedded / "config.json").is_file() or path.is_dir():
-        return embedded if (embedded / "config.json").is_file() else path
-    if not is_hub_id(name):
-        return None
-    from huggingface_hub import try_to_load_from_cache
-
-    names = ("config.json", "open_clip_config.json")
-    cached = (found for each in names if isinstance(found := try_to_load_from_cache(name.partition("@")[0], each), str))
-    return next((Path(file).parent for file in cached), None)
+    path = None if name.startswith(FROM_CONFIG) else at_hand(name)
+    return path if path is not None and path.is_dir() else None
 
 
 def load_backbone(name: str, dtype: str = "float32", *, causal: bool = True) -> Backbone:

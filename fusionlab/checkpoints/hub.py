@@ -16,6 +16,9 @@ from fusionlab.foreign import ModelConfig, WeightIndex, read_json
 
 _ID = re.compile(r"^(?:\w[\w.-]*/)?\w[\w.-]*(?:@[\w./-]+)?$")
 _FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".json", ".yaml")
+ASSETS = Path(__file__).parents[1] / "assets"
+_SCHEMES = ("timm:", "local-dir:", "hf-hub:")
+_ROOT_FILES = ("config.json", "open_clip_config.json")
 _CONFIGS = (
     "config.json",
     "adapter_config.json",
@@ -79,6 +82,37 @@ def _download(name: str, variant: str | None) -> Path:
         raise InputError(f"{name!r} on the hub holds neither safetensors nor .bin weights.")
     fetch(*(f"{inner}/*" for inner in named_folders(folder)), *(["*.py"] if has_custom_code(folder) else []))
     return folder
+
+
+def embedded(name: str) -> Path | None:
+    """The folder of the model of this name that comes with the package; None where there is none."""
+    is_embedded = name in (folder.name for folder in ASSETS.iterdir() if (folder / "config.json").is_file())
+    return ASSETS / name if is_embedded else None
+
+
+def at_hand(name: str, revision: str | None = None) -> Path | None:
+    """The folder or file that a model's ``name`` stands for as far as that needs no network; None where it does.
+
+    Args:
+        name: an embedded name, a path, or a hub id that is in the cache; with a scheme of open_clip or timm or without.
+        revision: of a hub id that says none.
+    """
+    for scheme in _SCHEMES:
+        name = name.removeprefix(scheme)
+    try:
+        path = embedded(name) or path_of(name)
+    except InputError:  # no path at all: nothing is there
+        return None
+    if path.exists() or not is_hub_id(name):
+        return path if path.exists() else None
+    from huggingface_hub import try_to_load_from_cache
+
+    repository, _, own_revision = name.partition("@")
+    for file in _ROOT_FILES:
+        found = try_to_load_from_cache(repository, file, revision=own_revision or revision or "main")
+        if isinstance(found, str):
+            return Path(found).parent
+    return None
 
 
 def is_hub_id(name: str) -> bool:

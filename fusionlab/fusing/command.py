@@ -15,6 +15,7 @@ from fusionlab.fusing.recipe import Recipe, read_recipe
 
 _SWITCHES = {
     "hash": "know the inputs by a hash over all of their content: in fusion.json, and for norms kept beside them",
+    "allow_other_base": "fuse adapters that were made for another base all the same; fusion.json says so",
     "dry_run": "check everything from the headers, print the plan and stop",
 }
 

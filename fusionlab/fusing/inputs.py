@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fusionlab.checkpoints import open_checkpoint
-from fusionlab.checkpoints.hub import is_hub_id, resolve
+from fusionlab.checkpoints.hub import embedded, resolve
+from fusionlab.checkpoints.records import own_record
 from fusionlab.checkpoints.stats import adapter_files
 from fusionlab.checkpoints.weight_files import unread_weights
 from fusionlab.errors import InputError, name_list
 from fusionlab.files import is_there
-from fusionlab.foreign import OwnRecord, PeftConfig, read_json
+from fusionlab.foreign import PeftConfig, read_json
 from fusionlab.fusing.layouts import laid_out, names_on_disk
 from fusionlab.fusing.opened import Opened, full_model
 from fusionlab.fusing.vocabulary import Shapes, adapter_shapes, check_vocabulary, vocabulary_sizes
-from fusionlab.streaming import Job, StateWeights, TensorInfo, Weights
+from fusionlab.streaming import Job, StateWeights, TensorInfo
 
-_ASSETS = Path(__file__).parents[1] / "assets"
-_HEAD_ELEMENTS = 1024
+_OTHER_BASE = "Give the base that it was made for, or insist on this one with --allow_other_base."
 _RESIZE = (
     "Resize one of them in transformers (resize_token_embeddings) and save it with its tokenizer, or say "
     "mismatched_tensors: base to take these tensors from the base."
@@ -45,19 +44,15 @@ def open_base(name: str, variant: str | None = None) -> Opened:
     Raises:
         InputError: not there, not readable, or an adapter.
     """
-    path = _local(name, variant)
+    path = embedded(name) or resolve(name, variant)
     if is_there(path / "adapter_config.json"):
         raise InputError(f"base {name!r} is an adapter; give the full model it was made for, and it under finetuned.")
     return full_model(name, path, open_checkpoint(path, variant))
 
 
-def _local(name: str, variant: str | None = None) -> Path:
-    """Where a base is: among the embedded models, at a path, or on the hub."""
-    is_embedded = name in (folder.name for folder in _ASSETS.iterdir() if (folder / "config.json").is_file())
-    return _ASSETS / name if is_embedded else resolve(name, variant)
-
-
-def open_input(task: str, name: str, base: Opened, cache_bytes: int, variant: str | None = None) -> Opened:
+def open_input(
+    task: str, name: str, base: Opened, cache_bytes: int, variant: str | None = None, *, allow_other_base: bool = False
+) -> Opened:
     """A fine-tuned model or an adapter, checked against ``base`` as far as names and shapes do not say it.
 
     Args:
@@ -66,6 +61,7 @@ def open_input(task: str, name: str, base: Opened, cache_bytes: int, variant: st
         base: the base.
         cache_bytes: what may be kept of an adapter's task vector.
         variant: of a full model's weight files.
+        allow_other_base: take an adapter for another base, and note it.
 
     Raises:
         InputError: not there, not readable, of another architecture, or an adapter for another base.
@@ -77,6 +73,7 @@ def open_input(task: str, name: str, base: Opened, cache_bytes: int, variant: st
         return opened
     _check_vocabulary(f"adapter {task!r}", path, adapter_shapes(path, base.shapes), base, _MERGE)
     from fusionlab.adapters import load_adapter, stored_shapes  # imports peft, which takes seconds
+    from fusionlab.adapters.same_base import GivenBase, Layers, check_base
 
     adapter = load_adapter(path)
     if adapter.method == "tangent_lora":
@@ -87,10 +84,28 @@ def open_input(task: str, name: str, base: Opened, cache_bytes: int, variant: st
     shapes = stored_shapes(adapter)
     names = names_on_disk(base) if any(own not in base.weights.tensors for own in shapes) else {}
     adapter = laid_out(task, adapter, base, names)
-    _check_base(task, path, adapter, base, names)
+    given = GivenBase(base.name, Layers(base.weights, adapter, names), lambda: names, base.path, _OTHER_BASE)
+    recorded = own_record(path).get("base_hash")
+    note = check_base(f"adapter {task!r}", adapter, recorded, given, allow_other=allow_other_base)
+    if note is not None:
+        adapter = replace(adapter, base_model=base.name)
     files, config = adapter_files(path), read_json(path / "adapter_config.json", PeftConfig)
     weights = _task_vector_weights(adapter, names, cache_bytes)
-    return Opened(name, path, files, weights, config, tuple(unread_weights(path, files)), adapter, names)
+    unread, notes = tuple(unread_weights(path, files)), () if note is None else (note,)
+    return Opened(name, path, files, weights, config, unread, adapter, names, notes=notes)
+
+
+def of_one_base(inputs: Mapping[str, Opened], base: Opened) -> dict[str, Opened]:
+    """The inputs with adapters that name ``base`` as the recipe does, where they name it in several ways."""
+    names = {opened.adapter.base_model for opened in inputs.values() if opened.adapter is not None} - {""}
+    if len(names) < 2:
+        return dict(inputs)
+    return {
+        task: opened
+        if opened.adapter is None
+        else replace(opened, adapter=replace(opened.adapter, base_model=base.name))
+        for task, opened in inputs.items()
+    }
 
 
 def with_adapter(opened: Opened, adapter: Any, names: Mapping[str, str], cache_bytes: int) -> Opened:
@@ -150,40 +165,6 @@ def _check_vocabulary(what: str, path: Path, shapes: Shapes, base: Opened, advic
     check_vocabulary(what, folder, shapes, base.shapes, base_folder, vocabulary_sizes(base.config), advice)
 
 
-def base_hash(base: Weights, adapter: Any, names: Mapping[str, str]) -> str:
-    """Short SHA-256 over the base weights that an adapter changes, as adapters and fused adapters record it.
-
-    Args:
-        base: the base's files.
-        adapter: the adapter.
-        names: name in memory -> name in the files, where they differ.
-    """
-    from fusionlab.adapters import hash_initial
-
-    return hash_initial(_AdaptedWeights(base, adapter, names))[:16]
-
-
-class _AdaptedWeights(Mapping[str, tuple[Tensor, None]]):
-    """The base weights of modules, read one at a time."""
-
-    def __init__(self, base: Weights, adapter: Any, names: Mapping[str, str]) -> None:
-        self._base, self._adapter, self._names = base, adapter, names
-
-    def __getitem__(self, module: str) -> tuple[Tensor, None]:
-        from fusionlab.adapters import adapted_weight
-
-        return adapted_weight(self._read, self._adapter, module), None
-
-    def _read(self, name: str) -> Tensor:
-        return self._base.read(self._names.get(name, name))
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._adapter.factors)
-
-    def __len__(self) -> int:
-        return len(self._adapter.factors)
-
-
 def _check_architecture(task: str, base: Opened, opened: Opened) -> None:
     """Raise if both say what they are and it differs; without a config the names and shapes must do."""
     different = [
@@ -196,41 +177,3 @@ def _check_architecture(task: str, base: Opened, opened: Opened) -> None:
             f"fine-tuned {task!r} in {opened.name!r} is of another architecture: {name_list(different)}. "
             "Use models made from the same base."
         )
-
-
-def _check_base(task: str, path: Path, adapter: Any, base: Opened, names: Mapping[str, str]) -> None:
-    """Raise if the adapter was provably made for another base: by hash, by hub id, or by what its base's path holds."""
-    from fusionlab.adapters import stored_name
-
-    own = read_json(path / "fusionlab.json", OwnRecord) if is_there(path / "fusionlab.json") else {}
-    expected, theirs = own.get("base_hash"), Path(adapter.base_model).expanduser()
-    stored = (stored_name(module, adapter.fused_attention) for module in adapter.factors)
-    there = all(names.get(name, name) in base.weights.tensors for name in stored)
-    if expected is not None:
-        other = there and base_hash(base.weights, adapter, names) != expected
-    elif adapter.base_model and (theirs / "config.json").is_file():
-        other = not _same_model(theirs, base)
-    else:
-        ids = (adapter.base_model, base.name.partition("@")[0])
-        other = ids[0] != ids[1] and all(is_hub_id(name) for name in ids)
-    if other:
-        raise InputError(
-            f"adapter {task!r} was made for another base, {adapter.base_model or 'unknown'!r}: its weights are not "
-            f"those of {base.name!r}. Give the base that it was made for."
-        )
-
-
-def _same_model(theirs: Path, base: Opened) -> bool:
-    """Whether a folder holds the base's tensors, going by names, shapes and the first bytes of each."""
-    if theirs.resolve() == base.path.resolve():
-        return True
-    other, own = open_checkpoint(theirs).weights, base.weights
-    if dict(other.tensors) != dict(own.tensors):
-        return False
-    for name, info in own.tensors.items():
-        heads = [torch.empty(min(info.numel, _HEAD_ELEMENTS), dtype=info.dtype) for _ in range(2)]
-        for weights, head in zip((own, other), heads, strict=True):
-            weights.read_into(name, 0, head)
-        if not torch.equal(*heads):
-            return False
-    return True

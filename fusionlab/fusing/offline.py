@@ -20,7 +20,14 @@ from fusionlab.errors import InputError, did_you_mean
 from fusionlab.files import path_of
 from fusionlab.fusing import report
 from fusionlab.fusing.checks import check_disk, check_memory, tie_notes, try_rule
-from fusionlab.fusing.inputs import base_hash, check_vocabularies, fused_parts, open_base, open_input, with_adapter
+from fusionlab.fusing.inputs import (
+    check_vocabularies,
+    fused_parts,
+    of_one_base,
+    open_base,
+    open_input,
+    with_adapter,
+)
 from fusionlab.fusing.matrix_rules import (
     check_ranks,
     core_bytes,
@@ -147,8 +154,11 @@ def prepare(recipe: Recipe) -> Prepared:
     budget = parse_size(recipe.memory_budget, "memory_budget")
     cache_bytes = budget // (4 * len(recipe.finetuned))
     inputs = {
-        task: open_input(task, name, base, cache_bytes, recipe.variant) for task, name in recipe.finetuned.items()
+        task: open_input(task, name, base, cache_bytes, recipe.variant, allow_other_base=recipe.allow_other_base)
+        for task, name in recipe.finetuned.items()
     }
+    inputs = of_one_base(inputs, base)
+    notes += [note for opened in inputs.values() for note in opened.notes]
     if recipe.mismatched_tensors == "error":
         check_vocabularies(base, inputs)
     if recipe.hash and not recipe.dry_run:
@@ -303,6 +313,7 @@ def _write_weights(prepared: Prepared, staging: Path, resources: Resources) -> O
 
 def _write_adapter(prepared: Prepared, staging: Path, resources: Resources) -> tuple[Outcome, dict[str, Any]]:
     from fusionlab.adapters import combine, save_fused_adapter
+    from fusionlab.adapters.same_base import Layers, layers_hash
 
     names = names_on_disk(prepared.inputs)
     if prepared.in_core_space:
@@ -313,7 +324,7 @@ def _write_adapter(prepared: Prepared, staging: Path, resources: Resources) -> t
         coefficients = {own_names.get(name, name): of for name, of in outcome.coefficients.items()}
         fused = combine({task: opened.adapter for task, opened in prepared.inputs.items()}, coefficients)
     assert isinstance(prepared.job.base, UnitWeights)
-    details: dict[str, Any] = {"base_hash": base_hash(prepared.job.base.stored, fused, names)}
+    details: dict[str, Any] = {"base_hash": layers_hash(Layers(prepared.job.base.stored, fused, names))}
     fused = replace(fused, base_model=fused.base_model or prepared.recipe.base)
     ranks, error = save_fused_adapter(staging, fused, prepared.recipe.rank)
     if prepared.recipe.rank is not None:

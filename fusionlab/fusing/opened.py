@@ -29,6 +29,7 @@ class Opened:
         adapter: the adapter, if it is one.
         names: name in memory -> name in the base's files, where an adapter's differ.
         with_content: know the files by all of their content.
+        notes: what the user should know of it.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Opened:
     adapter: Any = None
     names: Mapping[str, str] = field(default_factory=dict)
     with_content: bool = False
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def records(self) -> list[dict[str, Any]]:

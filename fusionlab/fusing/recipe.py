@@ -36,6 +36,7 @@ class Recipe:
         cosines: also measure the cosine similarity of every pair of task vectors.
         hash: know the inputs by a hash over all of their content, read first, in fusion.json and for norms kept
             beside them; by default by size, times, header and the ends of every tensor.
+        allow_other_base: fuse adapters that were made for another base all the same; fusion.json says so.
         dry_run: check everything from the headers, print the plan and stop.
     """
 
@@ -54,6 +55,7 @@ class Recipe:
     variant: str | None = None
     cosines: bool = True
     hash: bool = False
+    allow_other_base: bool = False
     dry_run: bool = False
 
     def __post_init__(self) -> None:

@@ -88,6 +88,8 @@ def fusion_record(prepared: Prepared, outcome: Outcome, details: Mapping[str, An
         "row": row,
         "versions": {name: version(name) for name in ("fusionlab", "torch")} | {"python": platform.python_version()},
     }
+    if prepared.recipe.allow_other_base:
+        record["allow_other_base"] = True
     if not prepared.as_adapter:
         record |= outcome.rounding
     return record

@@ -23,11 +23,13 @@ class Base:
         state: by name in memory.
         layout: what the files call it.
         model: the model in memory, where there is one.
+        name: what a backbone is called; empty for others.
     """
 
     state: State
     layout: Layout = field(default_factory=Layout)
     model: nn.Module | None = None
+    name: str = ""
 
     @classmethod
     def of(cls, source: Base | State | nn.Module) -> Base:
@@ -37,9 +39,9 @@ class Base:
         if not isinstance(source, nn.Module):
             return cls({name: tensor.detach().cpu() for name, tensor in source.items()})
         inner: Any = getattr(source, "backbone", source)
-        model = inner.model if isinstance(inner, Backbone) else inner
+        model, name = (inner.model, inner.name) if isinstance(inner, Backbone) else (inner, "")
         state = {name: tensor.cpu() for name, tensor in base_state(model).items()}
-        return cls(state, Layout.of(model), model)
+        return cls(state, Layout.of(model), model, name)
 
     @cached_property
     def stored(self) -> dict[str, Tensor]:

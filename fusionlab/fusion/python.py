@@ -31,6 +31,7 @@ def fuse(
     finetuned: Mapping[str, Weights | LoadedWeights | str | Path] | None = None,
     dtype: torch.dtype | None = None,
     mismatched_tensors: MismatchedTensors = "error",
+    allow_other_base: bool = False,
     threads: int | None = None,
     memory_budget: int = DEFAULT_MEMORY_BUDGET,
 ) -> FusedModel:
@@ -45,6 +46,7 @@ def fuse(
         dtype: round the whole model to this dtype; by default updates of a backbone's weights are kept in float32, and
             a state's tensors have their own dtypes.
         mismatched_tensors: of states: what to do with tensors that do not fit: an ``error``, or take the ``base``'s.
+        allow_other_base: take adapters from folders though they were made for another base; a warning says so.
         threads: worker threads; torch's own number by default.
         memory_budget: bytes for blocks and whole tensors in flight, beside the weights themselves.
 
@@ -62,8 +64,8 @@ def fuse(
         {'w': tensor([2., 2.])}
     """
     chosen = from_config(rule)
-    model = Base.of(base).model if isinstance(base, Base | nn.Module) else None
-    weights = {task: _weights(each, model) for task, each in (finetuned or {}).items()}
+    own = Base.of(base)
+    weights = {task: _weights(each, own, allow_other_base) for task, each in (finetuned or {}).items()}
     resources = Resources(threads or torch.get_num_threads(), memory_budget)
     if isinstance(base, Base | nn.Module) or dtype is not None or not all(map(_is_state, weights.values())):
         if task_vectors or mismatched_tensors != "error":
@@ -83,11 +85,13 @@ def _is_state(weights: Weights) -> bool:
     return not isinstance(weights, Adapter | LinearizedState)
 
 
-def _weights(given: Weights | LoadedWeights | str | Path, model: nn.Module | None) -> Weights:
-    """What ``given`` holds, checked against the model where there is one."""
-    loaded = load_weights(Path(given), model) if isinstance(given, str | Path) else given
-    weights = loaded.weights if isinstance(loaded, LoadedWeights) else loaded
-    if isinstance(weights, Adapter) and model is not None:
-        check_fits(model, weights)
-        return laid_out(model, weights)
+def _weights(given: Weights | LoadedWeights | str | Path, base: Base, allow_other_base: bool) -> Weights:
+    """What ``given`` holds, checked against the base."""
+    if isinstance(given, str | Path):
+        source = base.stored if base.model is None else base.model
+        given = load_weights(Path(given), source, base_name=base.name, allow_other_base=allow_other_base)
+    weights = given.weights if isinstance(given, LoadedWeights) else given
+    if isinstance(weights, Adapter) and base.model is not None:
+        check_fits(base.model, weights)
+        return laid_out(base.model, weights)
     return weights

@@ -175,7 +175,7 @@ class FusionModule(LightningModule, ABC):
 
     def _load(self, folder: Path) -> LoadedWeights:
         """The weights in ``folder``; a tangent method linearizes what was trained otherwise."""
-        loaded = load_weights(folder, self.base_model)
+        loaded = load_weights(folder, self.base_model, base_name=self.backbone.name)
         trained = loaded.labels.get("method")
         if self.method not in LINEARIZED_METHODS or trained in LINEARIZED_METHODS:
             return loaded

@@ -186,7 +186,8 @@ def load_finetuned(source: RunSource, bench: Workbench, space: Space = "delta_we
                         f"runs: task {path.name!r} of {source.name} is in {str(found[path.name][0])!r} and in "
                         f"{str(path)!r}; give each once"
                     )
-                found[path.name] = path, load_weights(path, bench.module.base_model).weights
+                module = bench.module
+                found[path.name] = path, load_weights(path, module.base_model, base_name=module.backbone.name).weights
     missing = [task for task in bench.data.tasks if task not in found]
     unknown = [task for task in found if task not in bench.data.tasks]
     if missing or unknown:
