@@ -12,7 +12,7 @@ from torch import distributed
 
 ROW_FIELDS = (
     "model", "method", "task", "split", "metric", "value", "num_samples", "rule", "scaling_coefficients",
-    "fused_tasks", "finetuned_on", "denominator", "normalized", "data_version", "seed",
+    "fused_tasks", "finetuned_on", "denominator", "normalized", "data_version", "seed", "scored_by",
 )  # fmt: skip
 Row = dict[str, Any]
 # metrics that count faults; they have no share of a single-task value, and no place beside scores

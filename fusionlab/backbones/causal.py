@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fusionlab.adapters.targets import LINEAR
 from fusionlab.backbones.answer_tree import AnswerTree
 from fusionlab.backbones.quiet import UNREADABLE, quiet
+from fusionlab.backbones.settings import function_settings
 from fusionlab.errors import InputError, name_list
 from fusionlab.metrics import lowest_argmax
 
@@ -131,6 +132,11 @@ class CausalBackbone(nn.Module):
         own = getattr(self.model.generation_config, "eos_token_id", None)
         listed = own if isinstance(own, list | tuple) else [own]
         return tuple(dict.fromkeys(i for i in (self.tokenizer.eos_token_id, *listed, *more) if i is not None))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the logits beside weights and tokens."""
+        return {"network": function_settings(self.model.config.to_dict()), "kind": type(self.model).__name__}
 
     def logits(self, input_ids: Tensor, positions: Tensor | int = 0, position_ids: Tensor | None = None) -> Tensor:
         """Logits of rows padded on the right, or of packed ones, without a cache.

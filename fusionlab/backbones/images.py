@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fusionlab.backbones.preprocessing import PREPROCESSOR, Preprocessing
+from fusionlab.backbones.settings import function_settings
 
 
 class ImageBackbone(nn.Module):
@@ -26,6 +29,12 @@ class ImageBackbone(nn.Module):
     def pixel_values(self, images: Tensor) -> Tensor:
         """(images / divisor - mean) / std in the dtype of the model's constants; images are uint8."""
         return (images.to(self.mean.dtype) / self.preprocessing.divisor - self.mean) / self.std
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the features beside weights and images."""
+        network = function_settings(self.model.config.to_dict())
+        return {"network": network, "kind": type(self.model).__name__, "preprocessing": asdict(self.preprocessing)}
 
     def save_processor(self, folder: Path, kind: str) -> None:
         """Write the checkpoint's own files about images as they are; where it has none, one that says the same."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,11 @@ class OpenClipBackbone(ClipBackbone):
     def encoder(self) -> nn.Module:
         """The part that is adapted and fused: the image tower."""
         return self.model.visual
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the features beside weights and images."""
+        return {"network": self.config, "kind": "open_clip", "preprocessing": asdict(self.preprocessing)}
 
     def image_features(self, images: Tensor) -> Tensor:
         """Unnormalised image features.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fusionlab.backbones.label_words import Answers, check_words, side_by_side
 from fusionlab.backbones.quiet import UNREADABLE, quiet
+from fusionlab.backbones.settings import function_settings
 from fusionlab.errors import InputError, name_list
 from fusionlab.metrics import lowest_argmax
 
@@ -88,6 +89,11 @@ class T5Backbone(nn.Module):
     def encoder(self) -> Any:
         """The part that is adapted and fused: the whole model."""
         return self.model
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the logits beside weights and tokens."""
+        return {"network": function_settings(self.model.config.to_dict()), "kind": type(self.model).__name__}
 
     def logits(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Tensor:
         """Teacher-forced logits.

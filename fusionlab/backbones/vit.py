@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,12 @@ class TimmBackbone(ImageBackbone):
         except (OSError, RuntimeError, ValueError) as error:
             raise InputError(f"the timm model {name!r} could not be loaded: {str(error)[:500]}") from error
         return cls(model, name=name, model_args=config.get("model_args"))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the features beside weights and images."""
+        network = {"architecture": self.model.pretrained_cfg.get("architecture"), "model_args": self.model_args}
+        return {"network": network, "kind": "timm", "preprocessing": asdict(self.preprocessing)}
 
     @property
     def encoder(self) -> Any:

@@ -24,6 +24,7 @@ from fusionlab.files import write_text
 from fusionlab.fusion.base import Base
 from fusionlab.fusion.folders import save_fused
 from fusionlab.fusion.making import FusedModel, Inputs
+from fusionlab.keys import keyed
 from fusionlab.linearize import LINEARIZED_METHODS
 from fusionlab.runs import RESULTS
 from fusionlab.streaming import try_rule
@@ -69,7 +70,8 @@ class FusionCallback(Callback):
         self.every_n_epochs = every_n_epochs
         self.finetuned_on = finetuned_on
         self.diagnostics = diagnostics
-        self.full_reference = None if full_reference is None else reporting.single_task_values(Path(full_reference))
+        self._reference = None if full_reference is None else Path(full_reference)
+        self.full_reference = None if self._reference is None else reporting.single_task_values(self._reference)
 
     def should_fuse(self, trainer: Trainer) -> bool:
         """Whether to score after the epoch that just ended; override for another policy."""
@@ -82,6 +84,9 @@ class FusionCallback(Callback):
                 f"fusion.dtype {self.dtype}: models of method {pl_module.method!r} act to first order about the base's "
                 f"own weights, which rounding would move; leave it out"
             )
+        if self._reference is not None:
+            pl_module.prepare_tasks(trainer.datamodule.tasks)
+            reporting.check_reference(self._reference, pl_module, trainer.datamodule)
         for rule in self.rules.values():
             if not rules.is_open(rule) and not _names_parameters(rule):
                 try_rule(rule, trainer.datamodule.tasks)
@@ -137,7 +142,7 @@ class FusionCallback(Callback):
             )  # fmt: skip
             shares = {"dtype": self.dtype, **model.rounding.get("rounded_shares", {})}
             rows += found if name in self.rules else [{**row, "rounding": shares} for row in found]
-        return reporting.normalize(rows, self.full_reference), fused
+        return reporting.normalize(keyed(rows, module, data), self.full_reference), fused
 
     def _rounded_name(self, name: str) -> str:
         return f"{name}-{self.dtype}"

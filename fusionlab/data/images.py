@@ -77,6 +77,11 @@ class ImageSplit:
             self.data_version = hashlib.sha256(f"{self.data_version}{self.how.key}".encode()).hexdigest()[:16]
 
     @property
+    def reading_version(self) -> str:
+        """The data version: that of pixels and labels."""
+        return self.data_version
+
+    @property
     def _is_resized(self) -> bool:
         return self.images.shape[-1] != self.image_size
 

@@ -20,6 +20,9 @@ class Split(Protocol):
     data_version: str
     """Short SHA-256 over what a model sees of the split, and its labels."""
 
+    reading_version: str
+    """Short SHA-256 over all that a model reads of the split, and what its outputs are compared with."""
+
     evaluation_order: Tensor | None
     """The order in which evaluation cuts its batches (int64, a permutation), or None for the order of the samples."""
 

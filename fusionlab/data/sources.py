@@ -7,6 +7,7 @@ import json
 import re
 from pathlib import Path
 
+from fusionlab.checkpoints.fingerprints import times
 from fusionlab.data.layout import TABLES, files_below
 from fusionlab.data.local import LocalFiles, Source, input_errors
 from fusionlab.data.splits import split_names
@@ -31,16 +32,17 @@ def check_path(task: Task) -> None:
 
 
 def local_fingerprint(task: Task) -> str:
-    """SHA-256 over the local files' names, sizes, modification times and, for tables, headers.
+    """SHA-256 over the local files' names, sizes, modification and change times and, for tables, headers.
 
-    Cheap on purpose: it is what decides whether the cache of a former run still holds.
+    Cheap on purpose: it is what decides whether the cache of a former run still holds. A file that was exchanged for
+    another of equal size and modification time has another change time.
     """
     root = Path(task.path or "").expanduser()
     digest = hashlib.sha256()
     files = [root] if root.is_file() else files_below(root)
     for file in files:
         stat = file.stat() if file.exists() else file.lstat()  # a link to nowhere is told when it is read
-        digest.update(f"{file.relative_to(root)}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+        digest.update(f"{file.relative_to(root)}\0{stat.st_size}\0{times(stat)}\0".encode())
         if file.suffix.lower() in TABLES:
             with file.open("rb") as stream:
                 digest.update(stream.read(_HEADER_BYTES))
@@ -68,6 +70,8 @@ def open_source(task: Task, cache: Path, definition: Task | None = None) -> Sour
         InputError: the hub set cannot be reached, a split or file is not there, or there is nothing to read.
     """
     path = Path(task.path or "").expanduser()
+    if path.exists():  # datasets itself knows a file by its modification time alone
+        cache = cache / local_fingerprint(task)[:16]
     opener = LocalFiles(task, cache, None if definition is None else definition.test)
     if path.is_file():
         return opener.tables(path.parent, {"train": path})

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fusionlab.backbones.preprocessing import Preprocessing
+from fusionlab.checkpoints.fingerprints import times
 from fusionlab.data import sources
 from fusionlab.data.cache import cached_folder
 from fusionlab.data.columns import find_column
@@ -95,7 +96,7 @@ class StoredImages:
         files = sources.local_fingerprint(self.task) if is_local(self.task) else sources.hub_fingerprint(self._source)
         skipped = ("name", "path", "templates")
         settings = {key: value for key, value in asdict(self.task).items() if key not in skipped}
-        known = None if self.definition is None else [self.definition.class_names, self.definition.class_aliases]
+        known = None if (of := self.definition) is None else [of.class_names, of.class_aliases, of.test]
         text = json.dumps([_FORMAT, files, settings, known], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -152,7 +153,7 @@ class StoredImages:
         files = hashlib.sha256()
         for path in self._outside[split]:
             stat = os.stat(path) if os.path.exists(path) else None
-            files.update(f"{path}\0{stat and (stat.st_size, stat.st_mtime_ns)}\0".encode())
+            files.update(f"{path}\0{stat and (stat.st_size, times(stat))}\0".encode())
         parts = (split, str(self.how.image_size), self.how.key, files.hexdigest()[:16] if self._outside[split] else "")
         name = "-".join(filter(None, parts))
         return cached_folder(self._folder / name, functools.partial(self._decode, split))

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fusionlab.backbones.tokenizers import tokenizer_fingerprint
 from fusionlab.data.cache import cached_folder
 from fusionlab.data.loader import Batch
 from fusionlab.data.rendering import Texts
@@ -90,6 +91,15 @@ class TextSplit:
         self.targets = torch.from_numpy(texts.targets)
         self.evaluation_order = torch.from_numpy(np.argsort(self.inputs.lengths, kind="stable"))
 
+    @functools.cached_property
+    def reading_version(self) -> str:
+        """Short SHA-256 over the tokens that are read and answered, cut as they are, and the targets."""
+        digest = hashlib.sha256(self.data_version.encode())
+        for ragged in (self.inputs, self.answers):
+            digest.update(np.ascontiguousarray(ragged.starts).tobytes() + np.ascontiguousarray(ragged.tokens).tobytes())
+        digest.update(self.texts.targets.tobytes())
+        return digest.hexdigest()[:16]
+
     @property
     def num_truncated(self) -> int:
         """Number of inputs that were cut."""
@@ -133,14 +143,6 @@ def tokenize(tokenizer: Any, texts: Sequence[str], max_tokens: int | None) -> tu
             ids[row] = tokens[: max_tokens - len(end)] + end
             cut.append(row)
     return ids, cut
-
-
-def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """SHA-256 over what decides a tokenizer's output."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    rules = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    special = json.dumps({key: str(value) for key, value in tokenizer.special_tokens_map.items()}, sort_keys=True)
-    return hashlib.sha256(f"{type(tokenizer).__name__}\0{special}\0{rules}".encode()).hexdigest()
 
 
 def _tokenized(texts: Texts, tokenizer: Any, max_tokens: int, cache: Path) -> Path:

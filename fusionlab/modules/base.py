@@ -19,6 +19,7 @@ from fusionlab.backbones import load_backbone
 from fusionlab.errors import InputError, name_list
 from fusionlab.evaluation import Row, evaluate, mean_over_ranks
 from fusionlab.fusion.folders import save_finetuned
+from fusionlab.keys import keyed
 from fusionlab.linearize import LINEARIZED_METHODS
 from fusionlab.loading import LoadedWeights, base_hash, load_weights
 from fusionlab.modules.adaptation import Method, make_adaptation
@@ -149,6 +150,20 @@ class FusionModule(LightningModule, ABC):
     @abstractmethod
     def score(self, task: str, batch: dict[str, Any], metrics: MetricCollection) -> None:
         """Predict a batch under the active weights and count it in ``metrics``."""
+
+    def task_settings(self, task: str) -> dict[str, Any]:
+        """What decides the task's scores beside samples, weights and the network: metric, and prompts or answers."""
+        return {"metrics": list(self.metrics(task))}
+
+    def scoring_settings(self, task: str) -> dict[str, Any]:
+        """What decides the task's scores beside samples and weights; its tasks are prepared."""
+        trainer = self._trainer
+        return {
+            "precision": "32-true" if trainer is None else str(trainer.precision_plugin.precision),
+            "dtype": str(next(self.base_model.parameters()).dtype),
+            "backbone": self.backbone.settings,
+            "task": self.task_settings(task),
+        }
 
     # weights
 
@@ -403,4 +418,5 @@ class FusionModule(LightningModule, ABC):
         loaded = self.loaded
         labels = {"model": "pretrained"} if loaded is None else loaded.labels
         with self.use(None if loaded is None else loaded.weights):
-            return evaluate(self, self.trainer.datamodule, None, split, **{"seed": self.seed} | labels)
+            rows = evaluate(self, self.trainer.datamodule, None, split, **{"seed": self.seed} | labels)
+        return keyed(rows, self, self.trainer.datamodule)

@@ -18,6 +18,7 @@ from fusionlab.backbones.answer_tree import AnswerTree
 from fusionlab.backbones.causal import ALL_LINEAR, CausalBackbone
 from fusionlab.backbones.label_words import check_words
 from fusionlab.backbones.layout import to_disk
+from fusionlab.backbones.tokenizers import generating
 from fusionlab.checkpoints import save_state, write_folder
 from fusionlab.errors import InputError, did_you_mean
 from fusionlab.metrics import Accuracy, Perplexity, RankedAccuracy, ScoreCorrelation, lowest_argmax, parse_score
@@ -135,6 +136,7 @@ class CausalModule(FusionModule):
                 if name not in tasks:
                     raise InputError(f"evaluation for unknown task {name!r}; {did_you_mean(name, tasks)}")
         self.tasks = dict(tasks)
+        self.trees = {}
         for name, task in tasks.items():
             if task.label_words is None:
                 continue
@@ -148,6 +150,17 @@ class CausalModule(FusionModule):
             return str(self.tasks[task].metric)
         evaluation = self.evaluation.get(task) if isinstance(self.evaluation, dict) else self.evaluation
         return "exact_match" if evaluation == "generate" else str(self.tasks[task].metric)
+
+    def task_settings(self, task: str) -> dict[str, Any]:
+        """Metric, and what label words are ranked by, or how answers are generated and read."""
+        metric = self.metric_name(task)
+        if metric == "perplexity":
+            return {"metric": metric}
+        if metric == "accuracy":
+            words = list(self.tasks[task].label_words) if self.ranking == "per_byte" else None
+            return {"metric": metric, "ranking": self.ranking, "answers": self.trees[task].answers, "words": words}
+        ends = self.backbone.end_ids(self.tasks[task].end_ids)
+        return {"metric": metric, **generating(self.max_new_tokens, self.backbone.tokenizer), "end_ids": sorted(ends)}
 
     def loss(self, task: str, batch: dict[str, Any]) -> Tensor:
         """Cross-entropy in float32 over the learnt tokens, divided by the batch's ``loss_tokens``.

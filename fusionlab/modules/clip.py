@@ -7,6 +7,9 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 from torch.nn import functional as F
 
+from fusionlab.adapters import hash_initial
+from fusionlab.backbones.prompts import prompts_of
+from fusionlab.keys import key_of
 from fusionlab.modules.base import Method
 from fusionlab.modules.images import ImageClassifier
 
@@ -56,6 +59,8 @@ class ClipModule(ImageClassifier):
             num_warmup_steps, lr_schedule, weights, seed,
         )  # fmt: skip
         self.heads: dict[str, Tensor] = {}
+        self._prompts: dict[str, str] = {}
+        self._head_keys: dict[str, str] = {}
         self.class_names = {}
 
     def setup(self, stage: str) -> None:
@@ -69,12 +74,34 @@ class ClipModule(ImageClassifier):
         super().setup(stage)
 
     def prepare_tasks(self, tasks: dict[str, Any]) -> None:
-        """Build each task's zero-shot head once: unit rows, shape ``(num_classes, dim)``, on this device."""
+        """Build each task's zero-shot head: unit rows, shape ``(num_classes, dim)``, on this device.
+
+        One that is there already stays where prompts and text tower are those that it was built with.
+        """
+        tower = self._text_tower() if tasks else ""
         for name, task in tasks.items():
             self.class_names[name] = task.class_names
-            if name not in self.heads:
+            self._prompts[name] = self._read_prompts(task)
+            key = key_of({"prompts": self._prompts[name], "tower": tower})
+            if self._head_keys.get(name) != key:
                 self.heads[name] = self.backbone.zero_shot_head(task.class_names, task.templates, name)
+                self._head_keys[name] = key
             self.heads[name] = self.heads[name].to(self.device)
+
+    def task_settings(self, task: str) -> dict[str, Any]:
+        """Metric, and the prompts of the classes in label order."""
+        return {"metric": "accuracy", "prompts": self._prompts[task]}
+
+    def _read_prompts(self, task: Any) -> str:
+        """Key of the prompts as the text tower reads them, class by class."""
+        read, _ = self.backbone.tokens(prompts_of(task.class_names, task.templates))
+        return key_of({"tokens": read, "classes": len(task.class_names)})
+
+    def _text_tower(self) -> str:
+        """Hash of all weights but those of the image tower."""
+        own = {name: value for name, value in self.base_model.state_dict().items() if value.is_floating_point()}
+        scopes = tuple(f"{scope}." for scope in self.backbone.full_scopes)
+        return hash_initial({name: (value, None) for name, value in own.items() if not name.startswith(scopes)})
 
     def logits(self, task: str, images: Tensor) -> Tensor:
         """Temperature times cosine of image and class, shape ``(batch, num_classes)``, in float32."""

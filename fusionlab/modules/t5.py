@@ -12,7 +12,9 @@ from torchmetrics import MetricCollection
 
 from fusionlab.backbones import load_backbone
 from fusionlab.backbones.label_words import Answers
+from fusionlab.backbones.settings import function_settings
 from fusionlab.backbones.t5 import NO_FLOAT16, T5Backbone
+from fusionlab.backbones.tokenizers import generating
 from fusionlab.errors import InputError, did_you_mean
 from fusionlab.metrics import Accuracy, ScoreCorrelation, lowest_argmax, parse_score
 from fusionlab.modules.applying import Linearized
@@ -106,6 +108,7 @@ class T5Module(FusionModule):
                     raise InputError(f"evaluation for unknown task {name!r}; {did_you_mean(name, tasks)}")
         for name, task in tasks.items():
             self.metric_names[name] = self._metric_name(name, task)
+            self.answers.pop(name, None)  # of another task that was called so
             if task.label_words is None:
                 continue
             answers = self.backbone.answers(task.label_words, name)
@@ -126,6 +129,15 @@ class T5Module(FusionModule):
             )
         evaluation = self.evaluation.get(name) if isinstance(self.evaluation, dict) else self.evaluation
         return "exact_match" if task.label_words is not None and evaluation == "generate" else task.metric
+
+    def task_settings(self, task: str) -> dict[str, Any]:
+        """Metric, and the tokens of the label words that are ranked, or how answers are generated and read."""
+        metric = self.metric_names[task]
+        if metric == "accuracy":
+            answers = self.answers[task]
+            return {"metric": metric, "answers": [answers.targets.tolist(), list(answers.lengths)]}
+        generation = function_settings(self.base_model.generation_config.to_dict())
+        return {"metric": metric, **generating(self.max_new_tokens, self.backbone.tokenizer), "generation": generation}
 
     def loss(self, task: str, batch: dict[str, Any]) -> Tensor:
         """Mean cross-entropy in float32 over the target tokens of the batch; padding (-100) does not count."""

@@ -17,6 +17,7 @@ from fusionlab.adapters.injection import adapter_name
 from fusionlab.backbones import TimmBackbone, ViTBackbone, load_backbone
 from fusionlab.checkpoints import save_state, write_folder
 from fusionlab.errors import InputError, name_list
+from fusionlab.keys import key_of, plain
 from fusionlab.modules.base import Method
 from fusionlab.modules.images import ImageClassifier
 from fusionlab.sharding import gathered, split, split_like
@@ -78,6 +79,7 @@ class ViTModule(ImageClassifier):
         )  # fmt: skip
         self.heads_folder = heads
         self.classifiers = nn.ModuleDict()
+        self._filled: dict[str, str] = {}
         self.class_names = {}
 
     def setup(self, stage: str) -> None:
@@ -115,13 +117,44 @@ class ViTModule(ImageClassifier):
         return list(head.parameters())
 
     def prepare_tasks(self, tasks: Mapping[str, Any]) -> None:
-        """Fill the heads that are missing or zero by the class means of pretrained features, on this device."""
+        """Fill the heads that are missing or zero by the class means of pretrained features, on this device.
+
+        One that was filled so is filled anew where classes, training samples or preprocessing are others.
+
+        Raises:
+            InputError: a head that was trained or read is for other classes.
+        """
         for name, task in tasks.items():
+            self._check_classes(name, tuple(task.class_names))
             self.class_names[name] = task.class_names
             if adapter_name(name) not in self.classifiers:
                 self.add_head(name, len(task.class_names))
-            if not self._whole_head(name)["weight"].any():
+            key = self._filled_by(name) if name in self._filled else ""
+            if key != self._filled.get(name, "") or not self._whole_head(name)["weight"].any():
                 self._fill_head(name, self.trainer.datamodule.splits[name]["train"])
+                if name not in self.task_parameters:
+                    self._filled[name] = self._filled_by(name)
+
+    def _check_classes(self, task: str, class_names: tuple[str, ...]) -> None:
+        known = tuple(self.class_names.get(task, class_names))
+        if known == class_names:
+            return
+        if task not in self._filled:
+            raise InputError(
+                f"the head of task {task!r} is for the classes {name_list(known)}, and the data now has "
+                f"{name_list(class_names)}; give the task another name, or make the module anew"
+            )
+        del self.classifiers[adapter_name(task)], self._filled[task]
+
+    def _filled_by(self, task: str) -> str:
+        """Key of what decides a head of class means, but for the frozen weights."""
+        samples = self.trainer.datamodule.splits[task]["train"]
+        settings = {"backbone": self.backbone.settings, "classes": self.class_names[task]}
+        return key_of({"read": samples.reading_version, "settings": plain(settings)})
+
+    def task_settings(self, task: str) -> dict[str, Any]:
+        """Metric and number of classes; heads are weights."""
+        return {"metric": "accuracy", "classes": len(self.class_names[task])}
 
     def head(self, task: str) -> nn.Linear:
         """The task's head."""
@@ -200,6 +233,7 @@ class ViTModule(ImageClassifier):
         if tuple(state["weight"].shape) != expected:
             raise InputError(f"the head in {str(file.parent)!r} is {tuple(state['weight'].shape)}, expected {expected}")
         self.add_head(task, len(class_names))
+        self._filled.pop(task, None)
         self.head(task).load_state_dict(state)
         self.class_names[task] = tuple(class_names)
 

@@ -2,6 +2,7 @@
 
 from fusionlab.reporting.results import (
     SCHEMA,
+    check_reference,
     line_name,
     markdown,
     markdown_table,
@@ -17,6 +18,7 @@ from fusionlab.reporting.results import (
 
 __all__ = [
     "SCHEMA",
+    "check_reference",
     "line_name",
     "markdown",
     "markdown_table",

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fusionlab.errors import InputError
+from fusionlab.errors import InputError, name_list
 from fusionlab.evaluation import COUNTS, LOWER_IS_BETTER, Row, primary_rows
 from fusionlab.files import write_text, written_whole
+from fusionlab.keys import scoring_key
 from fusionlab.runs import RESULTS
 
 SCHEMA = 1
+_log = logging.getLogger(__name__)
 
 
 def write_results(path: Path, rows: Sequence[Row]) -> None:
@@ -60,14 +63,53 @@ def single_task_values(run: Path) -> dict[tuple[str, str], float]:
     Raises:
         InputError: the folder has no results.
     """
+    return {(row["task"], row["metric"]): row["value"] for row in _single_task_rows(run)}
+
+
+def check_reference(run: Path, module: Any, data: Any) -> None:
+    """Raise if a run's single-task values, which others are divided by, were scored in another way than others are.
+
+    Args:
+        run: its folder.
+        module: with its tasks prepared.
+        data: set up.
+
+    Raises:
+        InputError: other samples, label words, prompts, metric, precision or settings of the model, by task.
+    """
+    differing, unknown = [], []
+    for row in _single_task_rows(run):
+        task, split = row["task"], row["split"]
+        if split not in data.splits.get(task, {}):
+            continue
+        samples, key = data.splits[task][split].data_version, scoring_key(module, data, task, split)
+        if row["data_version"] != samples:
+            differing.append(f"{task} {split} (samples {row['data_version']} there, {samples} now)")
+        elif row.get("scored_by") is None:
+            unknown.append(task)
+        elif row["scored_by"] != key:
+            differing.append(f"{task} {split} (label words, prompts, metric, precision or settings of the model)")
+    if differing:
+        raise InputError(
+            f"full_reference: {str(run)!r} was scored in another way: {name_list(dict.fromkeys(differing))}; give a "
+            f"run that was scored as this one is"
+        )
+    if unknown:
+        _log.warning(
+            "full_reference: %r is of an earlier version, which did not say how it scored: %s",
+            *(str(run), name_list(dict.fromkeys(unknown))),
+        )
+
+
+def _single_task_rows(run: Path) -> list[Row]:
     path = run / RESULTS
     if not path.is_file():
         raise InputError(f"no {RESULTS} in {str(run)!r}; give the folder of a finished run")
-    return {
-        (row["task"], row["metric"]): row["value"]
+    return [
+        row
         for row in json.loads(path.read_text())["rows"]
         if row["model"] == "finetuned" and row["finetuned_on"] == row["task"] and row["denominator"] == "own"
-    }
+    ]
 
 
 def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:

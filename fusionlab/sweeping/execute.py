@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,12 +10,13 @@ from functools import cached_property
 from pathlib import Path
 
 from fusionlab.fusion.finetuned import Finetuned
-from fusionlab.reporting import single_task_values
+from fusionlab.keys import FORMULAS, key_of
+from fusionlab.reporting import check_reference, single_task_values
 from fusionlab.rules import Rule, is_open, with_coefficient
 from fusionlab.search import Adamerging, Search
 from fusionlab.search.coefficients import best_coefficient, next_coefficients
 from fusionlab.sweeping.identity import Point, RunIdentity
-from fusionlab.sweeping.ledger import Ledger, key_of
+from fusionlab.sweeping.ledger import Ledger
 from fusionlab.sweeping.recipe import SweepRecipe
 from fusionlab.sweeping.sources import (
     RunSource,
@@ -29,6 +31,7 @@ from fusionlab.sweeping.sources import (
 from fusionlab.sweeping.worker import RunWorker, chunks, peak_bytes
 
 SUBSETS_IN_A_JOB = 8
+_log = logging.getLogger(__name__)
 Advance = Callable[[int], None]
 
 
@@ -63,13 +66,18 @@ class Sweep:
         if recipe.full_reference is not None:
             single_task_values(Path(recipe.full_reference))  # refuses a folder without results at once
         self.sources = sources(recipe)
+        for source in self.sources:
+            source.check_fitted(self.output)
         self.bench: Workbench = workbench(self.config, self.sources[0])
         self.tasks = tuple(self.bench.data.tasks)
+        if recipe.full_reference is not None:
+            check_reference(Path(recipe.full_reference), self.bench.module, self.bench.data)
         self.subsets = recipe.subsets(self.tasks)
         looking = [name for name, rule in self.rules.items() if isinstance(rule, Search) or is_open(rule)]
         check_validation(self.bench, looking if "strict" in recipe.protocols else [])
         check_classes(self.bench, [name for name, rule in self.rules.items() if isinstance(rule, Adamerging)])
         self.ledger = Ledger(self.output / "ledger", recipe.lease_seconds)
+        self._singles = Ledger(self.output / "ledger" / "single_task", recipe.lease_seconds)
         self.ledger.check_inputs(self._inputs(), write=False)
         self._loaded: dict[str, Finetuned] = {}
         self._identities: dict[str, RunIdentity] = {}
@@ -86,7 +94,17 @@ class Sweep:
 
     def _inputs(self) -> dict:
         versions = {f"task {task}": self.bench.versions(task) for task in self.tasks}
-        return {"base": {"name": self.bench.module.backbone.name, "hash": self.bench.base_hash}} | versions
+        return {"base": {"hash": self.bench.base_hash}} | versions
+
+    def _tell_earlier(self) -> None:
+        """Log how many records an earlier version wrote, whose keys no longer suffice; they stay, and count nowhere."""
+        earlier = [record for record in self.ledger.records() if record.get("formulas") != FORMULAS]
+        if count := sum(record["kind"] != "fit" for record in earlier):
+            _log.warning(
+                "%d records of the ledger in %r are of an earlier version: their keys lack what decides a score, or "
+                "formulas have changed; they are computed anew",
+                *(count, str(self.ledger.folder)),
+            )
 
     def finetuned(self, source: RunSource) -> Finetuned:
         """The run's weights, read once; what it has beside them is checked too."""
@@ -101,6 +119,10 @@ class Sweep:
         """The keys of the run's points."""
         self.finetuned(source)
         return self._identities[source.name]
+
+    def single_task(self, source: RunSource) -> dict[str, float]:
+        """Each task's test score of the model fine-tuned on it, by its first metric, scored as the points are."""
+        return self._worker(source, lambda count: None).single_task(self._singles)
 
     def num_points(self) -> dict[str, int]:
         """How many runs to fit and how many points to score; more where a coefficient beyond 1 wins."""
@@ -121,6 +143,7 @@ class Sweep:
         self.output.mkdir(parents=True, exist_ok=True)
         self.ledger.check_inputs(self._inputs())
         self.ledger.sweep_up()
+        self._tell_earlier()
         fits = [source for source in self.sources if not source.is_finished]
         _until_done(fits, self._fit)
         jobs = [

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from fusionlab.fusion.finetuned import Finetuned
+from fusionlab.keys import FORMULAS, key_of, plain, scoring_key
 from fusionlab.rules import Rule, to_config
 from fusionlab.search import Search
 from fusionlab.search import to_config as search_config
-from fusionlab.sweeping.ledger import key_of
 from fusionlab.sweeping.sources import RunSource, Workbench
 
-SCHEMA = 1
+SCHEMA = 2
+"""Of a record and its key; the keys of 1 held nothing of how answers are scored, cut and read, nor the precision."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Point:
 
 
 class RunIdentity:
-    """The keys of one run's points and searches: hashes of weights, of data, and of what is scored with.
+    """The keys of one run's points and searches: the weights, and all else that decides a score.
 
     Args:
         source: the run.
@@ -47,6 +48,7 @@ class RunIdentity:
 
     def __init__(self, source: RunSource, finetuned: Finetuned, bench: Workbench, beside: str) -> None:
         self._bench = bench
+        self._scored_by: dict[tuple[str, str], str] = {}
         self._hashes = {task: finetuned.hash(task) for task in finetuned.tasks}
         self.space = {} if finetuned.space == "delta_weight" else {"space": finetuned.space}
         self._run = {"schema": SCHEMA, "run": [source.method, source.seed], "base": bench.base_hash}
@@ -55,6 +57,16 @@ class RunIdentity:
     def of_point(self, point: Point) -> str:
         """The key of a point."""
         return self._of_rule(point.rule_name, to_config(point.rule), point.subset, point.split, point.scored)
+
+    def of_single(self, task: str) -> str:
+        """The key of what the model fine-tuned on a task scores on it."""
+        return key_of(self._common([task], "test", [task]) | {"single": task})
+
+    def scored_by(self, task: str, split: str) -> str:
+        """The key of how a task is scored."""
+        if (task, split) not in self._scored_by:
+            self._scored_by[task, split] = scoring_key(self._bench.module, self._bench.data, task, split)
+        return self._scored_by[task, split]
 
     def of_search(self, search: Search, subset: Sequence[str]) -> str:
         """The key of what a search finds for a subset, under whatever name it is found first."""
@@ -85,19 +97,11 @@ class RunIdentity:
         return self._common(subset, "validation", subset) | {"search": search_config(search)}
 
     def _common(self, subset: Sequence[str], split: str, scored: Sequence[str]) -> dict[str, Any]:
-        data = self._bench.data
         return {
             **self._run,
             "finetuned": [[task, self._hashes[task]] for task in subset],
             "split": split,
-            "data": {task: data.splits[task][split].data_version for task in scored},
-            "eval_batch_size": data.eval_batch_size,
+            "formulas": FORMULAS,
+            "scored_by": {task: self.scored_by(task, split) for task in scored},
             **self._more,
         }
-
-
-def plain(value: Any) -> Any:
-    """As JSON has it: mappings as dicts, tuples as lists."""
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value

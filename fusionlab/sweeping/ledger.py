@@ -6,7 +6,6 @@ even if its work was done twice because a lease seemed dead. A lease is a file t
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import socket
@@ -20,17 +19,9 @@ from typing import Any
 from urllib.parse import quote
 
 from fusionlab.errors import InputError, name_list
+from fusionlab.keys import key_of
 
-
-def key_of(identity: Mapping[str, Any]) -> str:
-    """A short SHA-256 over what decides a record.
-
-    Example:
-        >>> key_of({"a": 1, "b": [2]}) == key_of({"b": [2], "a": 1})
-        True
-    """
-    text = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
+__all__ = ["Ledger", "key_of"]
 
 
 class Ledger:
@@ -63,6 +54,8 @@ class Ledger:
 
     def check_inputs(self, inputs: Mapping[str, Any], *, write: bool = True) -> None:
         """Compare what the records depend on with what the ledger was begun with; new names are added.
+
+        Only what is given is compared: an earlier version wrote more of each.
 
         Raises:
             InputError: some differ; the message has both values.
@@ -185,9 +178,8 @@ def _is_zombie(pid: int) -> bool:
 def _differences(name: str, known: Any, value: Any) -> list[str]:
     if not (isinstance(known, Mapping) and isinstance(value, Mapping)):
         return [f"{name}: {known!r} there, {value!r} now"]
-    keys = sorted(known.keys() | value.keys())
     return [
-        f"{name} {key}: {known.get(key)!r} there, {value.get(key)!r} now"
-        for key in keys
-        if known.get(key) != value.get(key)
+        f"{name} {key}: {known.get(key)!r} there, {value[key]!r} now"
+        for key in sorted(value)
+        if known.get(key) != value[key]
     ]

@@ -11,14 +11,14 @@ from typing import Any
 
 from fusionlab.evaluation import ROW_FIELDS, Row
 from fusionlab.files import write_text
+from fusionlab.keys import plain
 from fusionlab.protocols import Denominators, Score, measure
 from fusionlab.reporting import share, single_task_values
 from fusionlab.rules import coefficient_of, from_config, is_open, to_config
 from fusionlab.search import Search
 from fusionlab.search.coefficients import best_coefficient, climb
 from fusionlab.sweeping.execute import Sweep
-from fusionlab.sweeping.identity import RunIdentity, plain
-from fusionlab.sweeping.sources import single_task
+from fusionlab.sweeping.identity import RunIdentity
 
 SCHEMA = 1
 
@@ -28,7 +28,7 @@ def write_sweep(sweep: Sweep) -> Path:
     every = list(sweep.ledger.records())
     identities = {(source.method, source.seed): sweep.identity(source) for source in sweep.sources}
     records = [record for record in every if record["kind"] != "fit" and _belongs(record, sweep, identities)]
-    singles = {source.name: single_task(source) for source in sweep.sources}
+    singles = {source.name: sweep.single_task(source) for source in sweep.sources}
     full = _full(sweep, singles)
     chosen = {protocol: _chosen(sweep, records, protocol, singles) for protocol in sweep.recipe.protocols}
     summary = [

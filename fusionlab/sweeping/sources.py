@@ -19,10 +19,14 @@ from fusionlab.errors import InputError, name_list
 from fusionlab.files import write_text
 from fusionlab.fusion.finetuned import Finetuned
 from fusionlab.loading import load_weights, point_hash
-from fusionlab.reporting import single_task_values
-from fusionlab.runs import CONFIG, RESULTS, RunFolder
+from fusionlab.runs import CONFIG, RESULTS, RunFolder, changed_keys
 from fusionlab.sweeping.recipe import Space, SweepRecipe
 
+# what may differ between the configuration that a run was fitted with, and the one that it is scored with
+_SCORING = (
+    "model.init_args.evaluation", "model.init_args.max_new_tokens", "model.init_args.ranking",
+    "data.init_args.eval_batch_size", "fusion.",
+)  # fmt: skip
 ADAPTER_METHODS: tuple[str, ...] = get_args(Method)
 
 
@@ -52,9 +56,29 @@ class RunSource:
         """Whether there is nothing to fit."""
         return all(RunFolder(folder).state() == "finished" for folder in self.folders)
 
+    def check_fitted(self, output: Path) -> None:
+        """Raise if the run is finished and was fitted with another configuration, but for how it is scored.
+
+        Raises:
+            InputError: naming the keys that differ, with both values.
+        """
+        path = self._given(output)
+        if self.config is None or not self.is_finished or not path.is_file():
+            return
+        before = dict(yaml.safe_load(path.read_text()))
+        changes = [change for change in changed_keys(before, self.config) if not change.startswith(_SCORING)]
+        if changes:
+            raise InputError(
+                f"the run in {str(self.folders[0])!r} was fitted with another configuration: {name_list(changes)}. "
+                f"Give that one, or another --output."
+            )
+
+    def _given(self, output: Path) -> Path:
+        return output / "fit" / f"{self.name}.yaml"
+
     def fit(self, output: Path) -> None:
         """Run ``fit`` in this process; an unfinished run goes on."""
-        path = output / "fit" / f"{self.name}.yaml"
+        path = self._given(output)
         write_text(path, yaml.safe_dump(dict(self.config or {}), sort_keys=False))
         fit.main(["fit", "--config", str(path)])
 
@@ -127,10 +151,8 @@ class Workbench:
         return base_state(self.module.base_model)
 
     def versions(self, task: str) -> dict[str, Any]:
-        """What the scores of a task depend on beside the model."""
-        splits = self.data.splits[task]
-        found: dict[str, Any] = {split: splits[split].data_version for split in ("validation", "test")}
-        return found | {"eval_batch_size": self.data.eval_batch_size}
+        """The samples of a task by split."""
+        return {split: self.data.splits[task][split].data_version for split in ("validation", "test")}
 
 
 def workbench(config: Mapping[str, Any], first: RunSource) -> Workbench:
@@ -208,15 +230,6 @@ def load_finetuned(source: RunSource, bench: Workbench, space: Space = "delta_we
         return Finetuned(bench.module, weights, space)
     except InputError as error:
         raise InputError(f"runs: {source.name}: {error}") from error
-
-
-def single_task(source: RunSource) -> dict[str, float]:
-    """Each task's test score of the model fine-tuned on it, by its first metric."""
-    found: dict[str, float] = {}
-    for folder in source.folders:
-        for (task, _), value in single_task_values(folder).items():
-            found.setdefault(task, value)
-    return found
 
 
 def _check_scored_data(source: RunSource, bench: Workbench) -> None:

@@ -8,11 +8,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from fusionlab.candidates import Candidate, score_candidates
+from fusionlab.evaluation import primary_rows
 from fusionlab.fusion.finetuned import Finetuned, Fused
+from fusionlab.keys import FORMULAS, plain
 from fusionlab.rules import Rule, from_config, to_config
 from fusionlab.search import Found, Search
 from fusionlab.search import to_config as search_config
-from fusionlab.sweeping.identity import SCHEMA, Point, RunIdentity, plain
+from fusionlab.sweeping.identity import SCHEMA, Point, RunIdentity
 from fusionlab.sweeping.ledger import Ledger
 from fusionlab.sweeping.problem import SubsetProblem
 from fusionlab.sweeping.scores import NOTHING, Cost, ModelScores, added
@@ -56,6 +59,27 @@ class RunWorker:
             records |= self._compute({key: point for key, point in missing.items() if point.split == split}, split)
         return [{row["task"]: row["value"] for row in records[key]["values"]} for key in keys]  # type: ignore[index]
 
+    def single_task(self, singles: Ledger) -> dict[str, float]:
+        """What each fine-tuned model scores on its own task's test split, by the first metric.
+
+        Args:
+            singles: the ledger of these scores, which is another than that of points.
+        """
+        keys = {task: self.identity.of_single(task) for task in self.finetuned.tasks}
+        missing = [task for task, key in keys.items() if singles.get(key) is None]
+        models = {task: Candidate(self.finetuned.weights[task], (task,), {}) for task in missing}
+        for task, rows in score_candidates(self.bench.module, self.bench.data, models, "test").items():
+            [row] = primary_rows(rows)
+            record = {"schema": SCHEMA, "kind": "single", "method": self.source.method, "seed": self.source.seed}
+            singles.put(keys[task], record | {"values": [self._value(row)]})
+        records = {task: singles.get(key) for task, key in keys.items()}
+        return {task: record["values"][0]["value"] for task, record in records.items()}  # type: ignore[index]
+
+    def _value(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """What a record keeps of a result row."""
+        kept = ("task", "metric", "value", "num_samples", "data_version")
+        return {field: row[field] for field in kept} | {"scored_by": self.identity.scored_by(row["task"], row["split"])}
+
     def search(self, rule_name: str, search: Search, subset: tuple[str, ...]) -> Rule:
         """What the search finds for a subset, from the ledger or searched."""
         key = self.identity.of_search(search, subset)
@@ -98,9 +122,9 @@ class RunWorker:
 
     def _record(self, key: str, point: Point, plan: Fused, cost: Cost) -> dict[str, Any]:
         known = self._models.rows(plan, point.split)
-        kept = ("task", "metric", "value", "num_samples", "data_version")
         record = {
             "schema": SCHEMA,
+            "formulas": FORMULAS,
             "kind": "point",
             "method": self.source.method,
             "seed": self.source.seed,
@@ -109,7 +133,7 @@ class RunWorker:
             "scaling_coefficients": plan.scaling_coefficients,
             "fused_tasks": list(point.subset),
             "split": point.split,
-            "values": [{field: known[task][field] for field in kept} for task in point.scored],
+            "values": [self._value(known[task]) for task in point.scored],
             "cost": cost | {"peak_bytes": peak_bytes()},
         } | self.identity.space
         self.ledger.put(key, record)
@@ -120,6 +144,7 @@ class RunWorker:
     ) -> dict[str, Any]:
         return {
             "schema": SCHEMA,
+            "formulas": FORMULAS,
             "kind": "search",
             "method": self.source.method,
             "seed": self.source.seed,

@@ -23,6 +23,7 @@ TIERS = {
         "leases",
         "sharding",
         "foreign",
+        "keys",
     },
     1: {
         "backbones",

@@ -150,7 +150,7 @@ def test_the_space_is_part_of_the_identity_but_for_delta_weight(
     for space, expected in (("delta_weight", set()), ("factor", {"space"})):
         finetuned = Finetuned({}, adapters, space)  # type: ignore[arg-type]
         identity = RunIdentity(RunSource("l_lora", 42, ()), finetuned, Workbench(module, data, ""), "")
-        common = {"schema", "run", "base", "finetuned", "split", "data", "eval_batch_size"}
+        common = {"schema", "run", "base", "finetuned", "split", "formulas", "scored_by"}
         assert set(identity._common(TASKS, "validation", TASKS)) == common | expected
         point = Point("average", rules.Average(), tuple(TASKS), "validation", tuple(TASKS))
         known = identity._common(TASKS, "validation", TASKS) | {

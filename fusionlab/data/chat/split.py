@@ -74,6 +74,11 @@ class ChatSplit:
         if fixed_shapes:
             self._lengths = tuple(_longest_of_group(lengths, order) for lengths in (prompts, whole))
 
+    @property
+    def reading_version(self) -> str:
+        """The data version: that of tokens, answers and targets."""
+        return self.data_version
+
     def __len__(self) -> int:
         """Number of samples."""
         return len(self.samples.answers)
@@ -117,6 +122,11 @@ class PackedSplit:
         self.data_version = split.data_version
         self.loss_counts = torch.stack([split.loss_counts[row].sum() for row in self.rows])
         self.evaluation_order = None
+
+    @property
+    def reading_version(self) -> str:
+        """The data version: that of tokens, answers and targets."""
+        return self.data_version
 
     def __len__(self) -> int:
         """Number of rows."""

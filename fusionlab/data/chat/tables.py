@@ -68,7 +68,7 @@ def encode_table(
     tokens = List(Value("int32"))
     features = {"input_ids": tokens, "labels": tokens, "prompt_ids": tokens, "answer": Value("string"),
                 "num_tokens": Value("int64"), "fault": Value("string"), "is_empty": Value("bool")}  # fmt: skip
-    fingerprint = hashlib.sha256(f"{table._fingerprint}\0{key}".encode()).hexdigest()[:32]
+    fingerprint = hashlib.sha256(f"{rows_hash(table)}\0{key}".encode()).hexdigest()[:32]
     cache.mkdir(parents=True, exist_ok=True)
 
     def encode(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,6 +98,17 @@ def encode_table(
             cache_file_name=str(cache / f"{fingerprint}.arrow"),
         )
     return EncodedTable(encoded)
+
+
+def rows_hash(table: Any) -> str:
+    """SHA-256 over the columns and rows of a table.
+
+    ``datasets`` itself knows a prepared table by the modification times of the files that it was made of.
+    """
+    digest = hashlib.sha256(repr(sorted(table.features.items())).encode())
+    for rows in table.with_format("arrow").iter(1000):
+        digest.update(repr(rows.select(sorted(table.column_names)).to_pylist()).encode())
+    return digest.hexdigest()
 
 
 def last_answer(said: Said) -> str:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
+from fusionlab.backbones.tokenizers import tokenizer_fingerprint
 from fusionlab.data.asking import ASKED_TASKS
 from fusionlab.data.base import TaskData, check_embedded, check_positive, embedded, embedded_name, refuse_keys
 from fusionlab.data.cache import cache_root
@@ -29,12 +30,11 @@ from fusionlab.data.chat.template import Template
 from fusionlab.data.rendering import check_text_task
 from fusionlab.data.sources import check_path
 from fusionlab.data.splits import SplitName
-from fusionlab.data.tokens import tokenizer_fingerprint
 from fusionlab.errors import InputError, did_you_mean, name_list
 from fusionlab.known_tasks import TEXT_TASKS
 from fusionlab.tasks import Task, parse_tasks
 
-_FORMAT = 1
+_FORMAT = 2
 """Raise to drop every cache, after a change to encoding."""
 _IMAGE_KEYS = ("image_column", "templates", "class_aliases")
 _METRICS = {

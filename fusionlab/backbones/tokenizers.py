@@ -1,0 +1,34 @@
+"""What tells a tokenizer from another: a hash over all that decides tokens and texts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """SHA-256 over what decides a tokenizer's output: its rules, its added and special tokens, how it decodes."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    added = {str(place): repr(token) for place, token in tokenizer.added_tokens_decoder.items()}
+    said = {
+        "class": type(tokenizer).__name__,
+        "special": {key: str(value) for key, value in tokenizer.special_tokens_map.items()},
+        "added": added,
+        "spaces": bool(getattr(tokenizer, "clean_up_tokenization_spaces", False)),
+        "rules": backend.to_str() if backend is not None else _slow_rules(tokenizer),
+    }
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def _slow_rules(tokenizer: Any) -> list[Any]:
+    """The vocabulary and files of a tokenizer without a backend: equal words may be cut by other merges or scores."""
+    named = [value for key, value in tokenizer.init_kwargs.items() if key in tokenizer.vocab_files_names]
+    files = [Path(file) for file in named if file and Path(file).is_file()]
+    return [tokenizer.get_vocab(), [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]]
+
+
+def generating(max_new_tokens: int, tokenizer: Any) -> dict[str, Any]:
+    """What decides generated answers beside the network: their length at most, and the tokenizer that reads them."""
+    return {"max_new_tokens": max_new_tokens, "tokenizer": tokenizer_fingerprint(tokenizer)}

@@ -1,0 +1,84 @@
+"""Keys: a short hash over what decides a value; and what decides a score, said in one place.
+
+Ledgers, result rows and runs that are taken up again ask here. What moves a score by rounding only (batch size,
+threads, device) and what decides nothing (workers, paths, the name of a base) is in no key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+FORMULAS = 2
+"""Of rules, searches, metrics and how they are computed; raise after a change to one: what was scored before is anew.
+
+1 was that of commit 3a16601, whose keys held weights, rule, samples and batch size only.
+"""
+
+
+def key_of(identity: Mapping[str, Any]) -> str:
+    """A short SHA-256 over what decides a record.
+
+    Example:
+        >>> key_of({"a": 1, "b": [2]}) == key_of({"b": [2], "a": 1})
+        True
+    """
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+class Scoring(Protocol):
+    """A module, as far as keys go."""
+
+    def scoring_settings(self, task: str) -> Mapping[str, Any]:
+        """What decides the task's scores beside samples and weights, as JSON has it."""
+
+
+class Samples(Protocol):
+    """A split, as far as keys go."""
+
+    reading_version: str
+    """Short SHA-256 over all that the model reads of it, and what that is compared with."""
+
+    def __len__(self) -> int:
+        """Number of samples."""
+
+
+class Tasks(Protocol):
+    """A data module, as far as keys go."""
+
+    splits: dict[str, dict[str, Any]]
+    """:class:`Samples` by task and split."""
+
+
+def scoring_key(module: Scoring, data: Tasks, task: str, split: str) -> str:
+    """What decides a score of any given weights, but for these weights: all else that the value depends on.
+
+    Args:
+        module: with its tasks prepared.
+        data: set up.
+        task: name of the task.
+        split: ``validation`` or ``test``.
+    """
+    samples: Samples = data.splits[task][split]
+    read = [samples.reading_version, len(samples)]
+    return key_of({"formulas": FORMULAS, "read": read, "settings": plain(module.scoring_settings(task))})
+
+
+def keyed(rows: Iterable[dict[str, Any]], module: Scoring, data: Tasks) -> list[dict[str, Any]]:
+    """Result rows with ``scored_by``, the key of how each was scored."""
+    rows, known = list(rows), {}
+    for place in dict.fromkeys((row["task"], row["split"]) for row in rows):
+        known[place] = scoring_key(module, data, *place)
+    return [{**row, "scored_by": known[row["task"], row["split"]]} for row in rows]
+
+
+def plain(value: Any) -> Any:
+    """As JSON has it: mappings as dicts with text keys, tuples as lists, what JSON does not know as text."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value if isinstance(value, str | int | float | bool) or value is None else str(value)
