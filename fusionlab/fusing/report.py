@@ -47,6 +47,7 @@ def plan_text(prepared: Prepared) -> str:
         f"memory          at least {needed:,} bytes for {what}, budget {prepared.resources.memory_budget:,}",
         *([f"forecast        {prepared.forecast}"] if prepared.forecast is not None else []),
         *(f"note            {note}" for note in prepared.notes),
+        "not yet checked what only values tell: NaN and Inf, norms of zero",
         "everything fits; nothing was written (--dry_run).",
     ]
     return "\n".join(lines)

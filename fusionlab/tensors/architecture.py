@@ -79,7 +79,9 @@ class Architecture:
             return None
         config, own = self.resolved, model_class.config_class
         if not isinstance(config, own):
-            config = getattr(config, own.base_config_key)
+            config = getattr(config, own.base_config_key or own.model_type, None)
+        if config is None:  # the class and the configuration are of different models
+            return None
         try:
             with torch.device("meta"):
                 return model_class(config)

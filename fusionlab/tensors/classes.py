@@ -15,6 +15,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from fusionlab.errors import InputError
+from fusionlab.files import accessed
+
 _TOP_LEVEL = re.compile(r"^(?=class |def |@)", re.MULTILINE)
 _CLASS = re.compile(r"^class (\w+)", re.MULTILINE)
 _ROOTS = {"PreTrainedModel", "PreTrainedConfig", "PretrainedConfig"}  # where inheritance leaves the model's own code
@@ -49,7 +52,7 @@ class SourceFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        head, *parts = _TOP_LEVEL.split(path.read_text(encoding="utf-8"))
+        head, *parts = _TOP_LEVEL.split(_text(path))
         self._texts = {match[1]: part for part in parts if (match := _CLASS.match(part))}
         self._head = head
         self._found: dict[str, ModelClass] = {}
@@ -57,7 +60,7 @@ class SourceFile:
     def find(self, class_name: str) -> ModelClass | None:
         """The class of this name: defined here, or imported from another modeling file."""
         if class_name in self._texts and class_name not in self._found:
-            node = ast.parse(self._texts[class_name]).body[0]
+            node = _parsed(self.path, self._texts[class_name]).body[0]
             assert isinstance(node, ast.ClassDef)
             self._found[class_name] = ModelClass(self.path, node)
         if class_name in self._found:
@@ -81,7 +84,7 @@ class SourceFile:
     def _imported(self) -> dict[str, Path | str]:
         """Class name -> the file that a relative import names, or the module of an absolute one."""
         found: dict[str, Path | str] = {}
-        for node in ast.walk(ast.parse(self._head)):
+        for node in ast.walk(_parsed(self.path, self._head)):
             if isinstance(node, ast.ImportFrom) and node.module:
                 where: Path | str = node.module
                 if node.level:
@@ -179,7 +182,7 @@ class ModelClass:
 
     def mentions_name(self, name: str) -> bool:
         """Whether the file of this class, or of one that it inherits from, has the word ``name``."""
-        return any(re.search(rf"\b{name}\b", each.path.read_text(encoding="utf-8")) for each in self.lineage)
+        return any(re.search(rf"\b{name}\b", _text(each.path)) for each in self.lineage)
 
     def makers(self, attribute: str) -> set[str]:
         """What is called to make ``self.ATTRIBUTE`` in the files of this class and of those that it inherits from."""
@@ -188,6 +191,22 @@ class ModelClass:
     def of(self, class_name: str) -> ModelClass | None:
         """Another class as this one's file knows it."""
         return _file(self.path).find(class_name)
+
+
+def _text(path: Path) -> str:
+    with accessed(path):
+        data = path.read_bytes()
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{str(path)!r}, the code of a checkpoint, is not text in UTF-8: {error}.") from error
+
+
+def _parsed(path: Path, text: str) -> ast.Module:
+    try:
+        return ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError) as error:  # a zero byte is a ValueError
+        raise InputError(f"{str(path)!r}, the code of a checkpoint, is not valid Python: {error}.") from error
 
 
 def find_class(path: Path, class_name: str) -> ModelClass | None:
