@@ -42,6 +42,17 @@ class Accuracy(Metric):
         self.correct += ((predictions == targets) & mask).sum()
         self.total += mask.sum()
 
+    def update_texts(self, answers: Sequence[str], targets: Sequence[str], mask: Tensor) -> None:
+        """Count a batch of answers that are right letter by letter.
+
+        Args:
+            answers: one a sample.
+            targets: what they should be.
+            mask: bool, False on padding, shape ``(batch,)``.
+        """
+        hits = [answer == target for answer, target in zip(answers, targets, strict=True)]
+        self.update(torch.tensor(hits, device=mask.device), torch.ones_like(mask), mask)
+
     def compute(self) -> Tensor:
         """The share of correct samples, float64 scalar."""
         return self.correct.double() / self.total.double()
@@ -212,6 +223,13 @@ class ScoreCorrelation(Metric):
         self.targets.append(targets.double()[mask])
         self.indices.append(indices[mask])
         self.unparsable += (unparsable & mask).sum()
+
+    def update_texts(self, answers: Sequence[str], targets: Tensor, indices: Tensor, mask: Tensor) -> None:
+        """Keep a batch of answers, each read as a number where it is one; other arguments as :meth:`update`."""
+        scores = [parse_score(answer) for answer in answers]
+        values = [0.0 if score is None else score for score in scores]
+        unparsable = torch.tensor([score is None for score in scores], device=mask.device)
+        self.update(torch.tensor(values, dtype=torch.float64, device=mask.device), targets, indices, mask, unparsable)
 
     def compute(self) -> dict[str, Tensor]:
         """``spearman``, ``pearson`` (the task's metric first) and ``unparsable``, float64 scalars.

@@ -23,19 +23,33 @@ class AnswerTree:
         inputs: what is read, int64, shape ``(columns - 1,)``.
         word: the answer of each of them, int64, shape ``(columns - 1,)``.
         depth: its place in its answer, int64, shape ``(columns - 1,)``.
+        tokens: what is asked for, padded by 0, int64, shape ``(answers, longest)``.
+        columns: the column of the logits that each of them is asked for at, 0 behind an answer's end, of that shape.
+        is_asked: False behind an answer's end, bool, of that shape.
     """
 
     answers: tuple[tuple[int, ...], ...]
     inputs: Tensor
     word: Tensor
     depth: Tensor
+    tokens: Tensor
+    columns: Tensor
+    is_asked: Tensor
 
     @classmethod
     def of(cls, answers: Sequence[Sequence[int]], device: torch.device | None = None) -> AnswerTree:
         """The tree of these answers, each of at least one token."""
         read = [(token, word, depth) for word, ids in enumerate(answers) for depth, token in enumerate(ids[:-1])]
-        columns = torch.tensor(read, dtype=torch.int64, device=device).view(-1, 3).unbind(1)
-        return cls(tuple(tuple(ids) for ids in answers), *columns)
+        inputs, word, depth = torch.tensor(read, dtype=torch.int64).view(-1, 3).unbind(1)
+        lengths = torch.tensor([len(ids) for ids in answers])
+        place = torch.arange(int(lengths.max()))
+        is_asked = place < lengths[:, None]
+        first = 1 + (lengths - 1).cumsum(0) - (lengths - 1)  # of each answer's columns, behind the prompt's last one
+        columns = torch.where(is_asked & (place > 0), first[:, None] + place - 1, 0)
+        tokens = torch.zeros(is_asked.shape, dtype=torch.int64)
+        tokens[is_asked] = torch.tensor([token for ids in answers for token in ids])
+        parts = (inputs, word, depth, tokens, columns, is_asked)
+        return cls(tuple(tuple(ids) for ids in answers), *(part.to(device) for part in parts))
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -80,19 +94,9 @@ class AnswerTree:
         Returns:
             shape ``(batch, answers, longest)``, 0 behind an answer's end.
         """
-        place = {(int(w), int(d)): 1 + i for i, (w, d) in enumerate(zip(self.word, self.depth, strict=True))}
-        columns = [
-            [0 if depth == 0 else place[word, depth - 1] for depth in range(len(ids))]
-            for word, ids in enumerate(self.answers)
-        ]
         logits = logits.float()
-        normalizer = logits.logsumexp(dim=-1)
-        found = []
-        for ids, of_answer in zip(self.answers, columns, strict=True):
-            where = torch.tensor(of_answer, device=logits.device)
-            chosen = logits[:, where, torch.tensor(ids, device=logits.device)]
-            found.append(F.pad(chosen - normalizer[:, where], (0, max(self.lengths) - len(ids))))
-        return torch.stack(found, dim=1)
+        chosen = logits[:, self.columns, self.tokens] - logits.logsumexp(dim=-1)[:, self.columns]
+        return chosen.masked_fill(~self.is_asked, 0)
 
     def each_behind(self, prompt: Tensor) -> Tensor:
         """One row an answer: the prompt (int64, shape ``(len,)``) and the answer's tokens but the last, padded."""
@@ -102,9 +106,6 @@ class AnswerTree:
 
     def log_likelihoods_apart(self, logits: Tensor) -> Tensor:
         """As :meth:`log_likelihoods` from logits of :meth:`each_behind`, shape ``(answers, longest, vocab)``."""
-        of_tokens = logits.float().log_softmax(-1)
-        found = [
-            F.pad(own[range(len(ids)), list(ids)], (0, max(self.lengths) - len(ids)))
-            for own, ids in zip(of_tokens, self.answers, strict=True)
-        ]
-        return torch.stack(found)
+        logits = logits.float()
+        chosen = logits.gather(2, self.tokens[..., None])[..., 0] - logits.logsumexp(dim=-1)
+        return chosen.masked_fill(~self.is_asked, 0)

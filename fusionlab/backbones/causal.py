@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,6 +17,7 @@ from fusionlab.adapters.targets import LINEAR
 from fusionlab.backbones.answer_tree import AnswerTree
 from fusionlab.backbones.quiet import UNREADABLE, quiet
 from fusionlab.backbones.settings import function_settings
+from fusionlab.backbones.tokenizers import read_tokenizer
 from fusionlab.errors import InputError, name_list
 from fusionlab.metrics import lowest_argmax
 
@@ -110,7 +111,8 @@ class CausalBackbone(nn.Module):
             _log.warning(
                 "%s is dequantized to %s: its weights are those of the quantized model, stored wider", name, dtype
             )
-        return cls(model, _tokenizer(where, name), name=name, is_converted=is_gguf)
+        tokenizer = read_tokenizer(where, f"the language model {name!r}")
+        return cls(model, tokenizer, name=name, is_converted=is_gguf)
 
     @property
     def encoder(self) -> Any:
@@ -287,19 +289,6 @@ class CausalBackbone(nn.Module):
         if self.model.generation_config is not None:
             self.model.generation_config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-
-
-def _tokenizer(where: Mapping[str, Any], name: str) -> Any:
-    from transformers import AutoTokenizer
-
-    hint = f"the language model {name!r} has no tokenizer that can be read; put its tokenizer.json beside it"
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(**where)
-    except UNREADABLE as error:
-        raise InputError(f"{hint} ({' '.join(str(error).split())})") from error
-    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # what transformers makes of no files
-        raise InputError(hint)
-    return tokenizer
 
 
 def _dequantized(file: str) -> dict[str, Any]:

@@ -1,11 +1,37 @@
-"""What tells a tokenizer from another: a hash over all that decides tokens and texts."""
+"""Tokenizers: reading one, and what tells one from another: a hash over all that decides tokens and texts."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from fusionlab.backbones.quiet import UNREADABLE
+from fusionlab.errors import InputError
+
+
+def read_tokenizer(where: Mapping[str, Any], what: str) -> Any:
+    """A tokenizer in transformers' format; code that comes with it is not run.
+
+    Args:
+        where: arguments of ``from_pretrained``.
+        what: how the message calls its place.
+
+    Raises:
+        InputError: none there, or none that can be read.
+    """
+    from transformers import AutoTokenizer
+
+    hint = f"{what} has no tokenizer that can be read; put its tokenizer.json beside it"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(**{**where, "trust_remote_code": False})
+    except UNREADABLE as error:
+        raise InputError(f"{hint} ({' '.join(str(error).split())})") from error
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # what transformers makes of no files
+        raise InputError(hint)
+    return tokenizer
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:

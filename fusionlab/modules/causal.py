@@ -20,12 +20,12 @@ from fusionlab.backbones.label_words import check_words
 from fusionlab.backbones.layout import to_disk
 from fusionlab.backbones.tokenizers import generating
 from fusionlab.checkpoints import save_state, write_folder
-from fusionlab.errors import InputError, did_you_mean
-from fusionlab.metrics import Accuracy, Perplexity, RankedAccuracy, ScoreCorrelation, lowest_argmax, parse_score
+from fusionlab.errors import InputError
+from fusionlab.metrics import Accuracy, Perplexity, RankedAccuracy, ScoreCorrelation, lowest_argmax
+from fusionlab.modules.answering import Evaluation, check_evaluation, is_generated
 from fusionlab.modules.applying import Linearized
 from fusionlab.modules.base import FusionModule, Method
 
-Evaluation = Literal["rank", "generate"]
 Ranking = Literal["whole", "without_end", "per_token", "per_byte"]
 IGNORED = -100
 
@@ -131,10 +131,7 @@ class CausalModule(FusionModule):
         Raises:
             InputError: label words of the same tokens, or an ``evaluation`` for no task.
         """
-        if isinstance(self.evaluation, dict):
-            for name in self.evaluation if tasks else ():  # predict has none
-                if name not in tasks:
-                    raise InputError(f"evaluation for unknown task {name!r}; {did_you_mean(name, tasks)}")
+        check_evaluation(self.evaluation, tasks)
         self.tasks = dict(tasks)
         self.trees = {}
         for name, task in tasks.items():
@@ -148,8 +145,7 @@ class CausalModule(FusionModule):
         """What the task is scored by: that of its rows, or exact match where its label words are generated."""
         if self.tasks[task].kind != "ranked":
             return str(self.tasks[task].metric)
-        evaluation = self.evaluation.get(task) if isinstance(self.evaluation, dict) else self.evaluation
-        return "exact_match" if evaluation == "generate" else str(self.tasks[task].metric)
+        return "exact_match" if is_generated(self.evaluation, task) else str(self.tasks[task].metric)
 
     def task_settings(self, task: str) -> dict[str, Any]:
         """Metric, and what label words are ranked by, or how answers are generated and read."""
@@ -210,14 +206,10 @@ class CausalModule(FusionModule):
         elif isinstance(metric, Perplexity):
             metric.update(*self._token_losses(batch), batch["index"], batch["mask"])
         elif isinstance(metric, ScoreCorrelation):
-            scores = [parse_score(text) for text in self.generate(task, batch)]
-            values = torch.tensor([0.0 if score is None else score for score in scores], dtype=torch.float64)
-            unparsable = torch.tensor([score is None for score in scores], device=self.device)
-            metric.update(values.to(self.device), batch["target"], batch["index"], batch["mask"], unparsable)
+            metric.update_texts(self.generate(task, batch), batch["target"], batch["index"], batch["mask"])
         else:
-            texts = zip(self.generate(task, batch), batch["answer"], strict=True)
-            hits = torch.tensor([text.strip() == answer.strip() for text, answer in texts], device=self.device)
-            metric.update(hits, torch.ones_like(hits), batch["mask"])
+            answers = [text.strip() for text in self.generate(task, batch)]
+            metric.update_texts(answers, [text.strip() for text in batch["answer"]], batch["mask"])
 
     def log_likelihoods(self, task: str, batch: dict[str, Any]) -> Tensor:
         """What the task's label words are ranked by, float32, shape ``(batch, num_words)``."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, ClassVar, Literal
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import MetricCollection
@@ -15,12 +14,12 @@ from fusionlab.backbones.label_words import Answers
 from fusionlab.backbones.settings import function_settings
 from fusionlab.backbones.t5 import NO_FLOAT16, T5Backbone
 from fusionlab.backbones.tokenizers import generating
-from fusionlab.errors import InputError, did_you_mean
-from fusionlab.metrics import Accuracy, ScoreCorrelation, lowest_argmax, parse_score
+from fusionlab.errors import InputError
+from fusionlab.metrics import Accuracy, ScoreCorrelation, lowest_argmax
+from fusionlab.modules.answering import Evaluation, check_evaluation, is_generated
 from fusionlab.modules.applying import Linearized
 from fusionlab.modules.base import FusionModule, Method
 
-Evaluation = Literal["rank", "generate"]
 LABEL_METRICS, SCORE_METRICS = ("accuracy", "exact_match"), ("spearman", "pearson")
 
 
@@ -102,10 +101,7 @@ class T5Module(FusionModule):
             InputError: a metric that does not fit its task, a label word that cannot be scored or answered, or an
                 ``evaluation`` for no task.
         """
-        if isinstance(self.evaluation, dict):
-            for name in self.evaluation if tasks else ():  # predict has none
-                if name not in tasks:
-                    raise InputError(f"evaluation for unknown task {name!r}; {did_you_mean(name, tasks)}")
+        check_evaluation(self.evaluation, tasks)
         for name, task in tasks.items():
             self.metric_names[name] = self._metric_name(name, task)
             self.answers.pop(name, None)  # of another task that was called so
@@ -127,8 +123,8 @@ class T5Module(FusionModule):
                 f"metric {task.metric!r} does not fit task {name!r}, whose target is {kind}; "
                 f"expected {' or '.join(fitting)}"
             )
-        evaluation = self.evaluation.get(name) if isinstance(self.evaluation, dict) else self.evaluation
-        return "exact_match" if task.label_words is not None and evaluation == "generate" else task.metric
+        generated = task.label_words is not None and is_generated(self.evaluation, name)
+        return "exact_match" if generated else task.metric
 
     def task_settings(self, task: str) -> dict[str, Any]:
         """Metric, and the tokens of the label words that are ranked, or how answers are generated and read."""
@@ -162,23 +158,13 @@ class T5Module(FusionModule):
 
     def score(self, task: str, batch: dict[str, Any], metrics: MetricCollection) -> None:
         """Rank the label words (ties go to the lower index), or generate and compare or read the answers."""
-        name = self.metric_names[task]
-        if name == "accuracy":
-            metrics.update(lowest_argmax(self.log_likelihoods(task, batch)), batch["target"], batch["mask"])
-            return
-        texts = self.generate(batch)
-        if name == "exact_match":
-            targets = self.backbone.decode(batch["labels"])
-            hits = torch.tensor([text == target for text, target in zip(texts, targets, strict=True)])
-            hits = hits.to(self.device)
-            metrics.update(hits, torch.ones_like(hits), batch["mask"])
-            return
-        scores = [parse_score(text) for text in texts]
-        values = torch.tensor([0.0 if score is None else score for score in scores], dtype=torch.float64)
-        unparsable = torch.tensor([score is None for score in scores])
-        metrics.update(
-            values.to(self.device), batch["target"], batch["index"], batch["mask"], unparsable.to(self.device)
-        )
+        (metric,) = metrics.values()
+        if self.metric_names[task] == "accuracy":
+            metric.update(lowest_argmax(self.log_likelihoods(task, batch)), batch["target"], batch["mask"])
+        elif isinstance(metric, ScoreCorrelation):
+            metric.update_texts(self.generate(batch), batch["target"], batch["index"], batch["mask"])
+        else:
+            metric.update_texts(self.generate(batch), self.backbone.decode(batch["labels"]), batch["mask"])
 
     def log_likelihoods(self, task: str, batch: dict[str, Any]) -> Tensor:
         """log p(word | text) of the task's label words, float32, shape ``(batch, num_words)``."""

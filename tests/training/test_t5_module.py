@@ -46,7 +46,7 @@ class TextSplit:
     def __init__(self, tokenizer: Any, texts: Sequence[str], answers: Sequence[str], targets: Sequence[float]) -> None:
         self.tokenizer, self.texts, self.answers = tokenizer, texts, answers
         self.targets = torch.tensor(targets)
-        self.data_version = f"{len(texts)} texts"
+        self.data_version = self.reading_version = f"{len(texts)} texts"
 
     def __len__(self) -> int:
         return len(self.texts)

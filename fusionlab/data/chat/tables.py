@@ -25,8 +25,7 @@ class EncodedTable:
     """A table whose rows were encoded.
 
     Args:
-        table: ``input_ids``, ``labels``, ``prompt_ids``, ``answer``, ``num_tokens`` (before it was cut), ``fault`` and
-            ``is_empty`` by row.
+        table: ``input_ids``, ``labels``, ``prompt_ids``, ``answer``, ``is_cut``, ``fault`` and ``is_empty`` by row.
     """
 
     table: Any
@@ -47,8 +46,7 @@ class EncodedTable:
     @property
     def num_cut(self) -> int:
         """Samples that are longer than they may be."""
-        lengths = (self.table["num_tokens"][:], self.table["input_ids"][:])
-        return sum(whole > len(ids) for whole, ids in zip(*lengths, strict=True) if ids)
+        return sum(self.table["is_cut"][:])
 
 
 def encode_table(
@@ -67,7 +65,7 @@ def encode_table(
 
     tokens = List(Value("int32"))
     features = {"input_ids": tokens, "labels": tokens, "prompt_ids": tokens, "answer": Value("string"),
-                "num_tokens": Value("int64"), "fault": Value("string"), "is_empty": Value("bool")}  # fmt: skip
+                "is_cut": Value("bool"), "fault": Value("string"), "is_empty": Value("bool")}  # fmt: skip
     fingerprint = hashlib.sha256(f"{rows_hash(table)}\0{key}".encode()).hexdigest()[:32]
     cache.mkdir(parents=True, exist_ok=True)
 
@@ -77,14 +75,14 @@ def encode_table(
             found = encoder.encode(said)
         except InputError as error:
             empty = isinstance(error, NothingToLearnError)
-            blank: dict[str, Any] = {"input_ids": [], "labels": [], "prompt_ids": [], "answer": "", "num_tokens": 0}
+            blank: dict[str, Any] = {"input_ids": [], "labels": [], "prompt_ids": [], "answer": "", "is_cut": False}
             return blank | {"fault": str(error), "is_empty": empty}
         return {
             "input_ids": found.input_ids,
             "labels": found.labels,
             "prompt_ids": found.prompt_ids,
             "answer": last_answer(said),
-            "num_tokens": found.num_tokens,
+            "is_cut": found.num_tokens > len(found.input_ids),
             "fault": "",
             "is_empty": False,
         }

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
-from fusionlab.backbones.tokenizers import tokenizer_fingerprint
+from fusionlab.backbones.tokenizers import read_tokenizer, tokenizer_fingerprint
 from fusionlab.data.asking import ASKED_TASKS
 from fusionlab.data.base import TaskData, check_embedded, check_positive, embedded, embedded_name, refuse_keys
 from fusionlab.data.cache import cache_root
@@ -34,7 +34,7 @@ from fusionlab.errors import InputError, did_you_mean, name_list
 from fusionlab.known_tasks import TEXT_TASKS
 from fusionlab.tasks import Task, parse_tasks
 
-_FORMAT = 2
+_FORMAT = 3
 """Raise to drop every cache, after a change to encoding."""
 _IMAGE_KEYS = ("image_column", "templates", "class_aliases")
 _METRICS = {
@@ -188,12 +188,8 @@ class ChatTasks(TaskData):
             return backbone.tokenizer
         if not isinstance(self._given_tokenizer, str | Path):
             return self._given_tokenizer
-        from transformers import AutoTokenizer
-
-        try:
-            return AutoTokenizer.from_pretrained(self._given_tokenizer)
-        except (OSError, ValueError) as error:
-            raise InputError(f"data.tokenizer: {str(self._given_tokenizer)!r} could not be loaded: {error}") from error
+        place = str(self._given_tokenizer)
+        return read_tokenizer({"pretrained_model_name_or_path": place}, f"data.tokenizer: {place!r}")
 
     @cached_property
     def encoder(self) -> Encoder:

@@ -1,0 +1,28 @@
+"""How a language model's tasks with label words are answered: by ranking, or by generating."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Literal
+
+from fusionlab.errors import InputError, did_you_mean
+
+Evaluation = Literal["rank", "generate"]
+
+
+def check_evaluation(evaluation: Evaluation | dict[str, Evaluation], tasks: Collection[str]) -> None:
+    """Raise if tasks are named that there are not; where there is none, as in ``predict``, none is asked for.
+
+    Raises:
+        InputError: naming the first.
+    """
+    if not isinstance(evaluation, dict) or not tasks:
+        return
+    for name in evaluation:
+        if name not in tasks:
+            raise InputError(f"evaluation for unknown task {name!r}; {did_you_mean(name, tasks)}")
+
+
+def is_generated(evaluation: Evaluation | dict[str, Evaluation], task: str) -> bool:
+    """Whether the answers of a task with label words are generated; ranked where it is not named."""
+    return (evaluation.get(task) if isinstance(evaluation, dict) else evaluation) == "generate"
