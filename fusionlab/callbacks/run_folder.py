@@ -124,7 +124,8 @@ def fill_in(module: Any, tasks: list[str], path: Path) -> None:
     """Copy what a checkpoint holds for ``tasks`` into ``module``.
 
     Raises:
-        InputError: the checkpoint started from another A₀, or lacks a parameter.
+        InputError: the checkpoint started from another A₀, was trained on other samples or another base, or lacks a
+            parameter.
     """
     checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     before, now = checkpoint.get("a0_hash"), None if module.injection is None else module.injection.a0_hash
@@ -133,6 +134,7 @@ def fill_in(module: Any, tasks: list[str], path: Path) -> None:
             f"{name_list(tasks)} in {str(path)!r} started from another A₀ (hash {before}, here {now}): another seed, "
             f"base or rank. Give the same, or --overwrite to train all tasks anew."
         )
+    module.check_trained_on(checkpoint, tasks, repr(str(path)))
     own = {id(parameter) for task in tasks for parameter in module.task_parameters[task]}
     for name, parameter in module.named_parameters():
         if id(parameter) in own:

@@ -21,7 +21,7 @@ from fusionlab.evaluation import Row, evaluate, mean_over_ranks
 from fusionlab.fusion.folders import save_finetuned
 from fusionlab.keys import keyed
 from fusionlab.linearize import LINEARIZED_METHODS
-from fusionlab.loading import LoadedWeights, base_hash, load_weights
+from fusionlab.loading import LoadedWeights, base_hash, load_weights, point_hash
 from fusionlab.modules.adaptation import Method, make_adaptation
 from fusionlab.modules.applying import (
     Application,
@@ -31,6 +31,7 @@ from fusionlab.modules.applying import (
     plain,
     task_vector_on_backbone,
 )
+from fusionlab.modules.provenance import check_trained_on, trained_on
 from fusionlab.modules.stepping import WithGradients, seed_device
 from fusionlab.optimization import lr_multiplier
 from fusionlab.samplers import derive_seed
@@ -111,6 +112,7 @@ class FusionModule(LightningModule, ABC):
         self.application: Application = plain
         self.task_parameters: dict[str, list[nn.Parameter]] = {}
         self.adapted_base_hash: str | None = None
+        self.point = ""
         self.loaded: LoadedWeights | None = None
         self.rows: list[Row] = []
         self.predictions: list[dict[str, Any]] = []
@@ -157,13 +159,17 @@ class FusionModule(LightningModule, ABC):
 
     def scoring_settings(self, task: str) -> dict[str, Any]:
         """What decides the task's scores beside samples and weights; its tasks are prepared."""
-        trainer = self._trainer
         return {
-            "precision": "32-true" if trainer is None else str(trainer.precision_plugin.precision),
+            "precision": self.precision,
             "dtype": str(next(self.base_model.parameters()).dtype),
             "backbone": self.backbone.settings,
             "task": self.task_settings(task),
         }
+
+    @property
+    def precision(self) -> str:
+        """What the attached trainer computes in; float32 without one."""
+        return "32-true" if self._trainer is None else str(self._trainer.precision_plugin.precision)
 
     # weights
 
@@ -204,6 +210,7 @@ class FusionModule(LightningModule, ABC):
             InputError: a target name matches no layer.
         """
         self.task_parameters = self.adaptation.add(tasks)
+        self.point = point_hash(self.base_model)
         if self.injection is not None:
             self.adapted_base_hash = base_hash(self.base_model, self.injection.module_names)
 
@@ -376,6 +383,19 @@ class FusionModule(LightningModule, ABC):
         checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in kept}
         if self.injection is not None:
             checkpoint["a0_hash"] = self.injection.a0_hash
+        checkpoint["trained_on"] = {task: trained_on(self, task) for task in self.task_parameters}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to go on where samples or base are others than those that it was trained on so far."""
+        self.check_trained_on(checkpoint, list(self.task_parameters), "the last checkpoint")
+
+    def check_trained_on(self, checkpoint: Mapping[str, Any], tasks: Sequence[str], where: str) -> None:
+        """Raise if tasks in a checkpoint were trained on other samples or another base than are here now.
+
+        Raises:
+            InputError: naming the tasks and what is another.
+        """
+        check_trained_on(self, checkpoint, tasks, where)
 
     # evaluation
 
