@@ -17,6 +17,7 @@ _PUBLIC = {
     "ImageTasks": "fusionlab.data",
     "InputError": "fusionlab.errors",
     "T5Module": "fusionlab.modules",
+    "TextTasks": "fusionlab.data",
     "ViTModule": "fusionlab.modules",
     "evaluate": "fusionlab.evaluation",
     "fuse": "fusionlab.fusion.python",

@@ -179,3 +179,8 @@ def check_duplicates(names: Iterable[str], what: str) -> None:
     repeated = [name for name in names if name in seen or seen.add(name)]  # type: ignore[func-returns-value]
     if repeated:
         raise InputError(f"{what} repeat {name_list(dict.fromkeys(repeated))}; every class needs a name of its own")
+
+
+def without_classes(tasks: Mapping[str, Any]) -> list[str]:
+    """The tasks whose answers are scores or texts: what has neither classes nor label words."""
+    return [name for name, task in tasks.items() if getattr(task, "label_words", ()) is None]

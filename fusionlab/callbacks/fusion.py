@@ -6,6 +6,7 @@ import dataclasses
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,17 +18,18 @@ from fusionlab import reporting, rules, search
 from fusionlab.adapters import base_state
 from fusionlab.callbacks.progress import FusionProgressBar
 from fusionlab.candidates import linear_tasks, score_linear_sums
-from fusionlab.diagnostics import Diagnostics, tasks_without_classes, write_diagnostics
+from fusionlab.diagnostics import Diagnostics, write_diagnostics
 from fusionlab.errors import InputError, name_list
 from fusionlab.evaluation import Row, evaluate, mean_score, primary_rows, rank_and_world_size
 from fusionlab.files import write_text
-from fusionlab.fusion.base import Base
+from fusionlab.fusion.finetuned import Finetuned
 from fusionlab.fusion.folders import save_fused
-from fusionlab.fusion.making import FusedModel, Inputs
+from fusionlab.fusion.making import FusedModel
 from fusionlab.keys import keyed
 from fusionlab.linearize import LINEARIZED_METHODS
 from fusionlab.runs import RESULTS
 from fusionlab.streaming import try_rule
+from fusionlab.tasks import without_classes
 
 DEFAULT_RULES = ("average", "task_arithmetic", "metagpt", "ties")
 
@@ -40,7 +42,8 @@ class FusionCallback(Callback):
 
     Args:
         rules: rules by name, the name being the folder and the rows' ``rule``; or a list of rule names. A rule is a
-            lower-case name, or a mapping with ``class_path`` and ``init_args``.
+            lower-case name, or a mapping with ``class_path`` and ``init_args``; a rule that looks at data, such as
+            lorahub, looks at the validation splits.
         every_n_epochs: also score during training, after every so many epochs; only at the end by default.
         finetuned_on: score each fine-tuned model on its ``own`` task, or on ``all`` tasks.
         full_reference: a run folder of full fine-tuning, whose single-task values become a second denominator.
@@ -88,10 +91,11 @@ class FusionCallback(Callback):
             pl_module.prepare_tasks(trainer.datamodule.tasks)
             reporting.check_reference(self._reference, pl_module, trainer.datamodule)
         for rule in self.rules.values():
-            if not rules.is_open(rule) and not _names_parameters(rule):
+            if not isinstance(rule, search.Search) and not rules.is_open(rule) and not _names_parameters(rule):
                 try_rule(rule, trainer.datamodule.tasks)
+        search.check_data(self.rules, trainer.datamodule)
         if self.diagnostics is not None:
-            self.diagnostics.check(list(trainer.datamodule.tasks), tasks_without_classes(trainer.datamodule))
+            self.diagnostics.check(list(trainer.datamodule.tasks), without_classes(trainer.datamodule.tasks))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Score on the validation splits and log."""
@@ -103,10 +107,10 @@ class FusionCallback(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Score on the test splits and write the run folder."""
         with _random_states_preserved():
-            rows, fused = self._score(trainer, pl_module, "test")
+            rows, made = self._score(trainer, pl_module, "test")
             self._diagnose(trainer, pl_module)
         if trainer.is_global_zero:
-            self._write(Path(trainer.default_root_dir), pl_module, trainer.datamodule, rows, fused)
+            self._write(Path(trainer.default_root_dir), pl_module, trainer.datamodule, rows, made)
         trainer.strategy.barrier("run folder written")
 
     def _diagnose(self, trainer: Trainer, module: Any) -> None:
@@ -118,7 +122,7 @@ class FusionCallback(Callback):
             base = base_state(module.base_model)
             write_diagnostics(Path(trainer.default_root_dir), base, finetuned, plane)
 
-    def _score(self, trainer: Trainer, module: Any, split: str) -> tuple[list[Row], dict[str, FusedModel]]:
+    def _score(self, trainer: Trainer, module: Any, split: str) -> tuple[list[Row], dict[str, _Made]]:
         data = trainer.datamodule
         labels = {"method": module.method, "seed": module.seed}
         score = _Scorer(module, data, trainer.progress_bar_callback)
@@ -127,70 +131,54 @@ class FusionCallback(Callback):
         for task in tasks:
             scored = [task] if self.finetuned_on == "own" else tasks
             rows += score(task, task, scored, split, model="finetuned", finetuned_on=task, **labels)
-        finetuned = {task: module.finetuned(task) for task in tasks}
-        inputs = Inputs(Base.of(module), finetuned)
-        fused: dict[str, FusedModel] = {}
-        for name, rule in self.rules.items():
-            chosen = self._with_coefficients(name, rule, inputs, finetuned, score, tasks)
-            fused[name] = inputs.fuse(chosen)
-            if self.dtype is not None:
-                fused[self._rounded_name(name)] = inputs.fuse(chosen, getattr(torch, self.dtype))
-        for name, model in fused.items():
+        made = self._make(Finetuned(module, {task: module.finetuned(task) for task in tasks}), score)
+        for name, each in made.items():
             found = score(
-                f"fused by {name}", model.weights, tasks, split, model="fused", rule=name,
-                scaling_coefficients=model.scaling_coefficients, fused_tasks=tasks, **labels,
+                f"fused by {name}", each.model.weights, tasks, split, model="fused", rule=name,
+                scaling_coefficients=each.model.scaling_coefficients, fused_tasks=tasks, **labels,
             )  # fmt: skip
-            shares = {"dtype": self.dtype, **model.rounding.get("rounded_shares", {})}
-            rows += found if name in self.rules else [{**row, "rounding": shares} for row in found]
-        return reporting.normalize(keyed(rows, module, data), self.full_reference), fused
+            rows += [{**row, **each.more} for row in found]
+        return reporting.normalize(keyed(rows, module, data), self.full_reference), made
+
+    def _make(self, finetuned: Finetuned, score: _Scorer) -> dict[str, _Made]:
+        """Every rule's model by name, and what it is when rounded, where that is asked for."""
+        inputs, made = finetuned.inputs(finetuned.tasks), {}
+        for name, rule in self.rules.items():
+            found = search.complete(rule, score.problem(f"choosing for {name}", finetuned))
+            looked = {"search": found.looked_at} if found.scores else {}
+            made[name] = _Made(inputs.fuse(found.rule), looked, found)
+            if self.dtype is not None:
+                model = inputs.fuse(found.rule, getattr(torch, self.dtype))
+                shares = {"dtype": self.dtype, **model.rounding.get("rounded_shares", {})}
+                made[self._rounded_name(name)] = _Made(model, looked | {"rounding": shares}, found)
+        return made
 
     def _rounded_name(self, name: str) -> str:
         return f"{name}-{self.dtype}"
 
-    def _with_coefficients(
-        self,
-        name: str,
-        rule: rules.Rule,
-        inputs: Inputs,
-        finetuned: Mapping[str, Any],
-        score: _Scorer,
-        tasks: list[str],
-    ) -> rules.Rule:
-        """The rule itself, or with the coefficient that scores best on validation where it says none."""
-        if not rules.is_open(rule):
-            return rule
-
-        what = f"choosing the coefficient of {name}"
-
-        is_sum = isinstance(rule, rules.TaskArithmetic) and not rule.by_name
-        summed = linear_tasks(score.module, tasks, finetuned) if is_sum else ()
-        rest = [task for task in tasks if task not in summed]
-
-        def mean_scores(candidates: Sequence[Any]) -> list[float]:
-            found: list[list[Row]] = [[] for _ in candidates]
-            if summed:
-                values = [candidate.scaling_coefficient for candidate in candidates]
-                found = score.linear_sums(what, finetuned, values, summed)
-            if rest:
-                for rows, candidate in zip(found, candidates, strict=True):
-                    rows += score(what, inputs.fuse(candidate).weights, rest, "validation")
-            return [mean_score(primary_rows(rows)) for rows in found]
-
-        return search.validated_coefficient(rule, mean_scores)[0]
-
-    def _write(self, root: Path, module: Any, data: Any, rows: list[Row], fused: dict[str, FusedModel]) -> None:
+    def _write(self, root: Path, module: Any, data: Any, rows: list[Row], made: dict[str, _Made]) -> None:
         tasks, backbone, method = list(data.tasks), module.backbone, {"method": module.method}
         module.export(root, tasks)
-        for name, result in fused.items():
-            coefficients = {"scaling_coefficients": result.scaling_coefficients}
+        for name, each in made.items():
+            coefficients = {"scaling_coefficients": each.model.scaling_coefficients}
             row = {"model": "fused", "rule": name, "fused_tasks": tasks, **coefficients, **method}
-            save_fused(root / "fused" / name, result, backbone, row)
+            tried = {"tried": each.found.scores} if each.found.scores else {}
+            save_fused(root / "fused" / name, each.model, backbone, row | each.more, tried)
         title = f"{module.backbone.name}, {module.method}: {len(data.tasks)} tasks"
         write_text(root / "results.md", reporting.markdown(rows, title))
         reporting.plot_scores(rows, root / "plots" / "scores.png")
         reporting.write_results(root / RESULTS, rows)
         reporting.print_table(rows, title)
         print(f"run folder: {root}")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Made:
+    """A fused model, further fields of its rows, and what was found with it."""
+
+    model: FusedModel
+    more: Mapping[str, Any]
+    found: search.Found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,15 +193,27 @@ class _Scorer:
         with self.module.use(weights), self._line(what, tasks, split) as advance:
             return evaluate(self.module, self.data, tasks, split, on_batch=advance, **labels)
 
-    def linear_sums(
-        self, what: str, finetuned: Mapping[str, Any], coefficients: Sequence[Any], tasks: Sequence[str]
-    ) -> list[list[Row]]:
-        """Rows on validation of the sum of all task vectors with each of the coefficients, from one pass over them."""
-        sums = {str(number): (dict.fromkeys(finetuned, value), tasks, {}) for number, value in enumerate(coefficients)}
-        with self._line(what, list(tasks), "validation") as advance:
-            return [
-                *score_linear_sums(self.module, self.data, finetuned, sums, "validation", on_batch=advance).values()
-            ]
+    def problem(self, what: str, finetuned: Finetuned) -> search.ValidationProblem:
+        """What a search may see; the models of its rules are scored on validation by all ranks together."""
+        score = partial(self._mean_scores, what, finetuned)
+        return search.ValidationProblem(finetuned.tasks, finetuned, self.module, self.data, score)
+
+    def _mean_scores(self, what: str, finetuned: Finetuned, rules: Sequence[rules.Rule]) -> list[float]:
+        """Weighted sums of what acts linearly share one pass for each task vector; other models have one each."""
+        plans = {str(number): finetuned.plan(rule, finetuned.tasks) for number, rule in enumerate(rules)}
+        rows: dict[str, list[Row]] = {number: [] for number in plans}
+        summed = linear_tasks(self.module, finetuned.tasks, finetuned.weights)
+        sums = {number: (plan.by_task, summed, {}) for number, plan in plans.items() if plan.by_task is not None}
+        if sums and summed:
+            with self._line(what, list(summed), "validation") as advance:
+                rows |= score_linear_sums(
+                    self.module, self.data, finetuned.weights, sums, "validation", on_batch=advance
+                )
+        for number, plan in plans.items():
+            known = {row["task"] for row in rows[number]}
+            if rest := [task for task in finetuned.tasks if task not in known]:
+                rows[number] += self(what, finetuned.make(plan), rest, "validation")
+        return [mean_score(primary_rows(found)) for found in rows.values()]
 
     def _line(self, what: str, tasks: list[str], split: str) -> Any:
         if not isinstance(self.progress, FusionProgressBar):
@@ -254,7 +254,7 @@ def _names_parameters(rule: Any) -> bool:
     return bool(getattr(rule, "by_name", None))
 
 
-def _rule(name: str, value: Any) -> rules.Rule:
+def _rule(name: str, value: Any) -> rules.Rule | search.Search:
     if not name or "/" in name or name.startswith("."):
         raise InputError(f"a rule's name is a folder's name, got {name!r}; use letters, digits, '-' and '_'")
-    return rules.from_config(value)
+    return search.rule_or_search(value)

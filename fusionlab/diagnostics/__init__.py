@@ -1,6 +1,6 @@
 """Why fusion works or fails: how task vectors lie to one another, and the plane that two of them span."""
 
-from fusionlab.diagnostics.files import Diagnostics, tasks_without_classes, write_diagnostics
+from fusionlab.diagnostics.files import Diagnostics, write_diagnostics
 from fusionlab.diagnostics.geometry import cosines, gram_matrix, norm_shares, norms
 from fusionlab.diagnostics.plane import Plane, grid_of, measure_plane
 
@@ -13,6 +13,5 @@ __all__ = [
     "measure_plane",
     "norm_shares",
     "norms",
-    "tasks_without_classes",
     "write_diagnostics",
 ]

@@ -15,6 +15,7 @@ from fusionlab.errors import InputError, name_list
 from fusionlab.files import written_whole
 from fusionlab.reporting import save_figure
 from fusionlab.state import State
+from fusionlab.tasks import without_classes as tasks_without_classes
 from fusionlab.weights import Weights
 
 
@@ -69,13 +70,8 @@ class Diagnostics:
         """The plane, measured on all ranks together; None where it is left out."""
         if self.grid_size == 0:
             return None
-        tasks = self._chosen(finetuned, tasks_without_classes(data))
+        tasks = self._chosen(finetuned, tasks_without_classes(data.tasks))
         return measure_plane(module, data, finetuned, tasks, grid_of(self.grid_size), self.split, self.num_batches)
-
-
-def tasks_without_classes(data: Any) -> list[str]:
-    """The tasks whose answers are numbers: text tasks without label words."""
-    return [name for name, task in data.tasks.items() if getattr(task, "label_words", ()) is None]
 
 
 def write_diagnostics(root: Path, base: State, finetuned: Mapping[str, Weights], plane: Plane | None = None) -> None:

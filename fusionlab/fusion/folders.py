@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,9 @@ def _write_stats(folder: Path, adapter: Adapter, backbone: Any) -> None:
     write_squared_norms(folder / STATS, task_vector_key(file_records(adapter_files(folder)), None), squared_norms)
 
 
-def save_fused(folder: Path, fused: FusedModel, backbone: Any, row: dict[str, Any]) -> None:
+def save_fused(
+    folder: Path, fused: FusedModel, backbone: Any, row: dict[str, Any], more: Mapping[str, Any] | None = None
+) -> None:
     """Write a fused model, whole or not at all: an adapter, or a full model in the base's own layout.
 
     Args:
@@ -78,18 +80,23 @@ def save_fused(folder: Path, fused: FusedModel, backbone: Any, row: dict[str, An
         fused: the fused model.
         backbone: the base, whose configuration and tokenizer files are written beside full weights.
         row: its fields of a result row.
+        more: further entries of ``fusion.json``.
     """
-    record = {
-        "schema": 1,
-        "rule": to_config(fused.rule),
-        "base": backbone.name,
-        "scaling_coefficients": fused.scaling_coefficients,
-        "norms": fused.norms,
-        "cosines": fused.cosines,
-        "remarks": fused.remarks,
-        "row": row,
-        "versions": {name: version(name) for name in ("fusionlab", "torch", "transformers", "peft")},
-    } | dict(fused.rounding)
+    record = (
+        {
+            "schema": 1,
+            "rule": to_config(fused.rule),
+            "base": backbone.name,
+            "scaling_coefficients": fused.scaling_coefficients,
+            "norms": fused.norms,
+            "cosines": fused.cosines,
+            "remarks": fused.remarks,
+            "row": row,
+            "versions": {name: version(name) for name in ("fusionlab", "torch", "transformers", "peft")},
+        }
+        | dict(fused.rounding)
+        | dict(more or {})
+    )
     with write_folder(folder, overwrite=True) as unfinished:
         _write_weights(unfinished, fused.weights, backbone, record, save_fused_adapter)
         (unfinished / "fusion.json").write_text(json.dumps(record, indent=2) + "\n")

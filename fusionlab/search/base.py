@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from fusionlab.errors import InputError, did_you_mean
-from fusionlab.rules import Rule
+from fusionlab.rules import Rule, from_config
 from fusionlab.rules.config import _arguments as checked_arguments
 from fusionlab.state import State
 
@@ -59,6 +59,11 @@ class Found:
     num_labels: int = 0
     passes: float = 0.0
 
+    @property
+    def looked_at(self) -> dict[str, float]:
+        """What it looked at, as result rows tell it."""
+        return {"num_samples": self.num_samples, "num_labels": self.num_labels, "passes": self.passes}
+
 
 @runtime_checkable
 class Search(Protocol):
@@ -80,6 +85,15 @@ def known_searches() -> dict[str, type]:
 
     exported = (search.Adamerging, search.Lorahub, search.MetagptMultiplier)
     return {_name(item.__name__): item for item in exported}
+
+
+def rule_or_search(config: str | Mapping[str, Any]) -> Rule | Search:
+    """What a rule's name or mapping in a configuration gives: a rule, or a search.
+
+    Raises:
+        InputError: no such rule, or an argument that it does not have or refuses.
+    """
+    return search_from_config(config) if is_search(config) else from_config(config)
 
 
 def search_from_config(config: str | Mapping[str, Any]) -> Search:

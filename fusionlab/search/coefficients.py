@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
 
 from fusionlab.errors import InputError
 from fusionlab.rules import Metagpt, Rule, TaskArithmetic, with_coefficient
@@ -13,7 +12,6 @@ from fusionlab.search.base import Found, Problem
 GRID = tuple(round(0.05 * step, 2) for step in range(21))
 """Coefficients to try first, 0..1 by 0.05 as in the literature."""
 BEYOND, LIMIT = 5, 3.0
-_R = TypeVar("_R", bound=Rule)
 
 
 def next_coefficients(scores: Mapping[float, float], grid: Sequence[float] = GRID) -> tuple[float, ...]:
@@ -42,37 +40,19 @@ def best_coefficient(scores: Mapping[float, float]) -> float:
     return max(sorted(scores), key=lambda value: scores[value])
 
 
-def validated_coefficient(
-    rule: Rule, scores_of: Callable[[Sequence[Rule]], Sequence[float]], grid: Sequence[float] = GRID
-) -> tuple[Rule, dict[float, float]]:
-    """The rule with the coefficient that scores best; ties go to the smaller coefficient.
-
-    The grid is tried first; where its largest value wins, the search goes on beyond it until the edge loses, up to 3.
+@dataclasses.dataclass(frozen=True)
+class Validated:
+    """An open rule with the coefficient that scores best on validation; ties go to the smaller.
 
     Args:
-        rule: one without a coefficient: task arithmetic, by itself or inside transforms.
-        scores_of: the mean validation scores of rules with their coefficients; higher is better.
-        grid: coefficients to try, 0..1 by 0.05 as in the literature.
-
-    Returns:
-        The rule with its coefficient, and the score of every coefficient.
+        rule: task arithmetic without a coefficient, by itself or inside transforms.
+        grid: coefficients to try first, 0..1 by 0.05 as in the literature; beyond its largest value while that wins,
+            up to 3.
 
     Source: Ilharco et al. 2023, section 2.
     """
-    scores = climb(lambda values: scores_of([with_coefficient(rule, value) for value in values]), grid)
-    return with_coefficient(rule, best_coefficient(scores)), scores
 
-
-@dataclasses.dataclass(frozen=True)
-class Validated:
-    """Task arithmetic with the coefficient that scores best on validation.
-
-    Args:
-        rule: task arithmetic without a coefficient.
-        grid: coefficients to try first; beyond its largest value while that wins.
-    """
-
-    rule: TaskArithmetic = dataclasses.field(default_factory=TaskArithmetic)
+    rule: Rule = dataclasses.field(default_factory=TaskArithmetic)
     grid: tuple[float, ...] = GRID
 
     def search(self, problem: Problem) -> Found:

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from fusionlab.evaluation import mean_score
 from fusionlab.fusion.finetuned import Finetuned
 from fusionlab.keys import FORMULAS, key_of
 from fusionlab.reporting import check_reference, single_task_values
 from fusionlab.rules import Rule, is_open, with_coefficient
-from fusionlab.search import Adamerging, Search
+from fusionlab.search import Search, check_data
 from fusionlab.search.coefficients import best_coefficient, next_coefficients
 from fusionlab.sweeping.identity import Point, RunIdentity
 from fusionlab.sweeping.ledger import Ledger
@@ -21,14 +22,12 @@ from fusionlab.sweeping.recipe import SweepRecipe
 from fusionlab.sweeping.sources import (
     RunSource,
     Workbench,
-    check_classes,
-    check_validation,
     load_finetuned,
     run_config,
     sources,
     workbench,
 )
-from fusionlab.sweeping.worker import RunWorker, chunks, peak_bytes
+from fusionlab.sweeping.worker import RunWorker, chunks, peak_bytes, validation_points
 
 SUBSETS_IN_A_JOB = 8
 _log = logging.getLogger(__name__)
@@ -73,9 +72,8 @@ class Sweep:
         if recipe.full_reference is not None:
             check_reference(Path(recipe.full_reference), self.bench.module, self.bench.data)
         self.subsets = recipe.subsets(self.tasks)
-        looking = [name for name, rule in self.rules.items() if isinstance(rule, Search) or is_open(rule)]
-        check_validation(self.bench, looking if "strict" in recipe.protocols else [])
-        check_classes(self.bench, [name for name, rule in self.rules.items() if isinstance(rule, Adamerging)])
+        strict = "strict" in recipe.protocols  # else open rules are chosen on test
+        check_data({name: rule for name, rule in self.rules.items() if strict or not is_open(rule)}, self.bench.data)
         self.ledger = Ledger(self.output / "ledger", recipe.lease_seconds)
         self._singles = Ledger(self.output / "ledger" / "single_task", recipe.lease_seconds)
         self.ledger.check_inputs(self._inputs(), write=False)
@@ -195,10 +193,12 @@ class Sweep:
         scores: dict[tuple[str, ...], dict[float, float]] = {subset: {} for subset in subsets}
         while tried := [(s, value) for s in subsets for value in next_coefficients(scores[s], self.recipe.grid)]:
             points = [
-                Point(name, with_coefficient(rule, value), subset, "validation", subset) for subset, value in tried
+                point
+                for subset, value in tried
+                for point in validation_points(name, [with_coefficient(rule, value)], subset)
             ]
-            for (subset, value), values in zip(tried, worker.score(points), strict=True):
-                scores[subset][value] = sum(values.values()) / len(values)
+            for (subset, value), rows in zip(tried, worker.score(points), strict=True):
+                scores[subset][value] = mean_score(rows)
         return {subset: with_coefficient(rule, best_coefficient(scores[subset])) for subset in subsets}
 
     def _test_point(self, name: str, rule: Rule, subset: tuple[str, ...]) -> Point:

@@ -15,7 +15,7 @@ from fusionlab.errors import InputError, did_you_mean, name_list
 from fusionlab.files import path_of
 from fusionlab.foreign import read_yaml
 from fusionlab.samplers import derive_seed
-from fusionlab.search import GRID, Adamerging, Search, is_search, search_from_config
+from fusionlab.search import GRID, Adamerging, Search, rule_or_search
 
 Protocol = Literal["strict", "published"]
 Space = Literal["delta_weight", "factor"]
@@ -98,10 +98,7 @@ class SweepRecipe:
         """Rules and searches by the name that tables call them; it tells a space other than delta_weight."""
         suffix = "" if self.space == "delta_weight" else f" ({self.space})"
         named = self.rules if isinstance(self.rules, Mapping) else {name: name for name in self.rules}
-        return {
-            name + suffix: search_from_config(value) if is_search(value) else fusion_rules.from_config(value)
-            for name, value in named.items()
-        }
+        return {name + suffix: rule_or_search(value) for name, value in named.items()}
 
     def fit_config(self, method: str, seed: int, root: Path) -> dict[str, Any]:
         """The configuration that one run is fitted with."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -241,36 +241,6 @@ def _check_scored_data(source: RunSource, bench: Workbench) -> None:
                     f"runs: {str(folder)!r} was scored on other data: {row['task']} {row['split']} "
                     f"{row['data_version']} there, {known.data_version} now; give the data it was fitted with"
                 )
-
-
-def check_validation(bench: Workbench, names: Iterable[str]) -> None:
-    """Refuse rules that need data where there is no validation split.
-
-    Raises:
-        InputError: a task has no validation samples.
-    """
-    empty = [task for task in bench.data.tasks if not len(bench.data.splits[task].get("validation", ()))]
-    names = list(names)
-    if names and empty:
-        raise InputError(
-            f"rules {name_list(names)} look at validation data, and {name_list(empty)} has no validation samples; "
-            f"give a validation split, or rules with all their coefficients"
-        )
-
-
-def check_classes(bench: Workbench, names: Iterable[str]) -> None:
-    """Refuse searches that look at the probabilities of classes where a task's answer is a score.
-
-    Raises:
-        InputError: a task has neither classes nor label words.
-    """
-    scores = [name for name, task in bench.data.tasks.items() if getattr(task, "label_words", ()) is None]
-    names = list(names)
-    if names and scores:
-        raise InputError(
-            f"rules {name_list(names)} need tasks with classes or label words, and {name_list(scores)} has a score as "
-            f"its answer; leave out one or the other"
-        )
 
 
 def _class(path: str, package: str) -> Any:

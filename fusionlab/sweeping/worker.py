@@ -9,15 +9,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from fusionlab.candidates import Candidate, score_candidates
-from fusionlab.evaluation import primary_rows
+from fusionlab.evaluation import Row, mean_score, primary_rows
 from fusionlab.fusion.finetuned import Finetuned, Fused
 from fusionlab.keys import FORMULAS, plain
 from fusionlab.rules import Rule, from_config, to_config
-from fusionlab.search import Found, Search
+from fusionlab.search import Found, Search, ValidationProblem
 from fusionlab.search import to_config as search_config
 from fusionlab.sweeping.identity import SCHEMA, Point, RunIdentity
 from fusionlab.sweeping.ledger import Ledger
-from fusionlab.sweeping.problem import SubsetProblem
 from fusionlab.sweeping.scores import NOTHING, Cost, ModelScores, added
 from fusionlab.sweeping.sources import RunSource, Workbench
 
@@ -49,15 +48,15 @@ class RunWorker:
         self._models = ModelScores(finetuned, bench)
         self._spent: Cost = dict(NOTHING)  # on points
 
-    def score(self, points: Sequence[Point]) -> list[dict[str, float]]:
-        """Each point's value by scored task, from the ledger or computed."""
+    def score(self, points: Sequence[Point]) -> list[list[Row]]:
+        """Each point's rows, one of each scored task, from the ledger or computed."""
         keys = [self.identity.of_point(point) for point in points]
         records = {key: self.ledger.get(key) for key in keys}
         self.advance(sum(record is not None for record in records.values()))
         missing = {key: point for key, point in zip(keys, points, strict=True) if records[key] is None}
         for split in dict.fromkeys(point.split for point in missing.values()):
             records |= self._compute({key: point for key, point in missing.items() if point.split == split}, split)
-        return [{row["task"]: row["value"] for row in records[key]["values"]} for key in keys]  # type: ignore[index]
+        return [records[key]["values"] for key in keys]  # type: ignore[index]
 
     def single_task(self, singles: Ledger) -> dict[str, float]:
         """What each fine-tuned model scores on its own task's test split, by the first metric.
@@ -95,10 +94,10 @@ class RunWorker:
         return from_config(record["rule_config"])
 
     def _search(self, rule_name: str, search: Search, subset: tuple[str, ...]) -> dict[str, Any]:
-        def score(rules: Sequence[Rule]) -> list[dict[str, float]]:
-            return self.score([Point(rule_name, rule, subset, "validation", subset) for rule in rules])
+        def score(rules: Sequence[Rule]) -> list[float]:
+            return [mean_score(rows) for rows in self.score(validation_points(rule_name, rules, subset))]
 
-        problem = SubsetProblem(subset, self.finetuned, self.bench, score)
+        problem = ValidationProblem(subset, self.finetuned, self.bench.module, self.bench.data, score)
         started, before = time.monotonic(), self._spent["seconds"]
         found = search.search(problem)
         seconds = time.monotonic() - started - (self._spent["seconds"] - before)  # its points tell theirs themselves
@@ -158,6 +157,11 @@ class RunWorker:
             "passes": found.passes,
             "cost": cost | {"peak_bytes": peak_bytes()},
         } | self.identity.space
+
+
+def validation_points(rule_name: str, rules: Sequence[Rule], subset: tuple[str, ...]) -> list[Point]:
+    """What a choice of a rule for a subset looks at."""
+    return [Point(rule_name, rule, subset, "validation", subset) for rule in rules]
 
 
 def peak_bytes() -> int:

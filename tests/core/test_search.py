@@ -1,7 +1,7 @@
 """The coefficient that validation chooses, and searches that look at data, on problems small enough to know."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -19,29 +19,37 @@ from fusionlab.search import (
     is_search,
     search_from_config,
     to_config,
-    validated_coefficient,
 )
 from fusionlab.search.adamerging import entropy
 
 
+class Peaked:
+    """Validation scores by coefficient."""
+
+    def __init__(self, score: Callable[[float], float]) -> None:
+        self.score = score
+
+    def scores(self, rules: Sequence[Rule]) -> list[float]:
+        return [self.score(rule.scaling_coefficient) for rule in rules]
+
+    def num_samples(self, limit: int | None = None) -> int:
+        return 1
+
+
 def test_best_of_the_grid_and_the_smaller_of_equals() -> None:
     scores = {value: -abs(value - 0.375) for value in GRID}
-    rule, tried = validated_coefficient(
-        TaskArithmetic(), lambda rules: [round(scores[rule.scaling_coefficient], 6) for rule in rules]
-    )
-    assert rule.scaling_coefficient == 0.35
-    assert list(tried) == list(GRID)
+    found = Validated().search(Peaked(lambda value: round(scores[value], 6)))
+    assert found.rule == TaskArithmetic(0.35)
+    assert list(found.scores) == list(map(str, GRID))
     assert len(GRID) == 21
     assert (GRID[0], GRID[1], GRID[-1]) == (0.0, 0.05, 1.0)
 
 
 @pytest.mark.parametrize(("peak", "found", "tried"), [(1.0, 1.0, 26), (1.4, 1.4, 31), (9.0, 3.0, 61)])
 def test_beyond_one_while_the_edge_wins(peak: float, found: float, tried: int) -> None:
-    rule, scores = validated_coefficient(
-        TaskArithmetic(), lambda rules: [-abs(rule.scaling_coefficient - peak) for rule in rules]
-    )
-    assert rule.scaling_coefficient == pytest.approx(found)
-    assert len(scores) == tried
+    result = Validated().search(Peaked(lambda value: -abs(value - peak)))
+    assert result.rule.scaling_coefficient == pytest.approx(found)
+    assert len(result.scores) == tried
 
 
 class Known:

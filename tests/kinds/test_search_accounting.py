@@ -13,9 +13,7 @@ import fusionlab
 from fusionlab.adapters import base_state
 from fusionlab.fusion.finetuned import Finetuned
 from fusionlab.rules import Rule, TaskArithmetic
-from fusionlab.search import Adamerging, Found, Lorahub, MetagptMultiplier, Search, Validated
-from fusionlab.sweeping.problem import SubsetProblem
-from fusionlab.sweeping.sources import Workbench
+from fusionlab.search import Adamerging, Found, Lorahub, MetagptMultiplier, Search, Validated, ValidationProblem
 
 
 class Counted:
@@ -146,7 +144,7 @@ def test_on_models_and_data_too(
         return logits(task, images)
 
     monkeypatch.setattr(module, "logits", counted)
-    problem = SubsetProblem(subset, finetuned, Workbench(module, data, ""), lambda rules: [])
+    problem = ValidationProblem(subset, finetuned, module, data, lambda rules: [])
     found = ON_MODELS[search].search(problem)
     assert found.num_samples == len(seen)
     assert found.passes == pytest.approx(ran / len(seen))

@@ -14,13 +14,11 @@ from fusionlab.__main__ import main
 from fusionlab.backbones import ASSETS
 from fusionlab.candidates import TangentOutputs
 from fusionlab.commandline import parse
-from fusionlab.errors import InputError
 from fusionlab.protocols import Denominators, Score
 from fusionlab.reporting import sections
 from fusionlab.sweeping import scores
 from fusionlab.sweeping.command import SWITCHES
 from fusionlab.sweeping.recipe import SweepRecipe
-from fusionlab.sweeping.sources import Workbench, check_validation
 
 ROOT = Path(__file__).parents[2]
 TASKS = ["digits", "signs", "textures"]
@@ -358,17 +356,6 @@ def test_bad_recipes(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
     message = refused(capsys)
     assert re.search(expected, message), message
     assert not (tmp_path / "out").exists()
-
-
-def test_rules_that_need_validation_data() -> None:
-    class Data:
-        tasks = ("a", "b")
-        splits = {"a": {"validation": [1], "test": [1]}, "b": {"validation": [], "test": [1]}}  # noqa: RUF012
-
-    bench = Workbench(None, Data(), "")
-    check_validation(bench, [])
-    with pytest.raises(InputError, match=r"task_arithmetic look at validation data, and b has no validation samples"):
-        check_validation(bench, ["task_arithmetic"])
 
 
 def test_sampled_subsets_are_seeded_and_of_every_size() -> None:

@@ -1,0 +1,134 @@
+"""What a search may see of fine-tuned models and data: their validation splits, and what models it runs on them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusionlab.adapters import base_state
+from fusionlab.errors import InputError, name_list
+from fusionlab.evaluation import to_device
+from fusionlab.fusion.finetuned import Finetuned
+from fusionlab.rules import Rule, is_open
+from fusionlab.search.adamerging import Adamerging
+from fusionlab.search.base import Found, Search
+from fusionlab.search.coefficients import Validated
+from fusionlab.state import State
+from fusionlab.tasks import without_classes
+
+Cost = dict[str, float]
+
+
+class ValidationProblem:
+    """What a search may see of some tasks: the validation splits.
+
+    On all ranks the same samples are run, so that all find the same.
+
+    Args:
+        tasks: the tasks to fuse.
+        finetuned: the fine-tuned weights, of these tasks at least.
+        module: a module whose tasks are prepared.
+        data: a data module that is set up.
+        score: the mean validation score over the tasks of the model that each rule fuses; higher is better.
+    """
+
+    def __init__(
+        self,
+        tasks: tuple[str, ...],
+        finetuned: Finetuned,
+        module: Any,
+        data: Any,
+        score: Callable[[Sequence[Rule]], list[float]],
+    ) -> None:
+        self.tasks, self._finetuned, self._score = tasks, finetuned, score
+        self._module, self._data = module, data
+        self.cost: Cost = {"seconds": 0.0, "fuse_seconds": 0.0, "passes": 0.0}
+        """Of what it ran itself, without what ``score`` did; seconds of fusing only."""
+
+    def scores(self, rules: Sequence[Rule]) -> list[float]:
+        """Mean validation scores."""
+        return self._score(rules)
+
+    @torch.no_grad()
+    def losses(self, rules: Sequence[Rule], num_samples: int) -> list[float]:
+        """Mean loss on the first validation samples of each task."""
+        found = []
+        for rule in rules:
+            started = time.monotonic()
+            weights = self._finetuned.make(self._finetuned.plan(rule, self.tasks))
+            self.cost["fuse_seconds"] += time.monotonic() - started
+            with self._module.evaluation_context(), self._module.use(weights):
+                batches = {task: self._first(task, num_samples) for task in self.tasks}
+                losses = [self._module.loss(task, batch).item() for task, batch in batches.items()]
+            for task, batch in batches.items():
+                self._count(task, batch)
+            found.append(sum(losses) / len(losses))
+        return found
+
+    def inputs(self, task: str, step: int, batch_size: int) -> dict[str, Any]:
+        """The next validation samples, round and round."""
+        split = self._data.splits[task]["validation"]
+        indices = (torch.arange(batch_size) + step * batch_size) % len(split)
+        return to_device(split.batch(indices), self._module.device)
+
+    def task_vectors(self) -> dict[str, State]:
+        """τ on the module's device."""
+        device = self._module.device
+        return {
+            task: {name: value.to(device) for name, value in self._finetuned.task_vector(task).items()}
+            for task in self.tasks
+        }
+
+    def logits(self, task: str, batch: dict[str, Any], task_vector: State) -> Tensor:
+        """By the base plus the task vector, linearized where the fine-tuned models are."""
+        self._count(task, batch)
+        weights = self._finetuned.moved(base_state(self._module.base_model), task_vector)
+        with self._module.evaluation_context(), self._module.use(weights):
+            return self._module.scored_classes(task, batch)[0]
+
+    def num_samples(self, limit: int | None = None) -> int:
+        """Validation samples of the tasks, of each one ``limit`` at most."""
+        sizes = [len(self._data.splits[task]["validation"]) for task in self.tasks]
+        return sum(size if limit is None else min(size, limit) for size in sizes)
+
+    def _count(self, task: str, batch: dict[str, Any]) -> None:
+        """Passes count tasks alike, whatever their size, as those of scores do."""
+        self.cost["passes"] += len(batch["index"]) / len(self._data.splits[task]["validation"]) / len(self._data.tasks)
+
+    def _first(self, task: str, num_samples: int) -> dict[str, Any]:
+        split = self._data.splits[task]["validation"]
+        return to_device(split.batch(torch.arange(min(num_samples, len(split)))), self._module.device)
+
+
+def complete(rule: Rule | Search, problem: ValidationProblem) -> Found:
+    """The rule with all its coefficients: itself, or what is found for an open one or by a search."""
+    if is_open(rule):
+        rule = Validated(rule)
+    return rule.search(problem) if isinstance(rule, Search) else Found(rule)
+
+
+def check_data(rules: Mapping[str, Rule | Search], data: Any) -> None:
+    """Refuse searches and open rules that these tasks give nothing to look at.
+
+    Raises:
+        InputError: a task has no validation samples, or a score for its answer where a search looks at the
+            probabilities of classes.
+    """
+    looking = [name for name, rule in rules.items() if isinstance(rule, Search) or is_open(rule)]
+    empty = [task for task in data.tasks if not len(data.splits[task].get("validation", ()))]
+    if looking and empty:
+        raise InputError(
+            f"rules {name_list(looking)} look at validation data, and {name_list(empty)} has no validation samples; "
+            f"give a validation split, or rules with all their coefficients"
+        )
+    descending = [name for name, rule in rules.items() if isinstance(rule, Adamerging)]
+    scores = without_classes(data.tasks)
+    if descending and scores:
+        raise InputError(
+            f"rules {name_list(descending)} need tasks with classes or label words, and {name_list(scores)} has a "
+            f"score as its answer; leave out one or the other"
+        )

@@ -1,0 +1,164 @@
+"""Rules that look at data find the same in ``fit`` and in ``sweep``, look at validation only, and say what they saw."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fusionlab
+from fusionlab.__main__ import main
+from fusionlab.fusion.finetuned import Finetuned
+from fusionlab.rules import TaskArithmetic
+from fusionlab.search import Search, ValidationProblem, complete, rule_or_search
+from fusionlab.sweeping.sources import RunSource, load_finetuned, run_config, workbench
+
+
+def of(name: str, /, **arguments: Any) -> dict[str, Any]:
+    return {"class_path": name, "init_args": arguments}
+
+
+SEARCHES: dict[str, Any] = {
+    "open_trim": of("trim", density=0.5, rule="task_arithmetic"),
+    "lorahub": of("lorahub", budget=4, num_samples=5),
+    "multiplier": of("metagpt_multiplier", grid=[0.5, 1.0]),
+    "multiplier_layer": of("metagpt_multiplier", scope="layer", grid=[0.5, 1.5]),
+    "adamerging": of("adamerging", num_steps=2, batch_size=4, learning_rate=0.1),
+    "adamerging_layer": of("adamerging", scope="layer", num_steps=2, batch_size=4, learning_rate=0.1),
+}
+CLIP = ("ClipModule", ["digits", "signs"], [])
+CASES: dict[str, tuple[str, list[str], list[str]]] = {
+    "clip lora": CLIP,
+    "clip full": (CLIP[0], CLIP[1], ["--model.method", "full"]),
+    "clip tangent": (CLIP[0], CLIP[1], ["--model.method", "tangent_lora"]),
+    "t5 l_lora": ("T5Module", ["sentiment", "inference"], ["--model.method", "l_lora"]),
+}
+
+
+CELLS = [pytest.param(case, marks=[] if "lora" in case else [pytest.mark.slow]) for case in CASES]
+
+
+@pytest.fixture(scope="module", params=CELLS)
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model, tasks, more = CASES[request.param]
+    root = tmp_path_factory.mktemp("runs") / "run"
+    data = "TextTasks" if model == "T5Module" else "ImageTasks"
+    argv = ["fit", "--model", model, *more, "--data", data, "--data.tasks", json.dumps(tasks)]
+    argv += ["--data.max_samples", "16", "--data.eval_batch_size", "8", "--data.batch_size", "4"]
+    argv += ["--trainer.max_steps", "3", "--trainer.enable_progress_bar", "false"]
+    assert main([*argv, "--fusion.rules", json.dumps(SEARCHES), "--trainer.default_root_dir", str(root)]) == 0
+    return root
+
+
+@pytest.fixture(scope="module")
+def swept(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("sweep") / "out"
+    argv = ["sweep", "--runs", json.dumps([str(run)]), "--rules", json.dumps(SEARCHES), "--output", str(output)]
+    assert main(argv) == 0
+    return output
+
+
+def test_fit_and_sweep_find_the_same(run: Path, swept: Path) -> None:
+    own, others = (json.loads((folder / "results.json").read_text())["rows"] for folder in (run, swept))
+    records = [json.loads(path.read_text()) for path in (swept / "ledger" / "points").rglob("*.json")]
+    found = {record["rule"]: record for record in records if record["kind"] == "search"}
+    for name in SEARCHES:
+        fused = json.loads((run / "fused" / name / "fusion.json").read_text())
+        rows = [row for row in own if row["rule"] == name]
+        values = {row["task"]: row["value"] for row in others if row["rule"] == name and row["denominator"] == "own"}
+        assert values == {row["task"]: row["value"] for row in rows}, name
+        looked = rows[0]["search"]
+        assert looked["num_samples"] == (10 if name == "lorahub" else 32), name
+        assert looked["num_labels"] == (0 if "adamerging" in name else looked["num_samples"]), name
+        assert len(fused["tried"]) > 1, name
+        assert all(row["search"] == looked for row in rows)
+        if name in found:  # open coefficients have points of their own there
+            assert found[name]["rule_config"] == fused["rule"], name
+            assert found[name]["scores"] == pytest.approx(fused["tried"]), name
+            assert {key: found[name][key] for key in looked} == looked, name
+    assert not [row for row in own if "search" in row and row["rule"] not in SEARCHES]
+
+
+class Poisoned:
+    """A split that must not be looked at."""
+
+    data_version = "poisoned"
+
+    def __len__(self) -> int:
+        raise AssertionError("a search asked how many samples there are")
+
+    def __getitem__(self, index: Any) -> Any:
+        raise AssertionError("a search looked at a sample")
+
+    def batch(self, indices: Any) -> Any:
+        raise AssertionError("a search looked at samples")
+
+
+@pytest.fixture(scope="module")
+def poisoned(run: Path) -> tuple[Any, Any, Finetuned]:
+    """The run's module, data of which only validation may be looked at, and its fine-tuned weights."""
+    config = run_config(run)
+    source = RunSource(config["model"]["init_args"]["method"], 42, (run,))
+    bench = workbench(config, source)
+    finetuned = load_finetuned(source, bench)
+    for splits in bench.data.splits.values():
+        splits |= {"train": Poisoned(), "test": Poisoned()}
+    return bench.module, bench.data, finetuned
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_only_validation_is_looked_at(name: str, run: Path, poisoned: tuple[Any, Any, Finetuned]) -> None:
+    module, data, finetuned = poisoned
+
+    def score(rules: Any) -> list[float]:
+        found = []
+        for rule in rules:
+            with module.use(finetuned.make(finetuned.plan(rule, finetuned.tasks))):
+                rows = fusionlab.evaluate(module, data, None, "validation")
+            found.append(sum(row["value"] for row in rows) / len(rows))
+        return found
+
+    problem = ValidationProblem(finetuned.tasks, finetuned, module, data, score)
+    fused = json.loads((run / "fused" / name / "fusion.json").read_text())
+    found = complete(rule_or_search(SEARCHES[name]), problem)
+    assert found.scores == pytest.approx(fused["tried"], abs=1e-6)
+    assert found.looked_at == next(
+        row["search"] for row in json.loads((run / "results.json").read_text())["rows"] if row["rule"] == name
+    )
+
+
+def test_a_rule_with_its_coefficients_looks_at_nothing() -> None:
+    found = complete(TaskArithmetic(0.3), None)  # type: ignore[arg-type]
+    assert (found.rule, found.scores, found.num_samples) == (TaskArithmetic(0.3), {}, 0)
+    assert not isinstance(found.rule, Search)
+
+
+NO_VALIDATION = {
+    "open": ("task_arithmetic", ["ImageTasks", "ClipModule"], "r look at validation data, and digits has no valid"),
+    "score": (of("adamerging"), ["TextTasks", "T5Module"], "r need tasks with classes or label words, and similarity"),
+}
+
+
+@pytest.mark.parametrize("case", NO_VALIDATION)
+def test_what_gives_nothing_to_look_at_is_refused_before_training(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rule, (data, model), expected = NO_VALIDATION[case]
+    tasks = ["digits", "signs"] if data == "ImageTasks" else ["sentiment", "similarity"]
+    if case == "open":
+        from fusionlab.data.images import ImageTasks
+
+        own = ImageTasks.setup
+
+        def without(self: Any, stage: str | None = None) -> None:
+            own(self, stage)
+            self.splits["digits"].pop("validation", None)
+
+        monkeypatch.setattr(ImageTasks, "setup", without)
+    argv = ["fit", "--data", data, "--model", model, "--data.tasks", json.dumps(tasks), "--data.max_samples", "16"]
+    argv += ["--trainer.max_steps", "2", "--fusion.rules", json.dumps({"r": rule})]
+    assert main([*argv, "--trainer.default_root_dir", str(tmp_path / "run")]) == 2
+    assert expected in capsys.readouterr().err
+    assert not (tmp_path / "run" / "results.json").exists()
