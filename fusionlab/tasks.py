@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 from fusionlab.errors import InputError, did_you_mean, name_list
 
+Samples = Literal["images", "texts", "conversations"]
 _LISTS = ("class_names", "templates", "input_columns", "label_words")
 _MAPPINGS = ("class_aliases",)
 _HUB_LAYOUT = ("config", "revision", "train", "validation", "test", "image_column", "label_column")

@@ -1,5 +1,6 @@
 """Callbacks: fusion at the end of epochs and of the run, the run folder, checkpoints, signals, progress."""
 
+from fusionlab.callbacks.dry_run import DryRun, DryRunEnds
 from fusionlab.callbacks.fusion import FusionCallback
 from fusionlab.callbacks.last_checkpoint import LastCheckpoint, WholeCheckpointIO
 from fusionlab.callbacks.progress import FusionProgressBar
@@ -7,6 +8,8 @@ from fusionlab.callbacks.run_folder import RunFolderCallback, TrainOnly
 from fusionlab.callbacks.stopping import StopOnSignal
 
 __all__ = [
+    "DryRun",
+    "DryRunEnds",
     "FusionCallback",
     "FusionProgressBar",
     "LastCheckpoint",

@@ -39,6 +39,8 @@ class RunFolderCallback(Callback):
     ) -> None:
         self.folder, self.config, self.state, self.overwrite = folder, config, state, overwrite
         self.taken = dict(taken)
+        self.begins = True
+        """Whether the run begins: a dry run does not."""
         self._leases_folder = leases or folder.path / LEASES
         self._leases: TaskLeases | None = None
 
@@ -67,7 +69,7 @@ class RunFolderCallback(Callback):
         }
         same_on_all_ranks(trainer.strategy, f"the run folder {str(self.folder.path)!r}", seen)
         problem = None
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and self.begins:
             try:
                 self._begin(list(trainer.datamodule.tasks))  # type: ignore[attr-defined]
             except InputError as error:

@@ -19,6 +19,8 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from fusionlab.callbacks import (
+    DryRun,
+    DryRunEnds,
     FusionCallback,
     FusionProgressBar,
     LastCheckpoint,
@@ -29,6 +31,7 @@ from fusionlab.callbacks import (
 )
 from fusionlab.commandline import checked_flags
 from fusionlab.data import ImageTasks
+from fusionlab.data.base import TaskData
 from fusionlab.errors import InputError, did_you_mean, name_list
 from fusionlab.modules import ClipModule, FusionModule
 from fusionlab.predicting import write_predictions
@@ -73,6 +76,11 @@ class FusionCLI(LightningCLI):
             help="train and write the adapters only; a later fit over all tasks there fuses and scores (fit)",
         )
         parser.add_argument(
+            "--dry_run",
+            action="store_true",
+            help="check everything by the code of the run, tell what it would do and take, and stop (fit)",
+        )
+        parser.add_argument(
             "--checkpoint_every_n_steps", type=int, default=100, help="updates between two saves of last.ckpt (fit)"
         )
         parser.add_argument(
@@ -106,7 +114,11 @@ class FusionCLI(LightningCLI):
         if config.trainer.default_root_dir is None:
             config.trainer.default_root_dir = str(self._next_run_folder(config).path)
         if self.subcommand != "fit":
+            if config.dry_run:
+                raise InputError(f"dry_run is of fit; {self.subcommand} writes nothing but its rows")
             return
+        if config.dry_run:
+            config.trainer.enable_checkpointing = config.trainer.enable_progress_bar = False
         if config.train_only and (config.trainer.max_steps or -1) < 1:
             raise InputError(
                 "train_only needs --trainer.max_steps: an epoch is as long as the longest task of a job, so that in "
@@ -169,6 +181,7 @@ class FusionCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Decide between a new run, a resumed one, and a refusal; nothing is written before the data is checked."""
+        check_samples(self.model, self.datamodule)
         config = self.config[self.subcommand]
         for key, value in self.model.resolved.items():
             config.model.init_args[key] = value
@@ -189,11 +202,13 @@ class FusionCLI(LightningCLI):
                     f"longer; give --overwrite to train all tasks anew"
                 )
             taken = {task: taken[task] for task in folder.taken()}
-        self.trainer.callbacks.append(
-            RunFolderCallback(
-                folder, resolved, state=self.run_state, taken=taken, leases=root.path / LEASES, overwrite=overwrite
-            )
+        begin = RunFolderCallback(
+            folder, resolved, state=self.run_state, taken=taken, leases=root.path / LEASES, overwrite=overwrite
         )
+        if config.dry_run:
+            begin.begins = False
+            self.trainer.callbacks.append(DryRun(str(folder.path), self.run_state))
+        self.trainer.callbacks.append(begin)
         if config.train_only:
             self.trainer.callbacks = [part for part in self.trainer.callbacks if not isinstance(part, FusionCallback)]
             self.trainer.callbacks.append(TrainOnly(root.path, folder))
@@ -206,6 +221,8 @@ class FusionCLI(LightningCLI):
         self.stopping.install()
         try:
             self.trainer.fit(**arguments)
+        except DryRunEnds:
+            return
         finally:
             self.stopping.restore()
 
@@ -232,6 +249,20 @@ class FusionCLI(LightningCLI):
         write_results(path, self.model.rows)
         print_table(self.model.rows, f"{self.model.backbone.name}: {config.model.init_args.weights or 'pretrained'}")
         print(f"rows: {path}")
+
+
+def check_samples(module: FusionModule, data: LightningDataModule) -> None:
+    """Refuse data of another kind than the module reads.
+
+    Raises:
+        InputError: naming both, and what goes together.
+    """
+    if isinstance(data, TaskData) and data.gives != module.reads:
+        of_module, of_data = type(module).__name__, type(data).__name__
+        raise InputError(
+            f"{of_module} reads {module.reads}, and {of_data} gives {data.gives}; ClipModule and ViTModule go with "
+            f"ImageTasks, T5Module with TextTasks, CausalModule with ChatTasks (--data)"
+        )
 
 
 def main(argv: list[str]) -> int:
@@ -324,6 +355,7 @@ def _known_options() -> list[str]:
         "overwrite",
         "output",
         "train_only",
+        "dry_run",
         "checkpoint_every_n_steps",
         "start_timeout",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from lightning.pytorch import LightningDataModule, Trainer
@@ -15,7 +15,7 @@ from fusionlab.data.loader import Batch, Split, StepLoader, exact_batches
 from fusionlab.data.splits import SPLITS, SplitName
 from fusionlab.errors import InputError, did_you_mean, name_list
 from fusionlab.samplers import derive_seed
-from fusionlab.tasks import Task
+from fusionlab.tasks import Samples, Task
 
 _STAGE_SPLITS: dict[str, tuple[SplitName, ...]] = {
     "fit": SPLITS,
@@ -27,7 +27,7 @@ _EMBEDDED = "embedded:"
 
 
 class TaskData(LightningDataModule, ABC):
-    """Tasks and their splits; subclasses load one task at a time.
+    """Tasks and their splits; subclasses load one task at a time and say what its samples are (``gives``).
 
     Args:
         definitions: the tasks by name, completed.
@@ -36,6 +36,8 @@ class TaskData(LightningDataModule, ABC):
         max_samples: use at most this many samples of each split, a fixed random choice.
         seed: seed of the order of training samples.
     """
+
+    gives: ClassVar[Samples]
 
     def __init__(
         self, definitions: dict[str, Task], batch_size: int, eval_batch_size: int, max_samples: int | None, seed: int
@@ -88,6 +90,10 @@ class TaskData(LightningDataModule, ABC):
             loss_counts=self.loss_counts(splits),
             trained=self._batches_trained if isinstance(self.trainer, Trainer) else None,
         )
+
+    def shown_samples(self, task: str) -> list[str]:
+        """Some training samples as text, for users to look at; none where a sample is no text."""
+        return []
 
     def loss_counts(self, splits: Mapping[str, Split]) -> dict[str, Tensor]:
         """What each training sample weighs in its task's loss, int64; tasks whose samples weigh alike are left out."""

@@ -114,6 +114,8 @@ class ImageTasks(TaskData):
         seed: seed of the order of training images.
     """
 
+    gives = "images"
+
     def __init__(
         self,
         tasks: list[str | dict] | None = None,

@@ -57,6 +57,8 @@ class TextTasks(TaskData):
         seed: seed of the order of training texts.
     """
 
+    gives = "texts"
+
     def __init__(
         self,
         tasks: list[str | dict] | None = None,

@@ -35,6 +35,7 @@ from fusionlab.modules.provenance import check_trained_on, trained_on
 from fusionlab.modules.stepping import WithGradients, seed_device
 from fusionlab.optimization import lr_multiplier
 from fusionlab.samplers import derive_seed
+from fusionlab.tasks import Samples
 from fusionlab.weights import Weights, is_linearized
 
 
@@ -64,6 +65,8 @@ class FusionModule(LightningModule, ABC):
 
     default_backbone: ClassVar[str]
     default_learning_rates: ClassVar[Mapping[str, float]]
+    reads: ClassVar[Samples]
+    """What samples it is trained and scored on."""
     task_type: ClassVar[str | None] = None
     """What PEFT calls the kind of model, written into adapters."""
 

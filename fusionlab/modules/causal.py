@@ -60,6 +60,7 @@ class CausalModule(FusionModule):
         gradient_checkpointing: compute activations again in the backward pass, which takes less memory.
     """
 
+    reads = "conversations"
     default_backbone = ""
     task_type = "CAUSAL_LM"
     default_learning_rates: ClassVar[dict[str, float]] = {

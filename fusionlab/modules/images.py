@@ -24,6 +24,7 @@ class ImageClassifier(FusionModule):
     away by a product in bfloat16.
     """
 
+    reads = "images"
     class_names: dict[str, tuple[str, ...]]
 
     def features(self, images: Tensor) -> Tensor:

@@ -50,6 +50,7 @@ class T5Module(FusionModule):
         dtype: dtype of the frozen weights, ``float32`` or ``bfloat16``; adapters are float32.
     """
 
+    reads = "texts"
     default_backbone = "tiny-t5"
     default_learning_rates: ClassVar[dict[str, float]] = {
         "lora": 5e-3, "l_lora": 1e-2, "tangent_lora": 1e-2, "tangent": 1e-3, "full": 1e-3,

@@ -183,6 +183,7 @@ def workbench(config: Mapping[str, Any], first: RunSource) -> Workbench:
     module.trainer = attached
     module.to(attached.strategy.root_device)
     source = data_class(**data.get("init_args", {}))
+    fit.check_samples(module, source)
     source.trainer = attached
     source.setup()
     attached.datamodule = source  # type: ignore[attr-defined]

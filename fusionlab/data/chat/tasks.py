@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property, partial
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -105,6 +107,8 @@ class ChatTasks(TaskData):
         cache_dir: folder for tokens; by default ``$FUSIONLAB_CACHE``, else ``~/.cache/fusionlab``.
         seed: seed of the order of training samples.
     """
+
+    gives = "conversations"
 
     def __init__(
         self,
@@ -226,6 +230,12 @@ class ChatTasks(TaskData):
         if isinstance(asked, str):
             return Plain(asked, answer)
         return Conversation((*asked, _assistant(answer)), len(asked))
+
+    def shown_samples(self, task: str) -> list[str]:
+        """The first two training samples as the model reads them, what is learnt between ⟦ and ⟧."""
+        split = self.splits[task]["train"]
+        samples = split.split.samples if isinstance(split, PackedSplit) else split.samples
+        return [_shown(samples, row, self.tokenizer) for row in range(min(2, len(samples.answers)))]
 
     def loss_counts(self, splits: Mapping[str, Any]) -> dict[str, Tensor]:
         """Learnt tokens of each training sample, or row of packed ones."""
@@ -351,6 +361,15 @@ def _assistant(content: str) -> Message:
 
 def _learnt(encoded: Encoded) -> tuple[int, ...]:
     return tuple(label for label in encoded.labels if label != IGNORED)
+
+
+def _shown(samples: Samples, row: int, tokenizer: Any) -> str:
+    learnt = samples.labels[row] != IGNORED
+    parts = []
+    for is_learnt, group in groupby(zip(learnt, samples.input_ids[row], strict=True), key=itemgetter(0)):
+        text = tokenizer.decode([int(token) for _, token in group], clean_up_tokenization_spaces=False)
+        parts.append(f"⟦{text}⟧" if is_learnt else text)
+    return "".join(parts)
 
 
 def _moment(date: str | None) -> datetime:

@@ -1,0 +1,102 @@
+"""``fit --dry_run``: a fit by its own code up to the first step, then what it would do and the memory it would take."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from fusionlab.evaluation import to_device
+
+_ADAM = 3  # gradient and two moments beside each trained value
+_NOT_YET = "not yet checked: whether losses stay finite, and what rules refuse for the values that will be trained"
+
+
+class DryRunEnds(Exception):  # noqa: N818
+    """The fit has come to its first step, which a dry run does not take."""
+
+
+class DryRun(Callback):
+    """Ends a fit before its first step: data, tasks, adapters and rules are checked by the code of the run by then.
+
+    One micro-batch of each task goes forward and backward, so that what activations take is measured; nothing is
+    updated, and no run folder is begun.
+
+    Args:
+        folder: the run folder that would be written.
+        state: what was found there.
+    """
+
+    def __init__(self, folder: str, state: str) -> None:
+        self.folder, self.state = folder, state
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tell, and end the fit.
+
+        Raises:
+            DryRunEnds: always.
+        """
+        module: Any = pl_module
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        losses = self._first_losses(trainer, module)
+        if trainer.is_global_zero:
+            print("\n".join([*self._plan(trainer, module, data, losses), *_samples(data), _NOT_YET]))
+        raise DryRunEnds
+
+    def _plan(self, trainer: Trainer, module: Any, data: Any, losses: Mapping[str, float]) -> list[str]:
+        steps = trainer.estimated_stepping_batches
+        verb = "would go on with" if self.state == "unfinished" else "would write"
+        lines = [f"fit of {module.backbone.name} by {module.method}: {verb} {self.folder}, {steps} updates"]
+        for task in data.tasks:
+            sizes = ", ".join(f"{len(split)} {name}" for name, split in data.splits[task].items())
+            trained = f"loss of the first batch {losses[task]:.3f}" if task in losses else "trained by an earlier job"
+            lines.append(f"  {task}: {sizes}; {trained}")
+        trained = {id(value): value for values in module.task_parameters.values() for value in values}
+        frozen = [value for value in module.parameters() if id(value) not in trained]
+        shown = (
+            f"weights {_size(_bytes(frozen))}",
+            f"{sum(value.numel() for value in trained.values()):,} trained values with gradients and AdamW's moments "
+            f"{_size(_bytes(trained.values()) * (1 + _ADAM))}",
+            f"most used so far, one micro-batch of each task included, {_size(_peak(module.device))}",
+        )
+        return [*lines, f"memory of each process: {'; '.join(shown)}"]
+
+    def _first_losses(self, trainer: Trainer, module: Any) -> dict[str, float]:
+        """The loss of each task's first micro-batch, after a backward pass whose gradients are dropped."""
+        found = {}
+        batch = next(iter(trainer.datamodule.train_dataloader()))  # type: ignore[attr-defined]
+        with trainer.precision_plugin.train_step_context():
+            for task, part in batch.items():
+                module.activate(task)
+                loss = module.loss(task, to_device(part, module.device))
+                torch.autograd.grad(loss, module.task_parameters[task])
+                found[task] = float(loss.detach())
+        return found
+
+
+def _samples(data: Any) -> list[str]:
+    """The first training samples of tasks that show theirs."""
+    lines = []
+    for task in data.tasks:
+        for number, sample in enumerate(data.shown_samples(task)):
+            lines += [f"{task}, training sample {number}, what is learnt in ⟦ ⟧:", *sample.splitlines()]
+    return lines
+
+
+def _bytes(tensors: Any) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _peak(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
