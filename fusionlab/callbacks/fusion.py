@@ -145,12 +145,11 @@ class FusionCallback(Callback):
         inputs, made = finetuned.inputs(finetuned.tasks), {}
         for name, rule in self.rules.items():
             found = search.complete(rule, score.problem(f"choosing for {name}", finetuned))
-            looked = {"search": found.looked_at} if found.scores else {}
-            made[name] = _Made(inputs.fuse(found.rule), looked, found)
+            made[name] = _Made(inputs.fuse(found.rule), found)
             if self.dtype is not None:
                 model = inputs.fuse(found.rule, getattr(torch, self.dtype))
                 shares = {"dtype": self.dtype, **model.rounding.get("rounded_shares", {})}
-                made[self._rounded_name(name)] = _Made(model, looked | {"rounding": shares}, found)
+                made[self._rounded_name(name)] = _Made(model, found, {"rounding": shares})
         return made
 
     def _rounded_name(self, name: str) -> str:
@@ -162,8 +161,8 @@ class FusionCallback(Callback):
         for name, each in made.items():
             coefficients = {"scaling_coefficients": each.model.scaling_coefficients}
             row = {"model": "fused", "rule": name, "fused_tasks": tasks, **coefficients, **method}
-            tried = {"tried": each.found.scores} if each.found.scores else {}
-            save_fused(root / "fused" / name, each.model, backbone, row | each.more, tried)
+            searched = {"search": each.found.looked_at} if each.found.scores else {}
+            save_fused(root / "fused" / name, each.model, backbone, row, searched)
         title = f"{module.backbone.name}, {module.method}: {len(data.tasks)} tasks"
         write_text(root / "results.md", reporting.markdown(rows, title))
         reporting.plot_scores(rows, root / "plots" / "scores.png")
@@ -174,11 +173,11 @@ class FusionCallback(Callback):
 
 @dataclasses.dataclass(frozen=True)
 class _Made:
-    """A fused model, further fields of its rows, and what was found with it."""
+    """A fused model, what was found for it, and further fields of its rows."""
 
     model: FusedModel
-    more: Mapping[str, Any]
     found: search.Found
+    more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

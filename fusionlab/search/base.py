@@ -60,9 +60,14 @@ class Found:
     passes: float = 0.0
 
     @property
-    def looked_at(self) -> dict[str, float]:
-        """What it looked at, as result rows tell it."""
-        return {"num_samples": self.num_samples, "num_labels": self.num_labels, "passes": self.passes}
+    def looked_at(self) -> dict[str, Any]:
+        """What it looked at and what that scored, as ``fusion.json`` tells it."""
+        return {
+            "num_samples": self.num_samples,
+            "num_labels": self.num_labels,
+            "passes": self.passes,
+            "scores": self.scores,
+        }
 
 
 @runtime_checkable

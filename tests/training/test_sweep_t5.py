@@ -154,7 +154,7 @@ def test_tangent_models_are_scored_together_but_where_answers_are_generated(
     points = [Point("by hand", TaskArithmetic(value), tuple(TASKS), "test", tuple(TASKS)) for value in values]
     found = fresh.score(points)
     assert apart == ["similarity"] * len(values)
-    assert len({tuple(each.values()) for each in found}) > 1
+    assert len({tuple(row["value"] for row in rows) for rows in found}) > 1
     records = list(fresh.ledger.records())
     # a pass of each of three task vectors over two of three tasks for all, one of each model over the third
     assert sum(record["cost"]["passes"] for record in records) == pytest.approx((3 * 2 + len(values)) / 3)
