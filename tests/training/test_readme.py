@@ -7,6 +7,7 @@ from typing import Any
 import lightning.pytorch
 import pytest
 
+import fusionlab.data  # noqa: F401  # takes the Trainer that is there before one is put in its place
 from fusionlab.__main__ import COMMANDS
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
