@@ -17,10 +17,12 @@ from fusionlab.checkpoints.weight_files import unread_weights
 from fusionlab.errors import InputError, name_list
 from fusionlab.files import is_there
 from fusionlab.foreign import PeftConfig, read_json
-from fusionlab.fusing.layouts import laid_out, names_on_disk
+from fusionlab.fusing.layouts import placed_in
 from fusionlab.fusing.opened import Opened, full_model
 from fusionlab.fusing.vocabulary import Shapes, adapter_shapes, check_vocabulary, vocabulary_sizes
 from fusionlab.streaming import Job, StateWeights, TensorInfo
+from fusionlab.tensors.lazy import NamedWeights
+from fusionlab.tensors.parts import relation
 
 _OTHER_BASE = "Give the base that it was made for, or insist on this one with --allow_other_base."
 _RESIZE = (
@@ -68,12 +70,14 @@ def open_input(
     """
     path = resolve(name, variant)
     if not is_there(path / "adapter_config.json"):
-        opened = full_model(name, path, open_checkpoint(path, variant))
-        _check_architecture(task, base, opened)
+        _refuse_tangent(task, path)
+        opened = _related(task, base, full_model(name, path, open_checkpoint(path, variant)))
+        if not opened.is_part:
+            _check_architecture(task, base, opened)
         return opened
     _check_vocabulary(f"adapter {task!r}", path, adapter_shapes(path, base.shapes), base, _MERGE)
-    from fusionlab.adapters import load_adapter, stored_shapes  # imports peft, which takes seconds
-    from fusionlab.adapters.same_base import GivenBase, Layers, check_base
+    from fusionlab.adapters import load_adapter  # imports peft, which takes seconds
+    from fusionlab.adapters.same_base import GivenBase, check_base
 
     adapter = load_adapter(path)
     if adapter.method == "tangent_lora":
@@ -81,18 +85,41 @@ def open_input(
             f"adapter {task!r} is a tangent_lora: it acts under the linearized forward only and is no task vector of "
             "weights. Fuse such adapters in a run (fit), or use lora or l_lora adapters."
         )
-    shapes = stored_shapes(adapter)
-    names = names_on_disk(base) if any(own not in base.weights.tensors for own in shapes) else {}
-    adapter = laid_out(task, adapter, base, names)
-    given = GivenBase(base.name, Layers(base.weights, adapter, names), lambda: names, base.path, _OTHER_BASE)
+    config = read_json(path / "adapter_config.json", PeftConfig)
+    placed = placed_in(task, base, adapter, str((config.get("auto_mapping") or {}).get("base_model_class") or ""))
+    given = GivenBase(base.name, placed.layers, lambda: placed.own_names, base.path, _OTHER_BASE)
     recorded = own_record(path).get("base_hash")
-    note = check_base(f"adapter {task!r}", adapter, recorded, given, allow_other=allow_other_base)
-    if note is not None:
-        adapter = replace(adapter, base_model=base.name)
-    files, config = adapter_files(path), read_json(path / "adapter_config.json", PeftConfig)
-    weights = _task_vector_weights(adapter, names, cache_bytes)
-    unread, notes = tuple(unread_weights(path, files)), () if note is None else (note,)
-    return Opened(name, path, files, weights, config, unread, adapter, names, notes=notes)
+    note = check_base(f"adapter {task!r}", placed.own, recorded, given, allow_other=allow_other_base)
+    adapter = placed.adapter if note is None else replace(placed.adapter, base_model=base.name)
+    files, notes = adapter_files(path), () if note is None else (note,)
+    weights, unread = _task_vector_weights(adapter, placed.names, cache_bytes), tuple(unread_weights(path, files))
+    return Opened(name, path, files, weights, config, unread, adapter, placed.names, notes=notes)
+
+
+def _refuse_tangent(task: str, path: Path) -> None:
+    """Raise if a model acts to first order only: its weights are no function of their own."""
+    if path.is_dir() and own_record(path).get("linearization_point") is not None:
+        raise InputError(
+            f"fine-tuned {task!r} in {str(path)!r} is a tangent model: it acts to first order about its base only, and "
+            "as ordinary weights is another function. Fuse such models in a run (fit)."
+        )
+
+
+def _related(task: str, base: Opened, opened: Opened) -> Opened:
+    """A full model under the base's names, where it is a part of the base or the base one of it, or has older names."""
+    found = relation(base.shapes, base.architecture, opened.shapes, opened.architecture)
+    if found is None:
+        return opened
+    taken = set(found.names.values())
+    rest = {name: name for name in opened.weights.tensors if name not in taken and name not in found.names}
+    weights, notes = NamedWeights(opened.weights, {**found.names, **rest}), ()
+    if found.is_part:
+        kinds = [each.architecture.source.node.name for each in (opened, base) if each.architecture.source is not None]
+        notes = (
+            f"{task!r} is a {kinds[0]}, the base a {kinds[-1]}: they have {len(found.names)} tensors in common; the "
+            "others are the base's own",
+        )
+    return replace(opened, weights=weights, is_part=found.is_part, notes=notes)
 
 
 def of_one_base(inputs: Mapping[str, Opened], base: Opened) -> dict[str, Opened]:

@@ -3,11 +3,75 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
+
+from torch import Tensor
 
 from fusionlab.errors import InputError
 from fusionlab.fusing.opened import Opened
+from fusionlab.tensors.parts import adapted_names
+
+
+@dataclass(frozen=True)
+class Placed:
+    """An adapter in the base.
+
+    Args:
+        adapter: under the base's names in memory.
+        names: name in memory -> name in the base's files, where it is another one.
+        own: the adapter under the names that it was trained with.
+        own_names: of those, to names in the base's files.
+        layers: the base weights that it changes, by its own names.
+    """
+
+    adapter: Any
+    names: Mapping[str, str]
+    own: Any
+    own_names: Mapping[str, str]
+    layers: Mapping[str, Tensor]
+
+
+def placed_in(task: str, base: Opened, adapter: Any, class_name: str) -> Placed:
+    """The adapter as the base names and stores what it changes, also where it was made for a part of it.
+
+    Args:
+        task: its task.
+        base: what it is for.
+        adapter: as its files have it.
+        class_name: of the model that it was made for; empty where it does not say it.
+
+    Raises:
+        InputError: it cannot be told how the base stores a layer.
+    """
+    from fusionlab.adapters import stored_shapes
+    from fusionlab.adapters.same_base import Layers
+
+    changed = stored_shapes(adapter)
+    new, disk = {name: name for name in changed}, {}
+    if any(name not in base.shapes for name in changed):
+        new = adapted_names(base.shapes, base.architecture, changed, class_name)
+    if any(name not in base.shapes for name in new.values()):
+        disk = names_on_disk(base)
+        shapes = {name: base.shapes[disk.get(name, name)] for name in _in_memory(base, disk)}
+        new = adapted_names(shapes, base.architecture, changed, class_name)
+    modules = {
+        module: new.get(f"{module}.weight", f"{module}.weight").removesuffix(".weight") for module in adapter.factors
+    }
+    moved = adapter
+    if any(module != place for module, place in modules.items()):
+        factors = {place: adapter.factors[module] for module, place in modules.items()}
+        config = {key: value for key, value in adapter.config.items() if key != "auto_mapping"}
+        moved = replace(adapter, factors=factors, config=config)
+    moved = laid_out(task, moved, base, disk)
+    own = replace(adapter, factors={module: moved.factors[place] for module, place in modules.items()})
+    own_names = {name: disk.get(place, place) for name, place in new.items()}
+    return Placed(moved, disk, own, own_names, Layers(base.weights, own, own_names))
+
+
+def _in_memory(base: Opened, disk: Mapping[str, str]) -> list[str]:
+    renamed = {on_disk: name for name, on_disk in disk.items()}
+    return [renamed.get(name, name) for name in base.shapes]
 
 
 def laid_out(task: str, adapter: Any, base: Opened, names: Mapping[str, str]) -> Any:

@@ -48,7 +48,6 @@ from fusionlab.streaming import (
     Outcome,
     Plan,
     Resources,
-    TaskInput,
     TensorInfo,
     make_plan,
     run,
@@ -56,6 +55,7 @@ from fusionlab.streaming import (
 from fusionlab.streaming.job import num_reads, peak_bytes
 from fusionlab.tensors.identity import Ties
 from fusionlab.tensors.lazy import NamedWeights
+from fusionlab.tensors.parts import ignored
 
 UNTUNED = 0.3
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -223,7 +223,7 @@ def _job(recipe: Recipe, rule: Rule, base: Opened, inputs: Mapping[str, Opened])
     if input_dtype is not None:
         weights = NamedWeights(CastWeights(base.weights, input_dtype), stored.names)
         task_inputs = {
-            task: item if item.is_task_vector else TaskInput(CastWeights(item.weights, input_dtype))
+            task: item if item.is_task_vector else replace(item, weights=CastWeights(item.weights, input_dtype))
             for task, item in task_inputs.items()
         }
     units = UnitWeights(weights)
@@ -231,7 +231,8 @@ def _job(recipe: Recipe, rule: Rule, base: Opened, inputs: Mapping[str, Opened])
         adapters = {task: (opened.adapter, opened.names) for task, opened in inputs.items()}
         cache_bytes = parse_size(recipe.memory_budget, "memory_budget") // (4 * len(inputs))
         units, task_inputs = adapted_units(weights, adapters, cache_bytes)
-    plan = make_plan(units, task_inputs, mismatched_tensors=recipe.mismatched_tensors, ties=ties)
+    mismatched, is_ignored = recipe.mismatched_tensors, ignored(base.architecture)
+    plan = make_plan(units, task_inputs, mismatched_tensors=mismatched, ties=ties, is_ignored=is_ignored)
     dtypes = {name: output_dtype(stored.tensors[units.place(name)[0]], dtype) for name in units.tensors}
     looked_up = input_dtype is None and not (recipe.hash and recipe.dry_run)  # a dry run reads no content
     known = _known(base, inputs, plan) if looked_up else {}

@@ -30,6 +30,7 @@ class Opened:
         names: name in memory -> name in the base's files, where an adapter's differ.
         with_content: know the files by all of their content.
         notes: what the user should know of it.
+        is_part: it is a model of a part of the base, or of more than it.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Opened:
     names: Mapping[str, str] = field(default_factory=dict)
     with_content: bool = False
     notes: tuple[str, ...] = ()
+    is_part: bool = False
 
     @cached_property
     def records(self) -> list[dict[str, Any]]:
@@ -73,7 +75,7 @@ class Opened:
     @property
     def task_input(self) -> TaskInput:
         """What the engine takes."""
-        return TaskInput(self.weights, is_task_vector=self.adapter is not None)
+        return TaskInput(self.weights, self.adapter is not None, self.is_part)
 
 
 def full_model(name: str, path: Path, checkpoint: Checkpoint) -> Opened:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -49,6 +49,7 @@ def make_plan(
     mismatched_tensors: MismatchedTensors = "error",
     model: Iterable[str] = (),
     ties: Ties = NO_TIES,
+    is_ignored: Callable[[str], bool] = lambda name: False,
 ) -> Plan:
     """Decide for every parameter of ``base``; nothing is left out in silence.
 
@@ -62,6 +63,8 @@ def make_plan(
         mismatched_tensors: what to do with tensors that do not fit: an ``error``, or take the ``base``'s.
         model: the names of the whole model where ``base`` is part of it.
         ties: which names are one tensor.
+        is_ignored: tells a name that loading ignores where the model has no such parameter; one that only some have is
+            left as it is in the base.
 
     Raises:
         InputError: no inputs; or names, shapes or integer buffers differ and ``mismatched_tensors`` is ``"error"``.
@@ -77,10 +80,13 @@ def make_plan(
     sources = {task: _sources(names, ties, task_input) for task, task_input in inputs.items()}
     for task, task_input in inputs.items():
         problems = _problems(base, names, task, task_input, sources[task])
+        skipped = {name: "loading ignores it" for name in problems if is_ignored(name)}
+        problems = {name: why for name, why in problems.items() if name not in skipped}
         extra = _extra(base, ties, task_input.weights)
-        if (problems or extra) and mismatched_tensors == "error":
-            raise InputError(_mismatch_message(base, task, task_input, problems, extra))
-        copied.update(problems)
+        unknown = () if task_input.is_part else tuple(name for name in extra if not is_ignored(name))
+        if (problems or unknown) and mismatched_tensors == "error":
+            raise InputError(_mismatch_message(base, task, task_input, problems, unknown))
+        copied.update(skipped | problems)
         if extra:
             ignored[task] = extra
     for name in names:
@@ -127,7 +133,7 @@ def _problems(
     found = {}
     for name in names:
         if name not in sources:
-            if not task_input.is_task_vector:
+            if not (task_input.is_task_vector or task_input.is_part):
                 found[name] = f"missing in {task!r}"
             continue
         expected, got = base.tensors[name], task_input.weights.tensors[sources[name]]

@@ -62,10 +62,18 @@ class Weights(Protocol):
 
 @dataclass(frozen=True)
 class TaskInput:
-    """One task's input: a fine-tuned model, or (``is_task_vector``) a task vector, where absent names mean zero."""
+    """One task's input.
+
+    Args:
+        weights: a fine-tuned model, or a task vector.
+        is_task_vector: absent names mean zero.
+        is_part: a fine-tuned model of a part of the base, or of more than it: absent names are the base's own, and
+            what the base does not have is not used.
+    """
 
     weights: Weights
     is_task_vector: bool = False
+    is_part: bool = False
 
 
 class StateWeights:
