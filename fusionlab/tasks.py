@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from fusionlab.errors import InputError, did_you_mean, name_list
 
 Samples = Literal["images", "texts", "conversations"]
+"""What a data module gives, and a module reads."""
 _LISTS = ("class_names", "templates", "input_columns", "label_words")
 _MAPPINGS = ("class_aliases",)
 _HUB_LAYOUT = ("config", "revision", "train", "validation", "test", "image_column", "label_column")
@@ -185,3 +186,30 @@ def check_duplicates(names: Iterable[str], what: str) -> None:
 def without_classes(tasks: Mapping[str, Any]) -> list[str]:
     """The tasks whose answers are scores or texts: what has neither classes nor label words."""
     return [name for name, task in tasks.items() if getattr(task, "label_words", ()) is None]
+
+
+@runtime_checkable
+class Reading(Protocol):
+    """A module that says what it reads."""
+
+    reads: ClassVar[Samples]
+
+
+@runtime_checkable
+class Giving(Protocol):
+    """A data module that says what it gives."""
+
+    gives: ClassVar[Samples]
+
+
+def check_samples(module: object, data: object) -> None:
+    """Refuse data of another kind than the module reads, where both say.
+
+    Raises:
+        InputError: naming both, and what goes together.
+    """
+    if isinstance(module, Reading) and isinstance(data, Giving) and module.reads != data.gives:
+        raise InputError(
+            f"{type(module).__name__} reads {module.reads}, and {type(data).__name__} gives {data.gives}; ClipModule "
+            f"and ViTModule go with ImageTasks, T5Module with TextTasks, CausalModule with ChatTasks (--data)"
+        )

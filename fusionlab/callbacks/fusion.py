@@ -17,10 +17,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from fusionlab import reporting, rules, search
 from fusionlab.adapters import base_state
 from fusionlab.callbacks.progress import FusionProgressBar
-from fusionlab.candidates import linear_tasks, score_linear_sums
 from fusionlab.diagnostics import Diagnostics, write_diagnostics
 from fusionlab.errors import InputError, name_list
-from fusionlab.evaluation import Row, evaluate, mean_score, primary_rows, rank_and_world_size
+from fusionlab.evaluation import Row, evaluate, rank_and_world_size
 from fusionlab.files import write_text
 from fusionlab.fusion.finetuned import Finetuned
 from fusionlab.fusion.folders import save_fused
@@ -194,27 +193,11 @@ class _Scorer:
 
     def problem(self, what: str, finetuned: Finetuned) -> search.ValidationProblem:
         """What a search may see; the models of its rules are scored on validation by all ranks together."""
-        score = partial(self._mean_scores, what, finetuned)
+        line = partial(self._line, what, split="validation")
+        score = partial(search.mean_scores, self.module, self.data, finetuned, line=line)
         return search.ValidationProblem(finetuned.tasks, finetuned, self.module, self.data, score)
 
-    def _mean_scores(self, what: str, finetuned: Finetuned, rules: Sequence[rules.Rule]) -> list[float]:
-        """Weighted sums of what acts linearly share one pass for each task vector; other models have one each."""
-        plans = {str(number): finetuned.plan(rule, finetuned.tasks) for number, rule in enumerate(rules)}
-        rows: dict[str, list[Row]] = {number: [] for number in plans}
-        summed = linear_tasks(self.module, finetuned.tasks, finetuned.weights)
-        sums = {number: (plan.by_task, summed, {}) for number, plan in plans.items() if plan.by_task is not None}
-        if sums and summed:
-            with self._line(what, list(summed), "validation") as advance:
-                rows |= score_linear_sums(
-                    self.module, self.data, finetuned.weights, sums, "validation", on_batch=advance
-                )
-        for number, plan in plans.items():
-            known = {row["task"] for row in rows[number]}
-            if rest := [task for task in finetuned.tasks if task not in known]:
-                rows[number] += self(what, finetuned.make(plan), rest, "validation")
-        return [mean_score(primary_rows(found)) for found in rows.values()]
-
-    def _line(self, what: str, tasks: list[str], split: str) -> Any:
+    def _line(self, what: str, tasks: Sequence[str], split: str) -> Any:
         if not isinstance(self.progress, FusionProgressBar):
             return nullcontext()
         rank, world_size = rank_and_world_size()

@@ -31,7 +31,6 @@ from fusionlab.callbacks import (
 )
 from fusionlab.commandline import checked_flags
 from fusionlab.data import ImageTasks
-from fusionlab.data.base import TaskData
 from fusionlab.errors import InputError, did_you_mean, name_list
 from fusionlab.modules import ClipModule, FusionModule
 from fusionlab.predicting import write_predictions
@@ -48,6 +47,7 @@ from fusionlab.ranks import (
 )
 from fusionlab.reporting import print_table, write_results
 from fusionlab.runs import CHECKPOINTS, LEASES, RESULTS, RunFolder
+from fusionlab.tasks import check_samples
 
 QUOTED = r"'([^']+)'"
 TRAINER_DEFAULTS = {
@@ -249,20 +249,6 @@ class FusionCLI(LightningCLI):
         write_results(path, self.model.rows)
         print_table(self.model.rows, f"{self.model.backbone.name}: {config.model.init_args.weights or 'pretrained'}")
         print(f"rows: {path}")
-
-
-def check_samples(module: FusionModule, data: LightningDataModule) -> None:
-    """Refuse data of another kind than the module reads.
-
-    Raises:
-        InputError: naming both, and what goes together.
-    """
-    if isinstance(data, TaskData) and data.gives != module.reads:
-        of_module, of_data = type(module).__name__, type(data).__name__
-        raise InputError(
-            f"{of_module} reads {module.reads}, and {of_data} gives {data.gives}; ClipModule and ViTModule go with "
-            f"ImageTasks, T5Module with TextTasks, CausalModule with ChatTasks (--data)"
-        )
 
 
 def main(argv: list[str]) -> int:

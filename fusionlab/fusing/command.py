@@ -13,6 +13,7 @@ from fusionlab.errors import InputError, did_you_mean
 from fusionlab.foreign import as_json, parse_yaml
 from fusionlab.fusing.recipe import Recipe, read_recipe
 
+_NESTED = ("rule", "model", "data")
 _SWITCHES = {
     "hash": "know the inputs by a hash over all of their content: in fusion.json, and for norms kept beside them",
     "allow_other_base": "fuse adapters that were made for another base all the same; fusion.json says so",
@@ -29,11 +30,16 @@ def main(argv: list[str]) -> int:
     recipe = parse(argv)
     from fusionlab.fusing.offline import fuse_folder, prepare
     from fusionlab.fusing.progress import progress_bar
+    from fusionlab.fusing.searching import look, search_of, with_rule_found
 
-    prepared = prepare(recipe)
+    search = search_of(recipe)
     if recipe.dry_run:
-        print(prepared.describe())
+        looking = None if search is None else look(recipe, search)
+        print((prepare(recipe) if looking is None else looking.prepared).describe())
+        if looking is not None:
+            print(looking.describe())
         return 0
+    prepared = prepare(recipe) if search is None else with_rule_found(recipe, search)
     if prepared.forecast is not None:
         print(f"forecast: {prepared.forecast}", flush=True)
     with progress_bar(prepared.bytes_to_read) as advance:
@@ -48,35 +54,40 @@ def parse(argv: list[str]) -> Recipe:
     Raises:
         InputError: an unknown key or flag, a value of the wrong type, or a required one that is missing.
     """
-    rule_arguments, rest = _split_rule_arguments(checked_flags(argv, ["finetuned"]))
+    arguments, rest = _split_arguments(checked_flags(argv, ["finetuned"]))
     try:
         values: dict[str, Any] = build_parser().parse_args(_with_recipes(rest)).as_dict()
     except ArgumentError as error:
         raise InputError(_readable(str(error))) from error
     values.pop("config")
-    if rule_arguments:
-        rule = values["rule"] if isinstance(values["rule"], dict) else {"class_path": values["rule"]}
-        values["rule"] = rule | {"init_args": (rule.get("init_args") or {}) | rule_arguments}
+    for key, own in arguments.items():
+        given = values[key] if isinstance(values[key], dict) else {"class_path": values[key]}
+        if own and given["class_path"] is None:
+            raise InputError(f"--{key}.{next(iter(own))}: give --{key} too, the class that has it.")
+        values[key] = given | {"init_args": (given.get("init_args") or {}) | own}
     return Recipe(**values)
 
 
-def _split_rule_arguments(argv: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """Arguments of the rule, given as ``--rule.NAME VALUE`` or ``--rule.init_args.NAME VALUE``, and all the others."""
-    found: dict[str, Any] = {}
-    rest, pending = [], ""
+def _split_arguments(argv: list[str]) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Arguments of rule, model and data, as ``--rule.NAME VALUE`` or ``--rule.init_args.NAME VALUE``; and the rest."""
+    found: dict[str, dict[str, Any]] = {}
+    rest, pending = [], ("", "")
     for argument in argv:
         flag, equals, value = argument.partition("=")
-        name = flag.removeprefix("--rule.").removeprefix("init_args.")
-        if pending:
-            found[pending], pending = parse_yaml(argument, f"--rule.{pending}: {argument!r}"), ""
-        elif not flag.startswith("--rule.") or name in ("class_path", "init_args"):
+        key, _, name = flag.removeprefix("--").partition(".")
+        name = name.removeprefix("init_args.")
+        if all(pending):
+            key, name = pending
+            found.setdefault(key, {})[name] = parse_yaml(argument, f"--{key}.{name}: {argument!r}")
+            pending = ("", "")
+        elif key not in _NESTED or not flag.startswith("--") or name in ("", "class_path", "init_args"):
             rest.append(argument)
         elif equals:
-            found[name] = parse_yaml(value, f"--rule.{name}: {value!r}")
+            found.setdefault(key, {})[name] = parse_yaml(value, f"--{key}.{name}: {value!r}")
         else:
-            pending = name
-    if pending:
-        raise InputError(f"--rule.{pending}: expected a value.")
+            pending = key, name
+    if all(pending):
+        raise InputError(f"--{'.'.join(pending)}: expected a value.")
     return found, rest
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,7 @@ class Prepared:
         untied: names that change apart from what the base ties them to, which is beside them.
         notes: what the user should know, for the plan and ``fusion.json``.
         carried: what travels from the base's folder.
+        found: what ``fusion.json`` tells of a search that found the rule.
     """
 
     recipe: Recipe
@@ -87,6 +88,7 @@ class Prepared:
     untied: Mapping[str, str]
     notes: tuple[str, ...]
     carried: tuple[str, ...] = ()
+    found: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def output(self) -> Path:
@@ -193,7 +195,7 @@ def fuse_folder(prepared: Prepared, advance: Callable[[int], None] | None = None
             outcome, details = _write_adapter(prepared, staging, resources)
         else:
             outcome, details = _write_weights(prepared, staging, resources), {}
-        record = report.fusion_record(prepared, outcome, details)
+        record = report.fusion_record(prepared, outcome, {**details, **prepared.found})
         report.write_reports(staging, prepared, record)
     notes = _keep_stats(prepared, outcome)
     return report.summary_text(prepared, record, time.monotonic() - started, notes)

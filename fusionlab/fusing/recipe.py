@@ -23,6 +23,10 @@ class Recipe:
         finetuned: path or hub id by task: full checkpoints or PEFT adapters, mixed freely.
         output: the folder to write; it appears whole or not at all.
         rule: a rule's name, or {class_path: ..., init_args: {...}}; --rule.ARGUMENT VALUE sets one of its arguments.
+        model: for rules that look at data: the module that runs the models, by name or {class_path: ..., init_args:
+            {...}}, on the recipe's base; --model.ARGUMENT VALUE sets one of its arguments.
+        data: for rules that look at data: the data module, in the same way; its tasks are those of ``finetuned``.
+            task_arithmetic without a coefficient is chosen on its validation splits too.
         dtype: dtype of the floating-point output, such as bfloat16; the base's own per tensor by default.
         input_dtype: round the inputs to this dtype before anything is computed, as mergekit's dtype does.
         mismatched_tensors: for tensors that differ in name, shape or integer values: error, or take the base's.
@@ -44,6 +48,8 @@ class Recipe:
     finetuned: dict[str, str]
     output: str
     rule: str | dict[str, Any] = "metagpt"
+    model: str | dict[str, Any] | None = None
+    data: str | dict[str, Any] | None = None
     dtype: str | None = None
     input_dtype: str | None = None
     mismatched_tensors: Literal["error", "base"] = "error"

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fusionlab.errors import InputError, did_you_mean
 from fusionlab.rules import Rule, from_config
+from fusionlab.rules import to_config as rule_config
 from fusionlab.rules.config import _arguments as checked_arguments
 from fusionlab.state import State
 
@@ -116,7 +117,8 @@ def search_from_config(config: str | Mapping[str, Any]) -> Search:
 
 def to_config(search: Search) -> dict[str, Any]:
     """The configuration that gives ``search`` again."""
-    init_args = {item.name: getattr(search, item.name) for item in fields(search)}  # type: ignore[arg-type]
+    values = {item.name: getattr(search, item.name) for item in fields(search)}  # type: ignore[arg-type]
+    init_args = {name: rule_config(value) if isinstance(value, Rule) else value for name, value in values.items()}
     return {"class_path": _name(type(search).__name__), "init_args": init_args}
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fusionlab.adapters import base_state
+from fusionlab.candidates import linear_tasks, score_linear_sums
 from fusionlab.errors import InputError, name_list
-from fusionlab.evaluation import to_device
+from fusionlab.evaluation import Row, evaluate, mean_score, primary_rows, to_device
 from fusionlab.fusion.finetuned import Finetuned
 from fusionlab.rules import Rule, is_open
 from fusionlab.search.adamerging import Adamerging
@@ -102,6 +104,39 @@ class ValidationProblem:
     def _first(self, task: str, num_samples: int) -> dict[str, Any]:
         split = self._data.splits[task]["validation"]
         return to_device(split.batch(torch.arange(min(num_samples, len(split)))), self._module.device)
+
+
+def mean_scores(
+    module: Any,
+    data: Any,
+    finetuned: Finetuned,
+    rules: Sequence[Rule],
+    line: Callable[[Sequence[str]], AbstractContextManager[Any]] = lambda tasks: nullcontext(),
+) -> list[float]:
+    """The mean validation score over the tasks of the model that each rule fuses, on all ranks together.
+
+    Weighted sums of what acts linearly share one pass for each task vector; other models have one each.
+
+    Args:
+        module: a module whose tasks are prepared.
+        data: a data module that is set up.
+        finetuned: what is fused.
+        rules: with all their coefficients.
+        line: a progress line over the tasks, which gives the function to call after each batch.
+    """
+    plans = {str(number): finetuned.plan(rule, finetuned.tasks) for number, rule in enumerate(rules)}
+    rows: dict[str, list[Row]] = {number: [] for number in plans}
+    summed = linear_tasks(module, finetuned.tasks, finetuned.weights)
+    sums = {number: (plan.by_task, summed, {}) for number, plan in plans.items() if plan.by_task is not None}
+    if sums and summed:
+        with line(summed) as advance:
+            rows |= score_linear_sums(module, data, finetuned.weights, sums, "validation", on_batch=advance)
+    for number, plan in plans.items():
+        known = {row["task"] for row in rows[number]}
+        if rest := [task for task in finetuned.tasks if task not in known]:
+            with module.use(finetuned.make(plan)), line(rest) as advance:
+                rows[number] += evaluate(module, data, rest, "validation", on_batch=advance)
+    return [mean_score(primary_rows(found)) for found in rows.values()]
 
 
 def complete(rule: Rule | Search, problem: ValidationProblem) -> Found:

@@ -16,16 +16,15 @@ from fusionlab.reporting import check_reference, single_task_values
 from fusionlab.rules import Rule, is_open, with_coefficient
 from fusionlab.search import Search, check_data
 from fusionlab.search.coefficients import best_coefficient, next_coefficients
+from fusionlab.search.workbench import Workbench, workbench
 from fusionlab.sweeping.identity import Point, RunIdentity
 from fusionlab.sweeping.ledger import Ledger
 from fusionlab.sweeping.recipe import SweepRecipe
 from fusionlab.sweeping.sources import (
     RunSource,
-    Workbench,
     load_finetuned,
     run_config,
     sources,
-    workbench,
 )
 from fusionlab.sweeping.worker import RunWorker, chunks, peak_bytes, validation_points
 
@@ -67,7 +66,7 @@ class Sweep:
         self.sources = sources(recipe)
         for source in self.sources:
             source.check_fitted(self.output)
-        self.bench: Workbench = workbench(self.config, self.sources[0])
+        self.bench: Workbench = workbench(self.config, self._first_run())
         self.tasks = tuple(self.bench.data.tasks)
         if recipe.full_reference is not None:
             check_reference(Path(recipe.full_reference), self.bench.module, self.bench.data)
@@ -83,6 +82,11 @@ class Sweep:
         for source in self.sources:
             if source.is_finished:
                 self.finetuned(source)
+
+    def _first_run(self) -> tuple[Path, ...]:
+        """The first source's folders, where it is finished: its heads are put in."""
+        first = self.sources[0]
+        return first.folders if first.is_finished else ()
 
     @cached_property
     def config(self) -> dict:

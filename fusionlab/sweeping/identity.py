@@ -11,7 +11,8 @@ from fusionlab.keys import FORMULAS, key_of, plain, scoring_key
 from fusionlab.rules import Rule, to_config
 from fusionlab.search import Search
 from fusionlab.search import to_config as search_config
-from fusionlab.sweeping.sources import RunSource, Workbench
+from fusionlab.search.workbench import Workbench
+from fusionlab.sweeping.sources import RunSource
 
 SCHEMA = 2
 """Of a record and its key; the keys of 1 held nothing of how answers are scored, cut and read, nor the precision."""

@@ -10,7 +10,7 @@ from fusionlab.adapters import Adapter
 from fusionlab.candidates import Candidate, score_candidates, tangent_shortcut
 from fusionlab.evaluation import primary_rows
 from fusionlab.fusion.finetuned import Finetuned, Fused
-from fusionlab.sweeping.sources import Workbench
+from fusionlab.search.workbench import Workbench
 from fusionlab.weights import state_of
 
 BYTES_AT_ONCE, CANDIDATES_AT_ONCE = 1 << 29, 64

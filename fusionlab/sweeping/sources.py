@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-import torch
 import yaml
-from lightning.pytorch import Trainer
 
-from fusionlab.adapters import Adapter, Method, base_state
+from fusionlab.adapters import Adapter, Method
 from fusionlab.commands import fit
 from fusionlab.errors import InputError, name_list
 from fusionlab.files import write_text
 from fusionlab.fusion.finetuned import Finetuned
-from fusionlab.loading import load_weights, point_hash
+from fusionlab.loading import load_weights
 from fusionlab.runs import CONFIG, RESULTS, RunFolder, changed_keys
+from fusionlab.search.workbench import Workbench
 from fusionlab.sweeping.recipe import Space, SweepRecipe
 
 # what may differ between the configuration that a run was fitted with, and the one that it is scored with
@@ -131,68 +129,6 @@ def run_config(folder: Path) -> dict[str, Any]:
     return dict(yaml.safe_load(path.read_text()))
 
 
-@dataclass(frozen=True)
-class Workbench:
-    """One module and one data module, set up once and used for every run.
-
-    Args:
-        module: on its device, its tasks prepared, without adapters.
-        data: with all splits.
-        base_hash: of all base weights.
-    """
-
-    module: Any
-    data: Any
-    base_hash: str
-
-    @property
-    def base(self) -> dict[str, torch.Tensor]:
-        """The base's state."""
-        return base_state(self.module.base_model)
-
-    def versions(self, task: str) -> dict[str, Any]:
-        """The samples of a task by split."""
-        return {split: self.data.splits[task][split].data_version for split in ("validation", "test")}
-
-
-def workbench(config: Mapping[str, Any], first: RunSource) -> Workbench:
-    """Build module and data as ``fit`` would.
-
-    Args:
-        config: of a run, or what one is fitted with.
-        first: the run whose heads are put in, where it is finished and has any.
-
-    Raises:
-        InputError: what the module or the data refuses.
-    """
-    model, data, trainer = (dict(config.get(key) or {}) for key in ("model", "data", "trainer"))
-    module_class = _class(model.get("class_path", "ClipModule"), "fusionlab.modules")
-    data_class = _class(data.get("class_path", "ImageTasks"), "fusionlab.data")
-    kept = {name: trainer[name] for name in ("accelerator", "precision") if trainer.get(name) is not None}
-    attached = Trainer(
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **kept,
-    )
-    module = module_class(**model.get("init_args", {}))
-    module = attached.precision_plugin.convert_module(module)
-    attached.strategy.connect(module)
-    module.trainer = attached
-    module.to(attached.strategy.root_device)
-    source = data_class(**data.get("init_args", {}))
-    fit.check_samples(module, source)
-    source.trainer = attached
-    source.setup()
-    attached.datamodule = source  # type: ignore[attr-defined]
-    if first.is_finished:
-        module.read_run(first.folders, source.tasks)
-    module.prepare_tasks(source.tasks)
-    return Workbench(module.eval(), source, point_hash(module.base_model))
-
-
 def load_finetuned(source: RunSource, bench: Workbench, space: Space = "delta_weight") -> Finetuned:
     """The fine-tuned weights of a run, in the order of the data's tasks.
 
@@ -242,8 +178,3 @@ def _check_scored_data(source: RunSource, bench: Workbench) -> None:
                     f"runs: {str(folder)!r} was scored on other data: {row['task']} {row['split']} "
                     f"{row['data_version']} there, {known.data_version} now; give the data it was fitted with"
                 )
-
-
-def _class(path: str, package: str) -> Any:
-    module, _, name = path.rpartition(".")
-    return getattr(importlib.import_module(module or package), name)

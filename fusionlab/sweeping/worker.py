@@ -15,10 +15,11 @@ from fusionlab.keys import FORMULAS, plain
 from fusionlab.rules import Rule, from_config, to_config
 from fusionlab.search import Found, Search, ValidationProblem
 from fusionlab.search import to_config as search_config
+from fusionlab.search.workbench import Workbench
 from fusionlab.sweeping.identity import SCHEMA, Point, RunIdentity
 from fusionlab.sweeping.ledger import Ledger
 from fusionlab.sweeping.scores import NOTHING, Cost, ModelScores, added
-from fusionlab.sweeping.sources import RunSource, Workbench
+from fusionlab.sweeping.sources import RunSource
 
 
 class RunWorker:

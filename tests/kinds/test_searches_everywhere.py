@@ -13,7 +13,8 @@ from fusionlab.__main__ import main
 from fusionlab.fusion.finetuned import Finetuned
 from fusionlab.rules import TaskArithmetic
 from fusionlab.search import Search, ValidationProblem, complete, rule_or_search
-from fusionlab.sweeping.sources import RunSource, load_finetuned, run_config, workbench
+from fusionlab.search.workbench import workbench
+from fusionlab.sweeping.sources import RunSource, load_finetuned, run_config
 
 
 def of(name: str, /, **arguments: Any) -> dict[str, Any]:
@@ -98,7 +99,7 @@ def poisoned(run: Path) -> tuple[Any, Any, Finetuned]:
     """The run's module, data of which only validation may be looked at, and its fine-tuned weights."""
     config = run_config(run)
     source = RunSource(config["model"]["init_args"]["method"], 42, (run,))
-    bench = workbench(config, source)
+    bench = workbench(config, [run])
     finetuned = load_finetuned(source, bench)
     for splits in bench.data.splits.values():
         splits |= {"train": Poisoned(), "test": Poisoned()}

@@ -18,10 +18,11 @@ from fusionlab.__main__ import main
 from fusionlab.adapters import Adapter, combine, combine_factors, load_adapter
 from fusionlab.errors import InputError
 from fusionlab.fusion.finetuned import Finetuned
+from fusionlab.search.workbench import Workbench
 from fusionlab.sweeping.identity import Point, RunIdentity
 from fusionlab.sweeping.ledger import key_of
 from fusionlab.sweeping.recipe import SweepRecipe
-from fusionlab.sweeping.sources import RunSource, Workbench
+from fusionlab.sweeping.sources import RunSource
 
 TASKS = ["digits", "signs", "textures"]
 DATA = {"tasks": TASKS, "max_samples": 40, "eval_batch_size": 40}

@@ -1,0 +1,83 @@
+"""One module and one data module, built from a configuration as ``fit`` builds them, to score models with."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+
+from fusionlab.adapters import base_state
+from fusionlab.loading import point_hash
+from fusionlab.tasks import check_samples
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """One module and one data module, set up once and used for every model.
+
+    Args:
+        module: on its device, its tasks prepared, without adapters.
+        data: with all splits.
+        base_hash: of all base weights.
+    """
+
+    module: Any
+    data: Any
+    base_hash: str
+
+    @property
+    def base(self) -> dict[str, torch.Tensor]:
+        """The base's state."""
+        return base_state(self.module.base_model)
+
+    def versions(self, task: str) -> dict[str, Any]:
+        """The samples of a task by split."""
+        return {split: self.data.splits[task][split].data_version for split in ("validation", "test")}
+
+
+def workbench(config: Mapping[str, Any], runs: Sequence[Path] = ()) -> Workbench:
+    """Build module and data as ``fit`` would.
+
+    Args:
+        config: of a run, or what one is fitted with: ``model``, ``data`` and ``trainer``.
+        runs: finished runs whose heads are put in, where they have any.
+
+    Raises:
+        InputError: what the module or the data refuses.
+    """
+    model, data, trainer = (dict(config.get(key) or {}) for key in ("model", "data", "trainer"))
+    module_class = _class(model.get("class_path", "ClipModule"), "fusionlab.modules")
+    data_class = _class(data.get("class_path", "ImageTasks"), "fusionlab.data")
+    kept = {name: trainer[name] for name in ("accelerator", "precision") if trainer.get(name) is not None}
+    attached = Trainer(
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **kept,
+    )
+    module = module_class(**model.get("init_args", {}))
+    module = attached.precision_plugin.convert_module(module)
+    attached.strategy.connect(module)
+    module.trainer = attached
+    module.to(attached.strategy.root_device)
+    source = data_class(**data.get("init_args", {}))
+    check_samples(module, source)
+    source.trainer = attached
+    source.setup()
+    attached.datamodule = source  # type: ignore[attr-defined]
+    if runs:
+        module.read_run(runs, source.tasks)
+    module.prepare_tasks(source.tasks)
+    return Workbench(module.eval(), source, point_hash(module.base_model))
+
+
+def _class(path: str, package: str) -> Any:
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module or package), name)
