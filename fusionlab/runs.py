@@ -143,7 +143,7 @@ class RunFolder:
             self._keep_as_part(yaml.safe_load((self.path / CONFIG).read_text()))
         for name in (RESULTS, TRAINED):
             (self.path / name).unlink(missing_ok=True)
-        for name in (CHECKPOINTS, "adapters", "finetuned", "heads", PARTS) if overwrite else ():
+        for name in (CHECKPOINTS, "adapters", "finetuned", "heads", "base", PARTS) if overwrite else ():
             shutil.rmtree(self.path / name, ignore_errors=True)
         for name in ("fused", "plots", "diagnostics"):
             shutil.rmtree(self.path / name, ignore_errors=True)
