@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,7 @@ def load_weights(
     own = own_record(folder)
     labels = {"model": "finetuned"} | (own.get("row") or {})
     if adapters.is_adapter(folder):
-        adapter = adapters.load_adapter(folder)
+        adapter = adapters.load_adapter(folder, None if base is None else _by_name(base))
         if base is not None:
             adapter = _for_base(folder, adapter, base, base_name, allow_other_base)
         if isinstance(base, nn.Module):
@@ -117,6 +117,11 @@ def load_weights(
         f"{str(folder)!r} holds neither adapter_config.json nor config.json; expected an adapter or a model folder"
         + (f". It has the folders {name_list(inside)}: give one below them." if inside else "")
     )
+
+
+def _by_name(base: nn.Module | State) -> Callable[[str], Tensor | None]:
+    """What gives a tensor of the base by any of its names."""
+    return (adapters.base_tensors(base) if isinstance(base, nn.Module) else base).get
 
 
 def _for_base(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from fusionlab.adapters.fused_attention import (
 )
 from fusionlab.adapters.layers import PREFIX, in_peft_shapes, pair_up
 from fusionlab.adapters.refusals import check_config
+from fusionlab.adapters.same_base import agree
 from fusionlab.checkpoints import save_state
 from fusionlab.checkpoints.readers import load_pickle
 from fusionlab.errors import InputError, name_list
@@ -152,10 +153,15 @@ def peft_config(adapter: Adapter, settings: Mapping[str, tuple[int, float, bool]
     }
 
 
-def load_adapter(folder: str | Path) -> Adapter:
+def load_adapter(folder: str | Path, base: Callable[[str], Tensor | None] | None = None) -> Adapter:
     """Read an adapter that this package or stock PEFT wrote, or a published L-LoRA one.
 
     Ranks, alphas, rank and alpha patterns and rsLoRA are taken from the configuration by PEFT's own matching.
+
+    Args:
+        folder: what is read.
+        base: gives a tensor of the base by its name, None where there is none; copies of the base's own, which PEFT
+            saves beside adapters of embeddings and heads, are left out then.
 
     Raises:
         InputError: no adapter there, files that cannot be read, an adapter that is not a low-rank sum (DoRA, IA3, LoHa,
@@ -169,7 +175,10 @@ def load_adapter(folder: str | Path) -> Adapter:
     own = read_json(folder / OWN, OwnRecord) if is_there(folder / OWN) else {}
     if is_there(folder / PUBLISHED):
         return _read_published(folder, config)
-    stored = pair_up(_read_tensors(folder), config, str(folder))
+    tensors = _read_tensors(folder)
+    if base is not None:
+        tensors = {name: tensor for name, tensor in tensors.items() if not _is_copy(name, tensor, base)}
+    stored = pair_up(tensors, config, str(folder))
     factors, fused_attention = from_block_adapters(stored, own.get("fused_attention", {}), own.get(OUT_COUNTED))
     for module, rank in own.get(UNPADDED, {}).items():
         if module not in factors or rank > factors[module].rank:
@@ -190,6 +199,14 @@ def load_adapter(folder: str | Path) -> Adapter:
         config={key: config[key] for key in _KEPT if config.get(key) is not None}
         | ({FAN_IN_FAN_OUT: True} if config.get(FAN_IN_FAN_OUT) else {}),
     )
+
+
+def _is_copy(name: str, tensor: Tensor, base: Callable[[str], Tensor | None]) -> bool:
+    """Whether a tensor is no factor but the base's own, to the rounding of both dtypes."""
+    if ".lora_" in name or not tensor.is_floating_point():
+        return False
+    own = base(name.removeprefix(PREFIX).replace(".base_layer.", "."))
+    return own is not None and own.shape == tensor.shape and own.is_floating_point() and agree(own, tensor)
 
 
 def _read_own_factors(path: Path, scalings: Mapping[str, tuple[float, bool]]) -> dict[str, Factors]:

@@ -104,7 +104,7 @@ def check_base(
     if recorded is None and (not named or named.partition("@")[0] == base.name.partition("@")[0]):
         return None
     theirs, unknown = _named_layers(adapter, base)
-    different = next((module for module in theirs if not _agree(base.layers[module], theirs[module])), None)
+    different = next((module for module in theirs if not agree(base.layers[module], theirs[module])), None)
     shown = named or "unknown"
     if different is not None:
         problem = f"{different} has other values there than in {base.name!r}"
@@ -175,7 +175,7 @@ class _AsInitial(Mapping[str, tuple[Tensor, None]]):
         return len(self._layers)
 
 
-def _agree(ours: Tensor, theirs: Tensor) -> bool:
+def agree(ours: Tensor, theirs: Tensor) -> bool:
     """Whether two copies of a weight differ by no more than what rounding to the dtypes of both leaves."""
     if ours.dtype == theirs.dtype and torch.equal(ours.cpu(), theirs.cpu()):
         return True

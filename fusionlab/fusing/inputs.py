@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fusionlab.checkpoints import open_checkpoint
 from fusionlab.checkpoints.hub import embedded, resolve
@@ -79,7 +81,7 @@ def open_input(
     from fusionlab.adapters import load_adapter  # imports peft, which takes seconds
     from fusionlab.adapters.same_base import GivenBase, check_base
 
-    adapter = load_adapter(path)
+    adapter = load_adapter(path, partial(_of_base, base))
     if adapter.method == "tangent_lora":
         raise InputError(
             f"adapter {task!r} is a tangent_lora: it acts under the linearized forward only and is no task vector of "
@@ -94,6 +96,14 @@ def open_input(
     files, notes = adapter_files(path), () if note is None else (note,)
     weights, unread = _task_vector_weights(adapter, placed.names, cache_bytes), tuple(unread_weights(path, files))
     return Opened(name, path, files, weights, config, unread, adapter, placed.names, notes=notes)
+
+
+def _of_base(base: Opened, name: str) -> Tensor | None:
+    """The base's tensor of this name, or the one that it is tied to."""
+    if name not in base.weights.tensors:
+        tie = base.architecture.may_be_tied(base.weights.tensors).get(name)
+        name = name if tie is None else tie.source
+    return base.weights.read(name) if name in base.weights.tensors else None
 
 
 def _refuse_tangent(task: str, path: Path) -> None:

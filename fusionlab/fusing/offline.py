@@ -14,7 +14,6 @@ import torch
 
 from fusionlab import rules
 from fusionlab.checkpoints import write_folder
-from fusionlab.checkpoints.stats import STATS, read_squared_norms, task_vector_key, write_squared_norms
 from fusionlab.checkpoints.writers import check_writable
 from fusionlab.errors import InputError, did_you_mean
 from fusionlab.files import path_of
@@ -28,6 +27,7 @@ from fusionlab.fusing.inputs import (
     open_input,
     with_adapter,
 )
+from fusionlab.fusing.kept_norms import keep_sums, known_sums
 from fusionlab.fusing.matrix_rules import (
     check_ranks,
     core_bytes,
@@ -46,7 +46,6 @@ from fusionlab.streaming import (
     CastWeights,
     Job,
     Outcome,
-    Plan,
     Resources,
     TensorInfo,
     make_plan,
@@ -197,7 +196,9 @@ def fuse_folder(prepared: Prepared, advance: Callable[[int], None] | None = None
             outcome, details = _write_weights(prepared, staging, resources), {}
         record = report.fusion_record(prepared, outcome, {**details, **prepared.found})
         report.write_reports(staging, prepared, record)
-    notes = _keep_stats(prepared, outcome)
+    notes = []
+    if prepared.recipe.input_dtype is None:
+        notes = keep_sums(prepared.base, prepared.inputs, prepared.job.plan, outcome)
     return report.summary_text(prepared, record, time.monotonic() - started, notes)
 
 
@@ -237,44 +238,8 @@ def _job(recipe: Recipe, rule: Rule, base: Opened, inputs: Mapping[str, Opened])
     plan = make_plan(units, task_inputs, mismatched_tensors=mismatched, ties=ties, is_ignored=is_ignored)
     dtypes = {name: output_dtype(stored.tensors[units.place(name)[0]], dtype) for name in units.tensors}
     looked_up = input_dtype is None and not (recipe.hash and recipe.dry_run)  # a dry run reads no content
-    known = _known(base, inputs, plan) if looked_up else {}
+    known = known_sums(base, inputs, plan) if looked_up else {}
     return Job(rule, units, task_inputs, plan, dtypes, known, recipe.cosines), ties.apart
-
-
-def _stats(base: Opened, opened: Opened) -> tuple[Path, str]:
-    """Where the statistics of an input's task vector are kept, and the fingerprint that makes them valid."""
-    path = opened.path / STATS if opened.path.is_dir() else opened.path.with_name(f"{opened.path.name}.{STATS}")
-    return path, task_vector_key(opened.records, None if opened.adapter is not None else base.fingerprint)
-
-
-def _known(base: Opened, inputs: Mapping[str, Opened], plan: Plan) -> dict[str, dict[str, tuple[float, ...]]]:
-    found = {}
-    for task, opened in inputs.items():
-        norms = read_squared_norms(*_stats(base, opened))
-        untouched = () if opened.adapter is None else set(plan.fused) - set(plan.sources[task])
-        found[f"squared_norm/{task}"] = norms | dict.fromkeys(untouched, ()) if norms else {}
-    return found
-
-
-def _keep_stats(prepared: Prepared, outcome: Outcome) -> list[str]:
-    """Write the squared norms beside the inputs, where that is possible."""
-    notes: list[str] = []
-    if prepared.recipe.input_dtype is not None:
-        return notes
-    for task, opened in prepared.inputs.items():
-        path, key = _stats(prepared.base, opened)
-        measured = outcome.sums.get(f"squared_norm/{task}", {})
-        sources = prepared.job.plan.sources[task]
-        norms = {name: parts for name, parts in measured.items() if name in sources}
-        if norms and read_squared_norms(path, key) != norms:
-            if not (opened.is_unchanged and prepared.base.is_unchanged):
-                notes.append(f"the files of {task!r} or of the base changed meanwhile; their statistics are not kept")
-                continue
-            try:
-                write_squared_norms(path, key, norms)
-            except OSError as error:
-                notes.append(f"the statistics of {task!r} could not be kept in {str(path)!r}: {error.strerror}")
-    return notes
 
 
 def _output_tensors(job: Job, base: Opened) -> dict[str, TensorInfo]:

@@ -49,12 +49,12 @@ def relation(base: Shapes, of_base: Architecture, other: Shapes, of_other: Archi
         other: shape by name of the other model.
         of_other: what that one is.
     """
-    if base.keys() == other.keys():
+    if base.keys() == other.keys() or of_base.source is None or of_other.source is None:
         return None
     first, second = of_base.source, of_other.source
-    are_known = first is not None and second is not None and first.node.name != second.node.name
+    are_two = first.node.name != second.node.name
     declared = []
-    if first is not None and second is not None and are_known:
+    if are_two:
         declared = [("", f"{place}.") for place in places(first, second.node.name)]
         declared += [(f"{place}.", "") for place in places(second, first.node.name)]
     found = _best(base, other, declared)
@@ -69,7 +69,7 @@ def relation(base: Shapes, of_base: Architecture, other: Shapes, of_other: Archi
     ties = {*of_base.may_be_tied(base), *of_other.may_be_tied(other)}
     rest = _beyond(base, set(names), ties, ignored(of_base))
     more = _beyond(other, set(names.values()), ties, ignored(of_other))
-    is_part = are_known and bool(names) and rest != more
+    is_part = are_two and bool(names) and rest != more
     return Relation(names, is_part) if is_part or any(name != own for name, own in names.items()) else None
 
 
@@ -91,7 +91,7 @@ def places(outer: ModelClass, class_name: str, depth: int = _DEEP) -> list[str]:
 
 
 def adapted_names(base: Shapes, of_base: Architecture, changed: Shapes, class_name: str) -> dict[str, str]:
-    """Name that an adapter of a part, or of a whole, changes -> its name in the base; as it is where nothing tells it.
+    """Name that an adapter of a part, or of a whole, changes -> its name in the base; as it is where no class tells it.
 
     Args:
         base: shape by name.
@@ -100,11 +100,13 @@ def adapted_names(base: Shapes, of_base: Architecture, changed: Shapes, class_na
         class_name: of the model that the adapter was made for; empty where it does not say it.
     """
     first = of_base.source
-    second = first.of(class_name) if first is not None and class_name else None
+    if first is None:
+        return {name: name for name in changed}
+    second = first.of(class_name) if class_name else None
     turned = {name: tuple(sorted(shape)) for name, shape in base.items()}
     own = {name: tuple(sorted(shape)) for name, shape in changed.items()}
     pairs = []
-    if first is not None and second is not None:
+    if second is not None:
         pairs = [("", f"{place}.") for place in places(first, class_name)]
         pairs += [(f"{place}.", "") for place in places(second, first.node.name)]
     found = _best(turned, own, pairs)

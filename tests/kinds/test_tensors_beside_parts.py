@@ -310,6 +310,7 @@ def test_tangent_models_are_refused_with_the_reason(
     folder = saved("Llama")
     rename(folder / "whole1", tmp_path / "a", str)
     (tmp_path / "a" / kind).write_text(json.dumps({"linearization_point": "0" * 16}))
-    arguments = ["--base", str(folder / "whole0"), "--finetuned.a", str(tmp_path / "a"), "--output", "out"]
+    arguments = ["--base", str(folder / "whole0"), "--finetuned.a", str(tmp_path / "a")]
+    arguments += ["--output", str(tmp_path / "out")]
     assert main(["fuse", *arguments]) == 2
     assert "is a tangent model: it acts to first order about its base only" in capsys.readouterr().err
