@@ -67,9 +67,7 @@ def checked_flags(argv: Sequence[str], mappings: Sequence[str]) -> list[str]:
         InputError: a list, a mapping or an entry of one is given by two flags, of which the first would be dropped.
     """
     refuse_repeated_keys()
-    given: dict[str, list[str]] = {}
-    for flag, value in _flags(argv):
-        given.setdefault(flag, []).append(value)
+    given = given_flags(argv)
     for flag, values in given.items():
         is_entry = any(flag.startswith(f"{name}.") for name in mappings)
         if len(values) > 1 and (is_entry or any(value.lstrip()[:1] in ("[", "{") for value in values)):
@@ -84,6 +82,14 @@ def checked_flags(argv: Sequence[str], mappings: Sequence[str]) -> list[str]:
                 lost = ", ".join(twice or entries)
                 raise InputError(f"--{name} {whole} and --{name}.{lost}: only one of them would count; keep one")
     return _files_first(argv)
+
+
+def given_flags(argv: Sequence[str]) -> dict[str, list[str]]:
+    """The values of each flag that sets something, by its name; a class's arguments without ``init_args``."""
+    given: dict[str, list[str]] = {}
+    for flag, value in _flags(argv):
+        given.setdefault(flag, []).append(value)
+    return given
 
 
 def _flags(argv: Sequence[str]) -> Iterator[tuple[str, str]]:

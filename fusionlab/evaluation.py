@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import distributed
 
+from fusionlab.samplers import FirstSamples
+
 ROW_FIELDS = (
     "model", "method", "task", "split", "metric", "value", "num_samples", "rule", "scaling_coefficients",
     "fused_tasks", "finetuned_on", "denominator", "normalized", "data_version", "seed", "scored_by",
@@ -93,13 +95,14 @@ def mean_score(rows: Iterable[Row]) -> float:
 
 
 def rows_of(task: str, split: str, metrics: Any, samples: Any, labels: dict[str, Any]) -> list[Row]:
-    """One row per metric of a task that was scored, with all :data:`ROW_FIELDS`."""
+    """One row per metric of a scored task, with all :data:`ROW_FIELDS`, and ``limited`` where it is of a part."""
     values = {name: float(value) for name, value in metrics.compute().items()}
     known = {"task": task, "split": split, "num_samples": len(samples), "data_version": samples.data_version} | labels
     unknown = set(known) - set(ROW_FIELDS)
     assert not unknown, f"no such row field: {unknown}"
+    limited = {"limited": samples.limited} if isinstance(samples, FirstSamples) else {}
     return [
-        {field: {**known, "metric": name, "value": value}.get(field) for field in ROW_FIELDS}
+        {field: {**known, "metric": name, "value": value}.get(field) for field in ROW_FIELDS} | limited
         for name, value in values.items()
     ]
 

@@ -152,6 +152,11 @@ class RunFolder:
             _write_json(self.path / TAKEN, taken)
         write_text(self.path / CONFIG, yaml.safe_dump(dict(config), sort_keys=False))
 
+    def take_back(self) -> None:
+        """Undo the begin of a new run that has trained nothing to keep, so that a mended command finds no other's."""
+        for name in (CONFIG, TAKEN):
+            (self.path / name).unlink(missing_ok=True)
+
     def _keep_as_part(self, config: Mapping[str, Any]) -> None:
         tasks = [task for task in _definitions(config) if task not in self.taken()]
         part = self.part(tasks)

@@ -4,9 +4,67 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+Batch = dict[str, Tensor]
+
+
+class Split(Protocol):
+    """One split of one task, held in memory or memory-mapped."""
+
+    data_version: str
+    """Short SHA-256 over what a model sees of the split, and its labels."""
+
+    reading_version: str
+    """Short SHA-256 over all that a model reads of the split, and what its outputs are compared with."""
+
+    evaluation_order: Tensor | None
+    """The order in which evaluation cuts its batches (int64, a permutation), or None for the order of the samples."""
+
+    def __len__(self) -> int:
+        """Number of samples."""
+
+    def batch(self, indices: Tensor) -> Batch:
+        """The samples at ``indices``, with the key ``"index"`` holding ``indices`` itself."""
+
+
+class FirstSamples:
+    """A split cut to the first samples in the order of its evaluation, which the rows of its scores say.
+
+    Args:
+        split: the whole split.
+        num_samples: how many are kept.
+        why: the option that bounds it, with its value.
+    """
+
+    def __init__(self, split: Split, num_samples: int, why: str) -> None:
+        self._split, self._num_samples = split, num_samples
+        self.evaluation_order: Tensor | None = None
+        self.data_version = f"{split.data_version}:{num_samples}"
+        self.reading_version = f"{split.reading_version}:{num_samples}"
+        self.limited = f"{why}: the first {num_samples} of {len(split)} samples"
+
+    def __len__(self) -> int:
+        """Number of samples that are kept."""
+        return self._num_samples
+
+    def batch(self, indices: Tensor) -> Batch:
+        """Those of the samples that are kept, of the whole split's ``index``."""
+        order = self._split.evaluation_order
+        return self._split.batch(indices if order is None else order[indices])
+
+
+def bounded(num_batches: int, limit: int | float) -> int:
+    """How many of ``num_batches`` a trainer's limit leaves: so many where it is whole, else that share of them.
+
+    Example:
+        >>> bounded(7, 3), bounded(7, 9), bounded(7, 0.5), bounded(7, 1.0)
+        (3, 7, 3, 7)
+    """
+    return min(limit, num_batches) if isinstance(limit, int) else int(num_batches * limit)
 
 
 def derive_seed(*parts: object) -> int:

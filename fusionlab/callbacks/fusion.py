@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -27,6 +28,7 @@ from fusionlab.fusion.making import FusedModel
 from fusionlab.keys import keyed
 from fusionlab.linearize import LINEARIZED_METHODS
 from fusionlab.runs import RESULTS
+from fusionlab.samplers import FirstSamples
 from fusionlab.streaming import try_rule
 from fusionlab.tasks import without_classes
 
@@ -89,6 +91,10 @@ class FusionCallback(Callback):
         if self._reference is not None:
             pl_module.prepare_tasks(trainer.datamodule.tasks)
             reporting.check_reference(self._reference, pl_module, trainer.datamodule)
+        if trainer.limit_test_batches == 0:
+            raise InputError(
+                "trainer.limit_test_batches 0 leaves nothing to score; leave it out, or give --train_only to train only"
+            )
         for rule in self.rules.values():
             if not isinstance(rule, search.Search) and not rules.is_open(rule) and not _names_parameters(rule):
                 try_rule(rule, trainer.datamodule.tasks)
@@ -107,19 +113,20 @@ class FusionCallback(Callback):
         """Score on the test splits and write the run folder."""
         with _random_states_preserved():
             rows, made = self._score(trainer, pl_module, "test")
-            self._diagnose(trainer, pl_module)
+            diagnose = self._diagnosis(trainer, pl_module)
         if trainer.is_global_zero:
-            self._write(Path(trainer.default_root_dir), pl_module, trainer.datamodule, rows, made)
+            with _folder_to_write(trainer) as root:
+                diagnose(root)
+                self._write(root, pl_module, trainer.datamodule, rows, made)
         trainer.strategy.barrier("run folder written")
 
-    def _diagnose(self, trainer: Trainer, module: Any) -> None:
+    def _diagnosis(self, trainer: Trainer, module: Any) -> Callable[[Path], None]:
+        """What is to be written into the run folder of how the task vectors lie; all ranks take part."""
         if self.diagnostics is None:
-            return
+            return lambda root: None
         finetuned = {task: module.finetuned(task) for task in trainer.datamodule.tasks}
         plane = self.diagnostics.plane(module, trainer.datamodule, finetuned)
-        if trainer.is_global_zero:
-            base = base_state(module.base_model)
-            write_diagnostics(Path(trainer.default_root_dir), base, finetuned, plane)
+        return lambda root: write_diagnostics(root, base_state(module.base_model), finetuned, plane)
 
     def _score(self, trainer: Trainer, module: Any, split: str) -> tuple[list[Row], dict[str, _Made]]:
         data = trainer.datamodule
@@ -136,6 +143,9 @@ class FusionCallback(Callback):
                 f"fused by {name}", each.model.weights, tasks, split, model="fused", rule=name,
                 scaling_coefficients=each.model.scaling_coefficients, fused_tasks=tasks, **labels,
             )  # fmt: skip
+            rule = self.rules[name.removesuffix(f"-{self.dtype}")]
+            if isinstance(rule, search.Search) or rules.is_open(rule):
+                found = _with_bounds_of_choice(found, data)
             rows += [{**row, **each.more} for row in found]
         return reporting.normalize(keyed(rows, module, data), self.full_reference), made
 
@@ -167,7 +177,18 @@ class FusionCallback(Callback):
         reporting.plot_scores(rows, root / "plots" / "scores.png")
         reporting.write_results(root / RESULTS, rows)
         reporting.print_table(rows, title)
-        print(f"run folder: {root}")
+
+
+@contextmanager
+def _folder_to_write(trainer: Trainer) -> Iterator[Path]:
+    """The run folder; with ``fast_dev_run`` one that is gone afterwards."""
+    if not trainer.fast_dev_run:
+        yield Path(trainer.default_root_dir)
+        print(f"run folder: {trainer.default_root_dir}")
+        return
+    with tempfile.TemporaryDirectory(prefix="fusionlab-") as folder:
+        yield Path(folder)
+    print("fast_dev_run: trained, fused, scored and written; nothing is kept")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,6 +224,19 @@ class _Scorer:
         rank, world_size = rank_and_world_size()
         batches = sum(len(range(rank, self.data.num_eval_batches(task, split), world_size)) for task in tasks)
         return self.progress.scoring(f"scoring {what} on {split}", batches)
+
+
+def _with_bounds_of_choice(rows: list[Row], data: Any) -> list[Row]:
+    """The rows, which say so where the coefficient was chosen on a part of the validation samples."""
+    bounds = [
+        f"{task} {split.limited}"
+        for task, splits in data.splits.items()
+        if isinstance(split := splits["validation"], FirstSamples)
+    ]
+    if not bounds:
+        return rows
+    chosen = f"the coefficient is chosen on a part of validation ({'; '.join(bounds)})"
+    return [{**row, "limited": "; ".join(filter(None, (row.get("limited"), chosen)))} for row in rows]
 
 
 @contextmanager

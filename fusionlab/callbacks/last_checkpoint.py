@@ -93,7 +93,9 @@ class LastCheckpoint(Checkpoint):
             self._saved_at = trainer.global_step
 
     def is_due(self, trainer: Trainer) -> bool:
-        """Whether the step is not saved yet and no gradient waits for an update."""
+        """Whether the step is not saved yet and no gradient waits for an update; never where nothing is kept."""
+        if trainer.fast_dev_run:
+            return False
         return trainer.global_step != self._saved_at and not trainer.fit_loop._should_accumulate()
 
     def state_dict(self) -> dict[str, Any]:

@@ -95,7 +95,10 @@ class RunFolderCallback(Callback):
             self._leases = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the tasks back."""
+        """Give the tasks back; a run that begun here without a checkpoint is as if it had never begun."""
+        begun = self._leases is not None and self.state == "new" and self.folder.last_checkpoint is None
+        if begun and isinstance(exception, Exception):
+            self.folder.take_back()
         self.teardown(trainer, pl_module, "fit")
 
 

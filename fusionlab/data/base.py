@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
@@ -11,10 +12,10 @@ import numpy as np
 from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 
-from fusionlab.data.loader import Batch, Split, StepLoader, exact_batches
+from fusionlab.data.loader import StepLoader, exact_batches
 from fusionlab.data.splits import SPLITS, SplitName
 from fusionlab.errors import InputError, did_you_mean, name_list
-from fusionlab.samplers import derive_seed
+from fusionlab.samplers import Batch, FirstSamples, Split, bounded, derive_seed
 from fusionlab.tasks import Samples, Task
 
 _STAGE_SPLITS: dict[str, tuple[SplitName, ...]] = {
@@ -50,11 +51,20 @@ class TaskData(LightningDataModule, ABC):
         self.tasks: dict[str, Any] = {}
         self.training_tasks: list[str] | None = None
         """Tasks to train where it is not all of them: the others were trained by earlier jobs."""
-        self.splits: dict[str, dict[str, Any]] = {name: {} for name in definitions}
+        self.loaded: dict[str, dict[str, Any]] = {name: {} for name in definitions}
+        """The splits, whole, by task and name."""
+
+    @property
+    def splits(self) -> dict[str, dict[str, Any]]:
+        """The splits by task and name; those that are scored are cut where the trainer's options bound them."""
+        return {
+            task: {name: self._cut(name, split) for name, split in loaded.items()}
+            for task, loaded in self.loaded.items()
+        }
 
     @abstractmethod
     def load_task(self, task: Task, splits: list[SplitName]) -> None:
-        """Add the task to ``tasks`` and the splits to ``splits``."""
+        """Add the task to ``tasks`` and the splits to ``loaded``."""
 
     def prepare_data(self) -> None:
         """Fill the cache in one process of each machine, before the others read it."""
@@ -70,7 +80,7 @@ class TaskData(LightningDataModule, ABC):
         """
         for name, task in self.definitions.items():
             missing = [
-                split for split in (SPLITS if stage is None else _STAGE_SPLITS[stage]) if split not in self.splits[name]
+                split for split in (SPLITS if stage is None else _STAGE_SPLITS[stage]) if split not in self.loaded[name]
             ]
             if missing or name not in self.tasks:
                 self.load_task(task, missing)
@@ -80,6 +90,10 @@ class TaskData(LightningDataModule, ABC):
         splits = {name: self._split(name, "train") for name in self.training_tasks or self.definitions}
         if self.trainer is None:
             return StepLoader(splits, self.batch_size, seed=self.seed, loss_counts=self.loss_counts(splits))
+        options: dict[str, Any] = {}
+        if isinstance(self.trainer, Trainer):
+            repeat = self.trainer.overfit_batches > 0
+            options = {"trained": self._batches_trained, "limit": self.trainer.limit_train_batches, "repeat": repeat}
         return StepLoader(
             splits,
             self.batch_size,
@@ -88,7 +102,7 @@ class TaskData(LightningDataModule, ABC):
             world_size=self.trainer.world_size,
             length_multiple=self.trainer.accumulate_grad_batches,
             loss_counts=self.loss_counts(splits),
-            trained=self._batches_trained if isinstance(self.trainer, Trainer) else None,
+            **options,
         )
 
     def shown_samples(self, task: str) -> list[str]:
@@ -105,10 +119,39 @@ class TaskData(LightningDataModule, ABC):
         return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
 
     def val_dataloader(self) -> list[int]:
-        """One empty batch: the module scores by :func:`fusionlab.evaluate`, which takes :meth:`eval_batches` itself."""
-        return [0]
+        """Empty batches, of which the trainer's limit leaves one: the module then scores by :func:`fusionlab.evaluate`.
 
-    test_dataloader = val_dataloader
+        That takes :meth:`eval_batches`, which the limit bounds in truth.
+        """
+        return _one_within(self._limit("validation"))
+
+    def test_dataloader(self) -> list[int]:
+        """As :meth:`val_dataloader`."""
+        return _one_within(self._limit("test"))
+
+    def _limit(self, split: str) -> tuple[str, int | float]:
+        """The option of the trainer that bounds the batches of a split in evaluation, and its value; 1.0 for none.
+
+        Without validation in ``fit`` (0 batches) coefficients are chosen on the whole split.
+        """
+        trainer = self.trainer
+        if not isinstance(trainer, Trainer) or split == "train":
+            return "", 1.0
+        if split == "test":
+            return "fast_dev_run" if trainer.fast_dev_run else "limit_test_batches", trainer.limit_test_batches
+        if trainer.sanity_checking:
+            steps = trainer.num_sanity_val_steps
+            return "num_sanity_val_steps", 1.0 if steps == float("inf") else int(steps)
+        if trainer.overfit_batches:
+            return "overfit_batches", trainer.limit_val_batches
+        name = "fast_dev_run" if trainer.fast_dev_run else "limit_val_batches"
+        return name, trainer.limit_val_batches or 1.0
+
+    def _cut(self, name: str, split: Any) -> Any:
+        option, limit = self._limit(name)
+        batches = -(-len(split) // self.eval_batch_size)
+        kept = max(1, bounded(batches, limit)) * self.eval_batch_size
+        return split if kept >= len(split) else FirstSamples(split, kept, f"{option} {limit}")
 
     def eval_batches(self, task: str, split: str, *, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
         """This rank's evaluation batches of a task, each with a bool ``"mask"`` that is False on padding."""
@@ -119,10 +162,10 @@ class TaskData(LightningDataModule, ABC):
         return -(-len(self._split(task, split)) // self.eval_batch_size)
 
     def _split(self, task: str, split: str) -> Split:
-        if split not in self.splits[task]:
-            loaded = name_list(self.splits[task]) or "none"
+        if split not in self.loaded[task]:
+            loaded = name_list(self.loaded[task]) or "none"
             raise RuntimeError(f"split {split!r} of task {task!r} is not loaded (loaded: {loaded}); call setup first")
-        return self.splits[task][split]
+        return self._cut(split, self.loaded[task][split])
 
     def chosen(self, rows: np.ndarray, task: str, split: str) -> np.ndarray:
         """At most ``max_samples`` of the rows, a choice that depends on nothing but task and split."""
@@ -130,6 +173,13 @@ class TaskData(LightningDataModule, ABC):
             return rows
         generator = np.random.default_rng(derive_seed("max_samples", task, split))
         return np.sort(generator.choice(rows, self.max_samples, replace=False))
+
+
+def _one_within(limit: tuple[str, int | float]) -> list[int]:
+    """Empty batches, as many as leave one where a share of them is taken."""
+    share = limit[1]
+    size = 1 if isinstance(share, int) or not share else math.ceil(1 / share)
+    return [0] * (size if isinstance(share, int) or not share or int(size * share) else size + 1)
 
 
 def embedded(names: Iterable[str]) -> dict[str, Task]:

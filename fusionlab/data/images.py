@@ -17,13 +17,13 @@ from fusionlab.data.base import TaskData, check_embedded, check_positive, embedd
 from fusionlab.data.cache import cache_root
 from fusionlab.data.drawing import DRAWN_TASKS, DrawnTask
 from fusionlab.data.folder import ImageBatches, image_files
-from fusionlab.data.loader import Batch
 from fusionlab.data.pixels import pixels
 from fusionlab.data.sources import check_path
 from fusionlab.data.splits import SplitName
 from fusionlab.data.stored import OnBadImage, StoredImages, data_version
 from fusionlab.errors import InputError, did_you_mean
 from fusionlab.known_tasks import DEFAULT_TEMPLATES, IMAGE_TASKS
+from fusionlab.samplers import Batch
 from fusionlab.tasks import Task, parse_tasks
 
 EMBEDDED_TASKS: list[str | dict] = list(DRAWN_TASKS)
@@ -183,7 +183,7 @@ class ImageTasks(TaskData):
     ) -> None:
         chosen = self.chosen(rows, task, split)
         version = version if len(chosen) == len(rows) else None
-        self.splits[task][split] = ImageSplit(images, labels, chosen, self._how(), version)
+        self.loaded[task][split] = ImageSplit(images, labels, chosen, self._how(), version)
 
     def _how(self) -> Preprocessing:
         """How the backbone's checkpoint processes images; for another size, or without a backbone, as CLIP does."""

@@ -3,34 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fusionlab.errors import InputError, name_list
-from fusionlab.samplers import TrainingOrder, evaluation_batches
-
-Batch = dict[str, Tensor]
-
-
-class Split(Protocol):
-    """One split of one task, held in memory or memory-mapped."""
-
-    data_version: str
-    """Short SHA-256 over what a model sees of the split, and its labels."""
-
-    reading_version: str
-    """Short SHA-256 over all that a model reads of the split, and what its outputs are compared with."""
-
-    evaluation_order: Tensor | None
-    """The order in which evaluation cuts its batches (int64, a permutation), or None for the order of the samples."""
-
-    def __len__(self) -> int:
-        """Number of samples."""
-
-    def batch(self, indices: Tensor) -> Batch:
-        """The samples at ``indices``, with the key ``"index"`` holding ``indices`` itself."""
+from fusionlab.samplers import Batch, Split, TrainingOrder, bounded, evaluation_batches
 
 
 class StepLoader:
@@ -53,6 +32,8 @@ class StepLoader:
             tokens. Their batches say ``loss_tokens``: the mean weight of the batches that make one update, over ranks
             and accumulated steps, so that the mean of their losses is that of the whole update's tokens.
         trained: the number of batches that were trained on before, asked when an epoch begins.
+        limit: the trainer's bound on the batches of an epoch, a number or a share.
+        repeat: whether every epoch has the batches of the first one (``overfit_batches``).
 
     Raises:
         InputError: a task has fewer training samples than there are processes.
@@ -69,6 +50,8 @@ class StepLoader:
         length_multiple: int = 1,
         loss_counts: Mapping[str, Tensor] | None = None,
         trained: Callable[[], int] | None = None,
+        limit: int | float = 1.0,
+        repeat: bool = False,
     ) -> None:
         short = [f"{task} ({len(split)})" for task, split in splits.items() if len(split) < world_size]
         if short:
@@ -90,6 +73,7 @@ class StepLoader:
         self._length = -(-longest // length_multiple) * length_multiple
         self._num_accumulated, self._world_size = length_multiple, world_size
         self._loss_counts = dict(loss_counts or {})
+        self._of_epoch, self._repeat = max(1, bounded(self._length, limit)), repeat
 
     def __len__(self) -> int:
         """Number of batches in an epoch: ceil(longest task / global batch), rounded up to ``length_multiple``."""
@@ -107,6 +91,7 @@ class StepLoader:
     def batch(self, step: int) -> dict[str, Batch]:
         """The batch of this rank at ``step``."""
         start = self.rank * self.batch_size
+        step = step % self._of_epoch if self._repeat else step
         return {
             task: split.batch(self._orders[task].indices(step)[start : start + self.batch_size])
             | self._loss_tokens(task, step)
@@ -117,8 +102,10 @@ class StepLoader:
         counts = self._loss_counts.get(task)
         if counts is None:
             return {}
-        first = step - step % self._num_accumulated
-        of_update = (self._orders[task].indices(first + i) for i in range(self._num_accumulated))
+        of_epoch = step % self._of_epoch  # an epoch's last update is made of the batches that are left
+        first = of_epoch - of_epoch % self._num_accumulated
+        last = min(first + self._num_accumulated, self._of_epoch)
+        of_update = (self._orders[task].indices(step - of_epoch + i) for i in range(first, last))
         total = sum(int(counts[indices].sum()) for indices in of_update)
         return {"loss_tokens": torch.tensor(total / (self._num_accumulated * self._world_size))}
 

@@ -130,7 +130,7 @@ class TextTasks(TaskData):
         samples = TextSplit(texts[chosen], self._tokenizer(), self.max_tokens, cache)
         cut = [samples.texts.inputs[row] for row in samples.truncated_rows]
         self._report(name, split, cut, len(samples))
-        self.splits[name][split] = samples
+        self.loaded[name][split] = samples
 
     def predict_dataloader(self) -> PredictTexts:
         """Batches of the texts to answer.

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from fusionlab.backbones.tokenizers import tokenizer_fingerprint
 from fusionlab.data.cache import cached_folder
-from fusionlab.data.loader import Batch
 from fusionlab.data.rendering import Texts
+from fusionlab.samplers import Batch
 
 _FORMAT = 2
 """Raise to drop every cache, after a change to tokenization or to the files below."""

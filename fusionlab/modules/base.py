@@ -32,6 +32,7 @@ from fusionlab.modules.applying import (
     task_vector_on_backbone,
 )
 from fusionlab.modules.provenance import check_trained_on, trained_on
+from fusionlab.modules.resuming import check_same_training
 from fusionlab.modules.stepping import WithGradients, seed_device
 from fusionlab.optimization import lr_multiplier
 from fusionlab.samplers import derive_seed
@@ -384,12 +385,14 @@ class FusionModule(LightningModule, ABC):
         kept = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         kept |= {name for name in checkpoint["state_dict"] if ".lora_" in name or "lora_a0" in name}
         checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in kept}
+        checkpoint["trained_as"] = {"method": self.method, "lora_alpha": self.lora_alpha}
         if self.injection is not None:
             checkpoint["a0_hash"] = self.injection.a0_hash
         checkpoint["trained_on"] = {task: trained_on(self, task) for task in self.task_parameters}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to go on where samples or base are others than those that it was trained on so far."""
+        """Refuse to go on where tasks, settings, samples or base are others than those of the training so far."""
+        check_same_training(self, checkpoint)
         self.check_trained_on(checkpoint, list(self.task_parameters), "the last checkpoint")
 
     def check_trained_on(self, checkpoint: Mapping[str, Any], tasks: Sequence[str], where: str) -> None:
@@ -442,4 +445,5 @@ class FusionModule(LightningModule, ABC):
         labels = {"model": "pretrained"} if loaded is None else loaded.labels
         with self.use(None if loaded is None else loaded.weights):
             rows = evaluate(self, self.trainer.datamodule, None, split, **{"seed": self.seed} | labels)
+        self.log_dict({f"{split}/{row['task']}/{row['metric']}": row["value"] for row in rows}, batch_size=1)
         return keyed(rows, self, self.trainer.datamodule)

@@ -3,6 +3,7 @@
 from fusionlab.reporting.results import (
     SCHEMA,
     check_reference,
+    limits,
     line_name,
     markdown,
     markdown_table,
@@ -19,6 +20,7 @@ from fusionlab.reporting.results import (
 __all__ = [
     "SCHEMA",
     "check_reference",
+    "limits",
     "line_name",
     "markdown",
     "markdown_table",

@@ -160,6 +160,8 @@ def markdown(rows: Sequence[Row], title: str) -> str:
         lines += ["Share of the changed weights whose update rounding keeps, changes and loses:", ""]
         lines += [f"- `{rule}`: {_shares(values)}" for rule, values in rounded.items()]
         lines.append("")
+    if found := limits(rows):
+        lines += ["Scores of a part of the samples:", "", *(f"- {each}" for each in found), ""]
     faults = [row for row in rows if row["metric"] in COUNTS and row["value"] and row["denominator"] != "full"]
     lines += [
         f"- {row['task']}, {line_name(row)}: {row['value']:.0f} of {row['num_samples']} answers {row['metric']}"
@@ -171,6 +173,17 @@ def markdown(rows: Sequence[Row], title: str) -> str:
     lines += [f"| {task} | {split} | {count} | `{version}` |" for task, split, count, version in counts]
     lines += ["", f"Seed {rows[0]['seed']}, method `{rows[0]['method']}`." if rows else ""]
     return "\n".join(lines) + "\n"
+
+
+def limits(rows: Sequence[Row]) -> list[str]:
+    """What bounded the samples that were scored, by task and split, or a coefficient was chosen on; empty for nothing.
+
+    Example:
+        >>> limits([{"task": "digits", "split": "test", "limited": "limit_test_batches 1: the first 8 of 40 samples"}])
+        ['digits, test: limit_test_batches 1: the first 8 of 40 samples']
+    """
+    found = (f"{row['task']}, {row['split']}: {row['limited']}" for row in rows if row.get("limited"))
+    return list(dict.fromkeys(found))
 
 
 def _coefficients(values: dict[str, Any]) -> str:
@@ -207,6 +220,8 @@ def print_table(rows: Sequence[Row], title: str) -> None:
     if console.width < 100 and not console.is_terminal:
         console = Console(width=160)
     console.print(drawn)
+    for limit in limits(rows):
+        console.print(f"of a part of the samples: {limit}", soft_wrap=True, highlight=False)
 
 
 def plot_scores(rows: Sequence[Row], path: Path) -> None:

@@ -11,7 +11,7 @@ from fusionlab.errors import InputError
 from fusionlab.published import METHOD_OF_MODE, RULE_OF_METHOD, PublishedSummary
 from fusionlab.reporting.charts import Chart, Line, bar_chart, heat_maps, line_chart
 from fusionlab.reporting.page import Picture, Section, Table
-from fusionlab.reporting.results import line_name, table
+from fusionlab.reporting.results import limits, line_name, table
 from fusionlab.runs import RESULTS
 
 SWEEP = "sweep.json"
@@ -47,6 +47,8 @@ def _of_run(folder: Path) -> Section:
     if not rows:
         raise InputError(f"the {RESULTS} in {str(folder)!r} has no rows; finish the run first")
     section = Section(f"Run {folder.name}", [f"Method {rows[0]['method']}, seed {rows[0]['seed']}."])
+    if found := limits(rows):
+        section.text.append(f"Scores of a part of the samples: {'; '.join(found)}.")
     header, body = table(rows)
     splits = ", ".join(dict.fromkeys(row["split"] for row in rows))
     section.parts.append(Table(f"Scores on {splits}", header, body))

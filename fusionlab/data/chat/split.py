@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fusionlab.data.chat.encoding import IGNORED
 from fusionlab.data.chat.packing import best_fit
-from fusionlab.data.loader import Batch
 from fusionlab.data.tokens import Ragged
+from fusionlab.samplers import Batch
 
 NUM_SHAPES = 8
 """Batches of one split come in at most so many shapes."""

@@ -268,7 +268,7 @@ class ChatTasks(TaskData):
         source = self._source(task)
         self.tasks[task.name] = self._task(task, source)
         for split in splits:
-            self.splits[task.name][split] = self._split_of(task.name, source, split)
+            self.loaded[task.name][split] = self._split_of(task.name, source, split)
 
     def _source(self, task: Task) -> Source:
         if task.name not in self._sources:

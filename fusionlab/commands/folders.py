@@ -1,0 +1,63 @@
+"""Where a command writes: the next free run folder, this job's part of one, or a folder that is gone afterwards."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from fusionlab.errors import InputError
+from fusionlab.modules import FusionModule
+from fusionlab.ranks import RUN_FOLDER_VARIABLE, started_world_size
+from fusionlab.runs import RunFolder
+
+
+def folder_of(config: Any) -> RunFolder:
+    """The run folder, or this job's part of it."""
+    root = RunFolder(Path(config.trainer.default_root_dir))
+    if not config.train_only:
+        return root
+    return root.part(task if isinstance(task, str) else task["name"] for task in config.data.init_args.tasks)
+
+
+def folder_for_a_trial(cleanup: ExitStack) -> str:
+    """A folder that is gone once ``cleanup`` closes, so that ``fast_dev_run`` leaves every run as it is."""
+    if (folder := _chosen_by_first()) is not None:
+        return folder
+    folder = tempfile.mkdtemp(prefix="fusionlab-")
+    cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def next_run_folder(command: str, config: Any) -> RunFolder:
+    """``runs/BACKBONE-KIND-K``, the next free one.
+
+    Raises:
+        InputError: several processes, nodes or jobs would each choose one.
+    """
+    if (folder := _chosen_by_first()) is not None:
+        return RunFolder(Path(folder))
+    processes = max(started_world_size(), config.trainer.num_nodes)
+    if processes > 1 or (command == "fit" and config.train_only):
+        what = f"{processes} processes or nodes" if processes > 1 else "jobs that train one run's tasks"
+        raise InputError(
+            f"{what} were started: give --trainer.default_root_dir, a folder that all of them see, so that they "
+            f"agree on it"
+        )
+    backbone = config.model.init_args.backbone or _import(config.model.class_path).default_backbone
+    return RunFolder.next_free(
+        f"{Path(backbone).name}-{config.model.init_args.method if command == 'fit' else command}"
+    )
+
+
+def _chosen_by_first() -> str | None:
+    """The folder that the process which started this one has chosen."""
+    return os.environ.get(RUN_FOLDER_VARIABLE) if os.environ.get("LOCAL_RANK", "0") != "0" else None
+
+
+def _import(class_path: str) -> type[FusionModule]:
+    module, _, name = class_path.rpartition(".")
+    return getattr(__import__(module, fromlist=[name]), name)

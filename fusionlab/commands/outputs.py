@@ -1,0 +1,38 @@
+"""What ``validate``, ``test`` and ``predict`` write and draw."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+from fusionlab.predicting import write_predictions
+from fusionlab.reporting import print_table, write_results
+from fusionlab.runs import RESULTS
+
+
+def write_scores(command: str, config: Any, trainer: Trainer, module: Any) -> None:
+    """Draw the rows that were scored, and write them: to ``output``, else into the run folder."""
+    if config.verbose:
+        print_table(module.rows, f"{module.backbone.name}: {config.model.init_args.weights or 'pretrained'}")
+    if trainer.fast_dev_run:
+        print("fast_dev_run: nothing is written")
+        return
+    path = Path(config.output) if config.output else Path(config.trainer.default_root_dir) / RESULTS
+    if path.exists() and not config.output:  # the results of the run itself stay as they are
+        path = path.with_name(f"{command}.json")
+    write_results(path, module.rows)
+    print(f"rows: {path}")
+
+
+def write_labels(config: Any, trainer: Trainer, module: Any) -> None:
+    """Write the predictions to ``output``, and say so where they are of a part of the inputs."""
+    what = f"{len(module.predictions)} predictions"
+    if trainer.limit_predict_batches != 1.0:
+        what += f" (a part of the inputs: limit_predict_batches {trainer.limit_predict_batches})"
+    if trainer.fast_dev_run:
+        print(f"fast_dev_run: {what}; nothing is written")
+        return
+    write_predictions(Path(config.output), module.predictions)
+    print(f"{what}: {config.output}")
