@@ -154,10 +154,16 @@ class CausalModule(FusionModule):
         if metric == "perplexity":
             return {"metric": metric}
         if metric == "accuracy":
-            words = list(self.tasks[task].label_words) if self.ranking == "per_byte" else None
-            return {"metric": metric, "ranking": self.ranking, "answers": self.trees[task].answers, "words": words}
+            return {"metric": metric, **self.ranking_settings(task)}
         ends = self.backbone.end_ids(self.tasks[task].end_ids)
         return {"metric": metric, **generating(self.max_new_tokens, self.backbone.tokenizer), "end_ids": sorted(ends)}
+
+    def ranking_settings(self, task: str) -> dict[str, Any]:
+        """What label words are ranked by, and their tokens in order."""
+        if task not in self.trees:
+            return {}
+        words = list(self.tasks[task].label_words) if self.ranking == "per_byte" else None
+        return {"ranking": self.ranking, "answers": self.trees[task].answers, "words": words}
 
     def loss(self, task: str, batch: dict[str, Any]) -> Tensor:
         """Cross-entropy in float32 over the learnt tokens, divided by the batch's ``loss_tokens``.

@@ -131,10 +131,14 @@ class T5Module(FusionModule):
         """Metric, and the tokens of the label words that are ranked, or how answers are generated and read."""
         metric = self.metric_names[task]
         if metric == "accuracy":
-            answers = self.answers[task]
-            return {"metric": metric, "answers": [answers.targets.tolist(), list(answers.lengths)]}
+            return {"metric": metric, **self.ranking_settings(task)}
         generation = function_settings(self.base_model.generation_config.to_dict())
         return {"metric": metric, **generating(self.max_new_tokens, self.backbone.tokenizer), "generation": generation}
+
+    def ranking_settings(self, task: str) -> dict[str, Any]:
+        """The tokens of the label words, in order."""
+        answers = self.answers.get(task)
+        return {} if answers is None else {"answers": [answers.targets.tolist(), list(answers.lengths)]}
 
     def loss(self, task: str, batch: dict[str, Any]) -> Tensor:
         """Mean cross-entropy in float32 over the target tokens of the batch; padding (-100) does not count."""

@@ -95,7 +95,8 @@ class RunIdentity:
         return key_of(self._common(subset, split, scored) | {"rule_name": name, "rule": plain(config)})
 
     def _searched(self, search: Search, subset: Sequence[str]) -> dict[str, Any]:
-        return self._common(subset, "validation", subset) | {"search": search_config(search)}
+        ranked = {task: plain(self._bench.module.ranking_settings(task)) for task in subset}
+        return self._common(subset, "validation", subset) | {"search": search_config(search), "ranked": ranked}
 
     def _common(self, subset: Sequence[str], split: str, scored: Sequence[str]) -> dict[str, Any]:
         return {

@@ -44,7 +44,8 @@ class SweepRecipe:
         subsets_per_size: this many subsets of each size, a seeded choice; all by default.
         subset_seed: seed of that choice.
         protocols: strict (coefficients chosen on validation, reported on test) and published (chosen on test).
-        full_reference: folder of a full fine-tuning run, for the denominator full; by default the sweep's own.
+        full_reference: folder of a full fine-tuning run that was scored as this sweep scores, for the denominator full;
+            by default the sweep's own.
         lease_seconds: work of another process that gave no sign of life for so long is taken over.
         dry_run: check everything, print the number of points and the estimated time, and stop.
     """

@@ -22,8 +22,13 @@ from fusionlab.__main__ import main
 from fusionlab.backbones import ASSETS
 from fusionlab.data import ChatTasks, ImageTasks
 from fusionlab.data.text import TextTasks
+from fusionlab.fusion.finetuned import Finetuned
 from fusionlab.keys import scoring_key
 from fusionlab.modules import CausalModule, ClipModule, T5Module, ViTModule
+from fusionlab.rules import Average
+from fusionlab.search import Adamerging
+from fusionlab.sweeping.identity import Point, RunIdentity
+from fusionlab.sweeping.sources import RunSource, Workbench
 from fusionlab.tasks import Task
 
 # PEFT asks transformers for a property under its old name
@@ -56,6 +61,10 @@ class Kind:
 
     def key(self, *, precision: str = "32-true", backbone: Path | None = None, **changes: Any) -> str:
         """The scoring key on the test split; changes are of the task, the module or the data module, by name."""
+        return scoring_key(*self.prepared(precision=precision, backbone=backbone, **changes), "own", "test")
+
+    def prepared(self, *, precision: str = "32-true", backbone: Path | None = None, **changes: Any) -> tuple[Any, Any]:
+        """Module and data, set up."""
         of_task = {name: changes.pop(name) for name in list(changes) if name in Task.__annotations__}
         of_module = {name: changes.pop(name) for name in list(changes) if name in self.module.__init__.__annotations__}
         given = dict(self.options)
@@ -70,7 +79,7 @@ class Kind:
         data.trainer = trainer
         data.setup()
         module.prepare_tasks(data.tasks)
-        return scoring_key(module, data, "own", "test")
+        return module, data
 
 
 def copy_of(source: Path, target: Path, file: str = "", **changes: Any) -> Path:
@@ -261,6 +270,19 @@ def test_scores_that_read_alike_but_are_others(kinds: dict[str, Kind], tmp_path:
             (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         found.append(kinds["t5"].key(path=str(folder), **SCORE))
     assert found[0] != found[1]
+
+
+def test_what_a_search_may_see_is_in_its_key_however_tasks_are_scored(kinds: dict[str, Kind]) -> None:
+    """AdaMerging looks at the likelihoods of label words where answers are generated."""
+    keys_of = {}
+    for ranking in ("whole", "per_token"):
+        module, data = kinds["chat"].prepared(ranking=ranking, **GENERATED)
+        source, finetuned = RunSource("lora", 1, ()), Finetuned({}, {"own": {}})
+        identity = RunIdentity(source, finetuned, Workbench(module, data, ""), "")
+        point = Point("average", Average(), ("own",), "test", ("own",))
+        keys_of[ranking] = identity.of_search(Adamerging(), ["own"]), identity.of_point(point)
+    assert keys_of["whole"][0] != keys_of["per_token"][0]
+    assert keys_of["whole"][1] == keys_of["per_token"][1]  # answers are generated whatever would rank them
 
 
 # ledgers
