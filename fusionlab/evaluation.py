@@ -17,6 +17,8 @@ ROW_FIELDS = (
     "fused_tasks", "finetuned_on", "denominator", "normalized", "data_version", "seed", "scored_by",
 )  # fmt: skip
 Row = dict[str, Any]
+LM_EVAL = "lm_eval"
+"""The further field of a row that lm-eval scored: versions, few-shots, limit, filter, standard error."""
 # metrics that count faults; they have no share of a single-task value, and no place beside scores
 COUNTS = ("unparsable", "near_ties")
 # metrics that are better where they are lower; they have no share of a single-task value, and no mean with scores

@@ -26,7 +26,7 @@ _FREE_KEYS = (
     "data.init_args.cache_dir",
 )  # fmt: skip
 # what may differ between the jobs that train the tasks of one run, and the one that fuses them
-_NOT_TRAINING = ("data.init_args.tasks ", "data.init_args.eval_batch_size ", "fusion.", "train_only ")
+_NOT_TRAINING = ("data.init_args.tasks ", "data.init_args.eval_batch_size ", "fusion.", "train_only ", "harness")
 _FREE_TRAINER_KEYS = (
     "default_root_dir", "accelerator", "strategy", "devices", "num_nodes", "logger", "enable_progress_bar",
     "enable_model_summary", "log_every_n_steps", "profiler", "fast_dev_run", "plugins",

@@ -2,6 +2,7 @@
 
 from fusionlab.callbacks.dry_run import DryRun, DryRunEnds
 from fusionlab.callbacks.fusion import FusionCallback
+from fusionlab.callbacks.harness import HarnessScores
 from fusionlab.callbacks.last_checkpoint import LastCheckpoint, WholeCheckpointIO
 from fusionlab.callbacks.progress import FusionProgressBar
 from fusionlab.callbacks.run_folder import RunFolderCallback, TrainOnly
@@ -12,6 +13,7 @@ __all__ = [
     "DryRunEnds",
     "FusionCallback",
     "FusionProgressBar",
+    "HarnessScores",
     "LastCheckpoint",
     "RunFolderCallback",
     "StopOnSignal",

@@ -17,6 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from fusionlab import reporting, rules, search
 from fusionlab.adapters import base_state
+from fusionlab.callbacks.harness import harness_rows
 from fusionlab.callbacks.progress import FusionProgressBar
 from fusionlab.diagnostics import Diagnostics, write_diagnostics
 from fusionlab.errors import InputError, name_list
@@ -25,6 +26,7 @@ from fusionlab.files import write_text
 from fusionlab.fusion.finetuned import Finetuned
 from fusionlab.fusion.folders import save_fused
 from fusionlab.fusion.making import FusedModel
+from fusionlab.harness import HarnessTasks
 from fusionlab.keys import keyed
 from fusionlab.linearize import LINEARIZED_METHODS
 from fusionlab.runs import RESULTS
@@ -74,6 +76,8 @@ class FusionCallback(Callback):
         self.every_n_epochs = every_n_epochs
         self.finetuned_on = finetuned_on
         self.diagnostics = diagnostics
+        self.harness: HarnessTasks | None = None
+        """Tasks of lm-eval to score beside the data's at the end."""
         self._reference = None if full_reference is None else Path(full_reference)
         self.full_reference = None if self._reference is None else reporting.single_task_values(self._reference)
 
@@ -113,12 +117,23 @@ class FusionCallback(Callback):
         """Score on the test splits and write the run folder."""
         with _random_states_preserved():
             rows, made = self._score(trainer, pl_module, "test")
+            rows += self._harness_rows(trainer, pl_module, made)
             diagnose = self._diagnosis(trainer, pl_module)
         if trainer.is_global_zero:
             with _folder_to_write(trainer) as root:
                 diagnose(root)
                 self._write(root, pl_module, trainer.datamodule, rows, made)
         trainer.strategy.barrier("run folder written")
+
+    def _harness_rows(self, trainer: Trainer, module: Any, made: Mapping[str, _Made]) -> list[Row]:
+        """Rows of pretrained, fine-tuned and fused models on lm-eval's tasks; of the first process alone."""
+        if self.harness is None:
+            return []
+        labels, tasks = {"method": module.method, "seed": module.seed}, list(trainer.datamodule.tasks)
+        models: list[tuple[Any, dict[str, Any]]] = [(None, {"model": "pretrained"})]
+        models += [(task, {"model": "finetuned", "finetuned_on": task}) for task in tasks]
+        models += [(each.model.weights, _row_of(name, each.model, tasks)) for name, each in made.items()]
+        return harness_rows(self.harness, trainer, module, [(weights, row | labels) for weights, row in models])
 
     def _diagnosis(self, trainer: Trainer, module: Any) -> Callable[[Path], None]:
         """What is to be written into the run folder of how the task vectors lie; all ranks take part."""
@@ -139,10 +154,8 @@ class FusionCallback(Callback):
             rows += score(task, task, scored, split, model="finetuned", finetuned_on=task, **labels)
         made = self._make(Finetuned(module, {task: module.finetuned(task) for task in tasks}), score)
         for name, each in made.items():
-            found = score(
-                f"fused by {name}", each.model.weights, tasks, split, model="fused", rule=name,
-                scaling_coefficients=each.model.scaling_coefficients, fused_tasks=tasks, **labels,
-            )  # fmt: skip
+            row = _row_of(name, each.model, tasks)
+            found = score(f"fused by {name}", each.model.weights, tasks, split, **row, **labels)
             rule = self.rules[name.removesuffix(f"-{self.dtype}")]
             if isinstance(rule, search.Search) or rules.is_open(rule):
                 found = _with_bounds_of_choice(found, data)
@@ -168,8 +181,7 @@ class FusionCallback(Callback):
         tasks, backbone, method = list(data.tasks), module.backbone, {"method": module.method}
         module.export(root, tasks)
         for name, each in made.items():
-            coefficients = {"scaling_coefficients": each.model.scaling_coefficients}
-            row = {"model": "fused", "rule": name, "fused_tasks": tasks, **coefficients, **method}
+            row = _row_of(name, each.model, tasks) | method
             searched = {"search": each.found.looked_at} if each.found.scores else {}
             save_fused(root / "fused" / name, each.model, backbone, row, searched)
         title = f"{module.backbone.name}, {module.method}: {len(data.tasks)} tasks"
@@ -254,6 +266,12 @@ def _random_states_preserved() -> Iterator[None]:
     finally:
         for restore, state in states:
             restore(state)
+
+
+def _row_of(rule: str, model: FusedModel, tasks: Sequence[str]) -> Row:
+    """What a row says of a fused model."""
+    row = {"model": "fused", "rule": rule, "fused_tasks": tasks}
+    return row | {"scaling_coefficients": model.scaling_coefficients}
 
 
 def _log_key(row: Row) -> str | None:

@@ -19,6 +19,7 @@ from fusionlab.callbacks import (
     DryRunEnds,
     FusionCallback,
     FusionProgressBar,
+    HarnessScores,
     LastCheckpoint,
     RunFolderCallback,
     StopOnSignal,
@@ -42,7 +43,9 @@ from fusionlab.commands.trainer import (
 )
 from fusionlab.data import ImageTasks
 from fusionlab.errors import InputError, name_list
-from fusionlab.modules import ClipModule, FusionModule
+from fusionlab.harness import HarnessTasks
+from fusionlab.linearize import LINEARIZED_METHODS
+from fusionlab.modules import CausalModule, ClipModule, FusionModule
 from fusionlab.ranks import (
     RUN_FOLDER_VARIABLE,
     SHARDED,
@@ -100,6 +103,20 @@ class FusionCLI(LightningCLI):
         )
         parser.add_argument(
             "--output", type=str, default=None, help="file for the predictions (predict) or the rows (test)"
+        )
+        parser.add_argument(
+            "--harness",
+            type=list[str | dict] | None,
+            default=None,
+            help="tasks of lm-eval to score language models on by its own code, without a chat template: names it "
+            "knows, YAML files, or mappings (fit, test)",
+        )
+        parser.add_argument("--harness_limit", type=int | None, default=None, help="documents of each such task")
+        parser.add_argument(
+            "--harness_num_fewshot",
+            type=int | None,
+            default=None,
+            help="examples before a question, for all such tasks",
         )
         parser.set_defaults({"model": ClipModule.__name__, "data": ImageTasks.__name__})
         parser.link_arguments("seed_everything", "model.init_args.seed")
@@ -188,6 +205,7 @@ class FusionCLI(LightningCLI):
             config.model.init_args[key] = value
         if config.data.init_args.tasks is None:
             config.data.init_args.tasks = list(self.datamodule.definitions)
+        self._add_harness(config)
         if self.subcommand != "fit":
             return
         written = self.parser.dump(plain(self.config), skip_none=False, skip_check=True)
@@ -224,6 +242,35 @@ class FusionCLI(LightningCLI):
         if checkpoint is not None:
             self.config_init[self.subcommand]["ckpt_path"] = str(checkpoint)
             self.config_init[self.subcommand]["weights_only"] = config.weights_only is not False
+
+    def _add_harness(self, config: Any) -> None:
+        """Read lm-eval's tasks, and let them be scored.
+
+        Raises:
+            InputError: they cannot be read or scored, or would not be.
+        """
+        if config.harness is None:
+            if config.harness_limit is not None or config.harness_num_fewshot is not None:
+                raise InputError("harness_limit and harness_num_fewshot do nothing without --harness; give tasks there")
+            return
+        if self.subcommand not in ("fit", "test") or (self.subcommand == "fit" and config.train_only):
+            doing = "train_only" if self.subcommand == "fit" else self.subcommand
+            raise InputError(f"harness: {doing} scores nothing by lm-eval; give it to test, or to the fit that fuses")
+        if not isinstance(self.model, CausalModule):
+            raise InputError(
+                f"harness: lm-eval scores causal language models, and {type(self.model).__name__} has none; use "
+                f"CausalModule"
+            )
+        entries = [entry if isinstance(entry, str) else dict(entry) for entry in config.harness]
+        tasks = HarnessTasks.load(entries, config.harness_limit, config.harness_num_fewshot)
+        linearized = self.subcommand == "fit" or self.model.weights is not None
+        tasks.check(self.datamodule.definitions, linearized=linearized and self.model.method in LINEARIZED_METHODS)
+        if self.subcommand == "test":
+            self.trainer.callbacks.append(HarnessScores(tasks))
+            return
+        for part in self.trainer.callbacks:
+            if isinstance(part, FusionCallback):
+                part.harness = tasks
 
     def fit(self, **arguments: Any) -> None:
         """The trainer's fit, with SIGTERM and SIGUSR1 handled; the handlers are put back however it ends."""

@@ -53,6 +53,9 @@ def _known_options() -> list[str]:
         "output",
         "train_only",
         "dry_run",
+        "harness",
+        "harness_limit",
+        "harness_num_fewshot",
         "checkpoint_every_n_steps",
         "start_timeout",
     )

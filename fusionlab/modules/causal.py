@@ -236,6 +236,11 @@ class CausalModule(FusionModule):
         sizes = lengths if self.ranking == "per_token" else lengths.new_tensor([len(word.encode()) for word in words])
         return total / sizes
 
+    @property
+    def is_linearized(self) -> bool:
+        """Whether the active weights act by the first order of the whole network, whose outputs have no cache."""
+        return isinstance(self.application, Linearized)
+
     def generate(self, task: str, batch: dict[str, Any]) -> list[str]:
         """The greedy answers to the batch's prompts; where the network is linearized, by its linearized logits."""
         return self._generated(batch, self.tasks[task].end_ids)
@@ -247,7 +252,7 @@ class CausalModule(FusionModule):
             self.max_new_tokens,
             self.backbone.end_ids(end_ids),
             self.output,
-            cached=not isinstance(self.application, Linearized),
+            cached=not self.is_linearized,
         )
         return [self.backbone.decode(answer) for answer in answers]
 

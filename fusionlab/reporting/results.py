@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fusionlab.errors import InputError, name_list
-from fusionlab.evaluation import COUNTS, LOWER_IS_BETTER, Row, primary_rows
+from fusionlab.evaluation import COUNTS, LM_EVAL, LOWER_IS_BETTER, Row, primary_rows
 from fusionlab.files import write_text, written_whole
 from fusionlab.keys import scoring_key
 from fusionlab.runs import RESULTS
@@ -115,13 +115,13 @@ def _single_task_rows(run: Path) -> list[Row]:
 def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Header and lines: one line per model, one column per task and metric, the mean over tasks last.
 
-    Counts have no column, and the mean is of each task's first metric, but for those that are better where lower.
+    Counts and rows of lm-eval have no column, and the mean is of each task's first metric, but for those that are better where lower.
 
     Fine-tuned models share one line, each scored on its own task; rows of fine-tuned models on other tasks, and rows
     that only repeat a value under another denominator, are left out.
     """
     rows = [row for row in rows if row["denominator"] in (None, "own") and _is_own(row)]
-    rows = [row for row in rows if row["metric"] not in COUNTS]
+    rows = [row for row in rows if row["metric"] not in COUNTS and LM_EVAL not in row]
     primary = {(row["task"], row["metric"]) for row in primary_rows(rows)}
     columns = list(dict.fromkeys((row["task"], row["metric"]) for row in rows))
     lines: dict[str, dict[tuple[str, str], float]] = {}
@@ -137,6 +137,26 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     return header, body
 
 
+def harness_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Header and lines of the rows that lm-eval scored: a line a model, task and metric, with its standard error."""
+    header = ["model", "task", "metric", "value", "samples", "few-shots", "limit", "version", "other border tokens"]
+    body = []
+    for row in rows:
+        if (own := row.get(LM_EVAL)) is None:
+            continue
+        name = row["model"] if row["model"] != "finetuned" else f"finetuned on {row['finetuned_on']}"
+        metric = row["metric"] if own["filter"] == "none" else f"{row['metric']}, {own['filter']}"
+        value = f"{row['value']:.4f}" + ("" if own["stderr"] is None else f" ± {own['stderr']:.4f}")
+        last = (own["num_fewshot"], own["limit"], own["version"], own["other_border_tokens"])
+        name = line_name(row) if row["model"] == "fused" else name
+        body.append([name, row["task"], metric, value, str(row["num_samples"]), *map(_or_dash, last)])
+    return header, body
+
+
+def _or_dash(value: Any) -> str:
+    return "-" if value is None else str(value)
+
+
 def line_name(row: Row) -> str:
     """What a row's model is called in tables and plots."""
     return f"fused: {row['rule']}" if row["model"] == "fused" else row["model"]
@@ -150,6 +170,9 @@ def markdown(rows: Sequence[Row], title: str) -> str:
     """The results as Markdown: scores, coefficients, and what every number was measured on."""
     header, body = table(rows)
     lines = [f"# {title}", "", markdown_table(header, body), ""]
+    harness = harness_table(rows)
+    if harness[1]:
+        lines += ["Scored by lm-eval:", "", markdown_table(*harness), ""]
     coefficients = {row["rule"]: row["scaling_coefficients"] for row in rows if row["scaling_coefficients"]}
     if coefficients:
         lines += ["Scaling coefficients:", ""]
@@ -220,6 +243,12 @@ def print_table(rows: Sequence[Row], title: str) -> None:
     if console.width < 100 and not console.is_terminal:
         console = Console(width=160)
     console.print(drawn)
+    harness = harness_table(rows)
+    if harness[1]:
+        drawn = Table(*harness[0], title="scored by lm-eval")
+        for line in harness[1]:
+            drawn.add_row(*line)
+        console.print(drawn)
     for limit in limits(rows):
         console.print(f"of a part of the samples: {limit}", soft_wrap=True, highlight=False)
 
@@ -239,7 +268,9 @@ def plot_scores(rows: Sequence[Row], path: Path) -> None:
         heights = [0.0 if cell == "-" else float(cell) for cell in cells]
         axes.bar([position + index * width for position in range(len(groups))], heights, width, label=name)
     axes.set_xticks([position + 0.4 - width / 2 for position in range(len(groups))], groups, rotation=30, ha="right")
-    axes.set_ylabel(" / ".join(dict.fromkeys(row["metric"] for row in rows)) + f" ({rows[0]['split']})")
+    axes.set_ylabel(
+        " / ".join(dict.fromkeys(row["metric"] for row in rows if LM_EVAL not in row)) + f" ({rows[0]['split']})"
+    )
     axes.grid(axis="y", alpha=0.3)
     axes.legend(ncols=3, fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
     save_figure(figure, path)

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from fusionlab.errors import InputError
+from fusionlab.evaluation import LM_EVAL
 from fusionlab.published import METHOD_OF_MODE, RULE_OF_METHOD, PublishedSummary
 from fusionlab.reporting.charts import Chart, Line, bar_chart, heat_maps, line_chart
 from fusionlab.reporting.page import Picture, Section, Table
-from fusionlab.reporting.results import limits, line_name, table
+from fusionlab.reporting.results import harness_table, limits, line_name, table
 from fusionlab.runs import RESULTS
 
 SWEEP = "sweep.json"
@@ -50,13 +51,16 @@ def _of_run(folder: Path) -> Section:
     if found := limits(rows):
         section.text.append(f"Scores of a part of the samples: {'; '.join(found)}.")
     header, body = table(rows)
-    splits = ", ".join(dict.fromkeys(row["split"] for row in rows))
+    splits = ", ".join(dict.fromkeys(row["split"] for row in rows if LM_EVAL not in row))
     section.parts.append(Table(f"Scores on {splits}", header, body))
     groups: dict[str, dict[str, float]] = {}
     for line in body:
         groups[line[0]] = {task: float(cell) for task, cell in zip(header[1:], line[1:], strict=True) if cell != "-"}
     name = _file_name(folder)
     section.parts.append(bar_chart(f"{name}-scores", f"{folder.name}: scores on {splits} by task", groups, "score"))
+    harness = harness_table(rows)
+    if harness[1]:
+        section.parts.append(Table("Scored by lm-eval", *harness))
     cosines = _cosines_of_run(folder)
     if cosines:
         caption = f"{folder.name}: cosine similarity of the task vectors"

@@ -43,6 +43,7 @@ TIERS = {
         "modules",
         "data",
         "evaluation",
+        "harness",
         "search",
         "sweeping",
         "reporting",
@@ -67,6 +68,7 @@ LIBRARIES = {
 SHARED = {
     "diagnostics",
     "evaluation",
+    "harness",
     "reporting",
     "search",
     "predicting",

@@ -1,0 +1,64 @@
+"""Tasks of lm-eval beside the data's own: in ``test`` by a callback of their own, in ``fit`` by the fusion callback."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from fusionlab.evaluation import Row
+from fusionlab.harness import HarnessTasks
+from fusionlab.weights import is_linearized
+
+_log = logging.getLogger(__name__)
+
+
+class HarnessScores(Callback):
+    """Adds lm-eval's rows of the weights that ``test`` scores.
+
+    Args:
+        tasks: lm-eval's.
+    """
+
+    def __init__(self, tasks: HarnessTasks) -> None:
+        self.tasks = tasks
+
+    def on_test_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Refuse what cannot be scored.
+
+        Raises:
+            InputError: tasks that generate, and weights that are linearized over the whole network.
+        """
+        loaded = pl_module.loaded
+        self.tasks.check([], linearized=loaded is not None and is_linearized(loaded.weights))
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Score by lm-eval."""
+        loaded = pl_module.loaded
+        labels = {"model": "pretrained"} if loaded is None else loaded.labels
+        weights = None if loaded is None else loaded.weights
+        pl_module.rows += harness_rows(self.tasks, trainer, pl_module, [(weights, {"seed": pl_module.seed, **labels})])
+
+
+def harness_rows(
+    tasks: HarnessTasks, trainer: Trainer, module: LightningModule | Any, models: Iterable[tuple[Any, dict[str, Any]]]
+) -> list[Row]:
+    """lm-eval's rows of several weights, on the first process alone; the others wait, and have none.
+
+    Args:
+        tasks: lm-eval's.
+        trainer: the trainer, with the data.
+        module: the module.
+        models: weights, as ``module.use`` takes them, and the fields of their rows.
+    """
+    rows: list[Row] = []
+    if trainer.world_size > 1 and trainer.is_global_zero:
+        _log.warning("lm-eval's tasks are scored by the first of %d processes; the others wait", trainer.world_size)
+    for weights, labels in models:
+        if trainer.is_global_zero:
+            with module.use(weights):
+                rows += tasks.rows(module, trainer.datamodule.eval_batch_size, **labels)
+        trainer.strategy.barrier("scored by lm-eval")
+    return rows
