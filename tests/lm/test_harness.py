@@ -102,9 +102,7 @@ def rows_of(folder: Path, file: str = "results.json") -> list[dict[str, Any]]:
     return [row for row in json.loads((folder / file).read_text())["rows"] if "lm_eval" in row]
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral", "gemma2", "phi3"])
-def test_log_likelihoods_are_ours(causal_folder: Callable[[str], Path], kind: str) -> None:
-    module = CausalModule(str(causal_folder(kind)))
+def check_log_likelihoods(module: CausalModule) -> None:
     module.eval()
     tokenizer = module.backbone.tokenizer
     prompts = [tokenizer.encode(text) for text in ("film:", "the answer is one, two three:", "a film review five or")]
@@ -117,6 +115,22 @@ def test_log_likelihoods_are_ours(causal_folder: Callable[[str], Path], kind: st
         mask = torch.tensor([[False] * (longest - len(prompt)) + [True] * len(prompt) for prompt in prompts])
         ours = module.backbone.log_likelihoods(ids, mask, AnswerTree.of(answers), module.output).sum(2)
     assert [value for value, _ in found] == pytest.approx(ours.flatten().tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral", "gemma2", "phi3"])
+def test_log_likelihoods_are_ours(causal_folder: Callable[[str], Path], kind: str) -> None:
+    check_log_likelihoods(CausalModule(str(causal_folder(kind))))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_log_likelihoods_of_fused_weights_are_ours(
+    causal_folder: Callable[[str], Path], fitted: Callable[[str], Path], method: str
+) -> None:
+    from fusionlab import load
+
+    module = CausalModule(str(causal_folder("llama")), method=method)
+    with module.use(load(fitted(method) / "fused" / "average").weights):
+        check_log_likelihoods(module)
 
 
 @pytest.mark.parametrize("method", METHODS)

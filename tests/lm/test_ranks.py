@@ -39,11 +39,14 @@ def flags(causal_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPat
     return [*model, *data, "--data.eval_batch_size", "4", "--trainer.accelerator", "cpu"]
 
 
-def on_two(*argv: str) -> None:
+def on_two(*argv: str) -> str:
+    """What it writes on the standard error."""
     command = [sys.executable, "-m", "fusionlab", *argv, "--trainer.devices", "2", "--trainer.strategy", "ddp"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    paths = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
+    return done.stderr
 
 
 def fitted(root: Path, *more: str) -> list[str]:
@@ -81,3 +84,20 @@ def test_the_same_weights_have_identical_rows(run: Path, flags: list[str], tmp_p
     assert rows_of(tmp_path / "one") == rows_of(tmp_path / "two")
     of_run = {(row["task"], row["metric"]): row["value"] for row in rows_of(run) if row["rule"] == "average"}
     assert {(row["task"], row["metric"]): row["value"] for row in rows_of(tmp_path / "two")} == of_run
+
+
+def test_lm_eval_runs_on_the_first_process_alone(run: Path, flags: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    questions = [{"question": f"film {i}:", "choices": [" one", " two three"], "answer": i % 2} for i in range(5)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
+    task = {
+        "task": "choose", "dataset_path": "json", "test_split": "test", "output_type": "multiple_choice",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "rows.jsonl")}},
+        "doc_to_text": "{{question}}", "doc_to_choice": "{{choices}}", "doc_to_target": "answer",
+    }  # fmt: skip
+    weights = ["--model.weights", str(run / "fused" / "average"), "--harness", json.dumps([task])]
+    argv = ["test", *flags, *weights, "--trainer.default_root_dir"]
+    assert main([*argv, str(tmp_path / "one")]) == 0
+    assert "scored by the first of 2 processes" in on_two(*argv, str(tmp_path / "two"))
+    assert rows_of(tmp_path / "one") == rows_of(tmp_path / "two")
+    assert [row["metric"] for row in rows_of(tmp_path / "two") if "lm_eval" in row] == ["acc", "acc_norm"]
