@@ -115,7 +115,8 @@ def _single_task_rows(run: Path) -> list[Row]:
 def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Header and lines: one line per model, one column per task and metric, the mean over tasks last.
 
-    Counts and rows of lm-eval have no column, and the mean is of each task's first metric, but for those that are better where lower.
+    Counts and rows of lm-eval have no column; the mean is of each task's first metric, without what is better where
+    lower.
 
     Fine-tuned models share one line, each scored on its own task; rows of fine-tuned models on other tasks, and rows
     that only repeat a value under another denominator, are left out.
