@@ -127,7 +127,8 @@ def _related(task: str, base: Opened, opened: Opened) -> Opened:
         kinds = [each.architecture.source.node.name for each in (opened, base) if each.architecture.source is not None]
         notes = (
             f"{task!r} is a {kinds[0]}, the base a {kinds[-1]}: they have {len(found.names)} tensors in common; the "
-            "others are the base's own",
+            "others are the base's own"
+            + (f", those too that it lacks in their place: {name_list(found.lacking)}" if found.lacking else ""),
         )
     return replace(opened, weights=weights, is_part=found.is_part, notes=notes)
 

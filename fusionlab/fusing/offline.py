@@ -15,10 +15,10 @@ import torch
 from fusionlab import rules
 from fusionlab.checkpoints import write_folder
 from fusionlab.checkpoints.writers import check_writable
-from fusionlab.errors import InputError, did_you_mean
+from fusionlab.errors import InputError
 from fusionlab.files import path_of
 from fusionlab.fusing import report
-from fusionlab.fusing.checks import check_disk, check_memory, tie_notes, try_rule
+from fusionlab.fusing.checks import check_disk, check_memory, dtype_of, tie_notes, try_rule
 from fusionlab.fusing.inputs import (
     check_vocabularies,
     fused_parts,
@@ -57,7 +57,6 @@ from fusionlab.tensors.lazy import NamedWeights
 from fusionlab.tensors.parts import ignored
 
 UNTUNED = 0.3
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ class Prepared:
     @property
     def dtype(self) -> torch.dtype | None:
         """What the floating-point output is stored in; None: the base's own dtypes."""
-        return _dtype(self.recipe.dtype, "dtype")
+        return dtype_of(self.recipe.dtype, "dtype")
 
     @property
     def output_bytes(self) -> int:
@@ -196,9 +195,8 @@ def fuse_folder(prepared: Prepared, advance: Callable[[int], None] | None = None
             outcome, details = _write_weights(prepared, staging, resources), {}
         record = report.fusion_record(prepared, outcome, {**details, **prepared.found})
         report.write_reports(staging, prepared, record)
-    notes = []
-    if prepared.recipe.input_dtype is None:
-        notes = keep_sums(prepared.base, prepared.inputs, prepared.job.plan, outcome)
+    is_measured = prepared.recipe.input_dtype is None  # of the inputs as they are
+    notes = keep_sums(prepared.base, prepared.inputs, prepared.job.plan, outcome) if is_measured else []
     return report.summary_text(prepared, record, time.monotonic() - started, notes)
 
 
@@ -210,14 +208,8 @@ def _rule(recipe: Recipe) -> tuple[Rule, list[str]]:
     return rule, notes
 
 
-def _dtype(name: str | None, what: str) -> torch.dtype | None:
-    if name is not None and name not in _DTYPES:
-        raise InputError(f"{what}: no such dtype {name!r}; {did_you_mean(name, _DTYPES)}")
-    return None if name is None else _DTYPES[name]
-
-
 def _job(recipe: Recipe, rule: Rule, base: Opened, inputs: Mapping[str, Opened]) -> tuple[Job, Mapping[str, str]]:
-    dtype, input_dtype = _dtype(recipe.dtype, "dtype"), _dtype(recipe.input_dtype, "input_dtype")
+    dtype, input_dtype = dtype_of(recipe.dtype, "dtype"), dtype_of(recipe.input_dtype, "input_dtype")
     task_inputs = {task: opened.task_input for task, opened in inputs.items()}
     names = dict.fromkeys(name for opened in (base, *inputs.values()) for name in opened.weights.tensors)
     ties = Ties.between(base.architecture.may_be_tied(names), base.weights, task_inputs)
@@ -234,8 +226,8 @@ def _job(recipe: Recipe, rule: Rule, base: Opened, inputs: Mapping[str, Opened])
         adapters = {task: (opened.adapter, opened.names) for task, opened in inputs.items()}
         cache_bytes = parse_size(recipe.memory_budget, "memory_budget") // (4 * len(inputs))
         units, task_inputs = adapted_units(weights, adapters, cache_bytes)
-    mismatched, is_ignored = recipe.mismatched_tensors, ignored(base.architecture)
-    plan = make_plan(units, task_inputs, mismatched_tensors=mismatched, ties=ties, is_ignored=is_ignored)
+    how, is_ignored = recipe.mismatched_tensors, ignored(base.architecture)
+    plan = make_plan(units, task_inputs, mismatched_tensors=how, ties=ties, is_ignored=is_ignored)
     dtypes = {name: output_dtype(stored.tensors[units.place(name)[0]], dtype) for name in units.tensors}
     looked_up = input_dtype is None and not (recipe.hash and recipe.dry_run)  # a dry run reads no content
     known = known_sums(base, inputs, plan) if looked_up else {}

@@ -79,14 +79,8 @@ def make_plan(
     ignored: dict[str, tuple[str, ...]] = {}
     sources = {task: _sources(names, ties, task_input) for task, task_input in inputs.items()}
     for task, task_input in inputs.items():
-        problems = _problems(base, names, task, task_input, sources[task])
-        skipped = {name: "loading ignores it" for name in problems if is_ignored(name)}
-        problems = {name: why for name, why in problems.items() if name not in skipped}
-        extra = _extra(base, ties, task_input.weights)
-        unknown = () if task_input.is_part else tuple(name for name in extra if not is_ignored(name))
-        if (problems or unknown) and mismatched_tensors == "error":
-            raise InputError(_mismatch_message(base, task, task_input, problems, unknown))
-        copied.update(skipped | problems)
+        left, extra = _left(base, names, task, task_input, sources[task], ties, is_ignored, mismatched_tensors)
+        copied.update(left)
         if extra:
             ignored[task] = extra
     for name in names:
@@ -110,6 +104,31 @@ def make_plan(
         sources,
         averaged,
     )
+
+
+def _left(
+    base: Weights,
+    names: Iterable[str],
+    task: str,
+    task_input: TaskInput,
+    sources: Mapping[str, str],
+    ties: Ties,
+    is_ignored: Callable[[str], bool],
+    mismatched_tensors: MismatchedTensors,
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """What one input leaves to the base, with the reason, and what it has that is not used.
+
+    Raises:
+        InputError: something does not fit, and ``mismatched_tensors`` is ``"error"``.
+    """
+    problems = _problems(base, names, task, task_input, sources)
+    skipped = {name: "loading ignores it" for name in problems if is_ignored(name)}
+    problems = {name: why for name, why in problems.items() if name not in skipped}
+    extra = _extra(base, ties, task_input.weights)
+    unknown = () if task_input.is_part else tuple(name for name in extra if not is_ignored(name))
+    if (problems or unknown) and mismatched_tensors == "error":
+        raise InputError(_mismatch_message(base, task, task_input, problems, unknown))
+    return skipped | problems, extra
 
 
 def _sources(names: Iterable[str], ties: Ties, task_input: TaskInput) -> dict[str, str]:

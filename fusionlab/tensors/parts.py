@@ -31,10 +31,12 @@ class Relation:
         names: name in the base -> name in the other model, for those that it has.
         is_part: whether one is a part of the other, so that what the other lacks is the base's own, and what it has
             beyond the base is not used.
+        lacking: what the base has in the place of the part and the other model has not.
     """
 
     names: Mapping[str, str]
     is_part: bool
+    lacking: tuple[str, ...] = ()
 
 
 def relation(base: Shapes, of_base: Architecture, other: Shapes, of_other: Architecture) -> Relation | None:
@@ -58,19 +60,27 @@ def relation(base: Shapes, of_base: Architecture, other: Shapes, of_other: Archi
         declared = [("", f"{place}.") for place in places(first, second.node.name)]
         declared += [(f"{place}.", "") for place in places(second, first.node.name)]
     found = _best(base, other, declared)
+    ties = {*of_base.may_be_tied(base), *of_other.may_be_tied(other)}
     if found is not None:
-        return Relation(_renamed(base, other, *found), True)
+        names = _renamed(base, other, *found)
+        return Relation(names, True, _lacking(base, found[1], {*names, *ties}))
     pairs = [("", prefix) for prefix in _prefixes(base)] + [(prefix, "") for prefix in _prefixes(other)]
     found = _best(base, other, pairs)
     plain = _score(base, other, "", "")
     if found is None or _score(base, other, *found) <= plain:
         found = ("", "")
     names = _renamed(base, other, *found)
-    ties = {*of_base.may_be_tied(base), *of_other.may_be_tied(other)}
     rest = _beyond(base, set(names), ties, ignored(of_base))
     more = _beyond(other, set(names.values()), ties, ignored(of_other))
     is_part = are_two and bool(names) and rest != more
-    return Relation(names, is_part) if is_part or any(name != own for name, own in names.items()) else None
+    if not is_part and all(name == own for name, own in names.items()):
+        return None
+    place = next((added for _, added in declared if any(name.startswith(added) for name in names)), None)
+    return Relation(names, is_part, () if place is None else _lacking(base, place, {*names, *ties}))
+
+
+def _lacking(base: Collection[str], place: str, taken: Collection[str]) -> tuple[str, ...]:
+    return tuple(name for name in base if name.startswith(place) and name not in taken)
 
 
 def _beyond(all_names: Collection[str], taken: Collection[str], ties: Collection[str], loose: Ignored) -> bool:

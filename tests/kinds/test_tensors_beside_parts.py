@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -301,6 +303,36 @@ def test_what_is_no_part_is_refused(case: str, tmp_path: Path, capsys: pytest.Ca
     assert main(["fuse", *flags]) == 2
     error = capsys.readouterr().err
     assert re.search(message, error), error
+
+
+@pytest.mark.parametrize("case", ["vision tower of CLIP", "BERT under classes", "Llama", "GPT-2", "text tower of CLIP"])
+def test_what_a_part_lacks_in_its_place_is_named(case: str, saved: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = saved(case)
+    name = next(name for name in tensors(folder / "part1") if "norm" in name.lower() or "ln_" in name)
+    part = rename(folder / "part1", tmp_path / "a", str)
+    state = {key: value for key, value in tensors(part).items() if key != name}
+    save_file(state, part / "model.safetensors", metadata={"format": "pt"})
+    [note] = fuse(folder / "whole0", tmp_path / "out", a=part)["notes"]
+    assert re.search(rf"lacks in their place: .*{re.escape(name)}", note)
+
+
+IMPORTED = """
+import sys
+from fusionlab.__main__ import main
+assert main(sys.argv[1:]) == 0
+modeling = [name for name in sys.modules if name.startswith("transformers.models.") and ".modeling_" in name]
+assert not [name for name in modeling if not name.endswith(("modeling_auto",))], modeling
+assert "peft" not in sys.modules
+"""
+
+
+@pytest.mark.parametrize("case", ["vision tower of CLIP", "Llama", "T5's encoder"])
+def test_no_model_class_is_imported(case: str, saved: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = saved(case)
+    inputs = ["--base", str(folder / "whole0"), "--finetuned.a", str(folder / "part1"), "--output", str(tmp_path / "o")]
+    arguments = [sys.executable, "-c", IMPORTED, "fuse", *inputs, "--rule", "average"]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("kind", ["fusion.json", "fusionlab.json"])
