@@ -60,6 +60,7 @@ class ClipModule(ImageClassifier):
         )  # fmt: skip
         self.heads: dict[str, Tensor] = {}
         self._prompts: dict[str, str] = {}
+        self._read: dict[tuple[tuple[str, ...], ...], str] = {}
         self._head_keys: dict[str, str] = {}
         self.class_names = {}
 
@@ -93,9 +94,12 @@ class ClipModule(ImageClassifier):
         return {"metric": "accuracy", "prompts": self._prompts[task]}
 
     def _read_prompts(self, task: Any) -> str:
-        """Key of the prompts as the text tower reads them, class by class."""
-        read, _ = self.backbone.tokens(prompts_of(task.class_names, task.templates))
-        return key_of({"tokens": read, "classes": len(task.class_names)})
+        """Key of the prompts as the text tower reads them, class by class; found once for the same prompts."""
+        said = tuple(task.class_names), tuple(task.templates)
+        if said not in self._read:
+            read, _ = self.backbone.tokens(prompts_of(*said))
+            self._read[said] = key_of({"tokens": read, "classes": len(said[0])})
+        return self._read[said]
 
     def _text_tower(self) -> str:
         """Hash of all weights but those of the image tower."""

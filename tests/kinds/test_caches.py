@@ -407,11 +407,11 @@ def prepared(module: ViTModule, task: str = "digits", rename: dict[str, str] | N
     definition = {"name": task, **({"class_aliases": rename} if rename else {})}
     data = ImageTasks([definition], image_size=32, **options)
     data.setup()
-    data.tasks, data.splits = {"own": data.tasks[task]}, {"own": data.splits[task]}
+    named = SimpleNamespace(tasks={"own": data.tasks[task]}, splits={"own": data.splits[task]})
     module._trainer = SimpleNamespace(
-        datamodule=data, precision_plugin=SimpleNamespace(val_step_context=torch.no_grad, precision="32-true")
+        datamodule=named, precision_plugin=SimpleNamespace(val_step_context=torch.no_grad, precision="32-true")
     )
-    module.prepare_tasks(data.tasks)
+    module.prepare_tasks(named.tasks)
     return module.head("own").weight.detach().clone()
 
 
