@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from fusionlab.adapters.targets import LINEAR
 from fusionlab.backbones.answer_tree import AnswerTree
+from fusionlab.backbones.masks import additive_masks, visible_within
+from fusionlab.backbones.packed import Apart, find_apart
 from fusionlab.backbones.quiet import UNREADABLE, quiet
 from fusionlab.backbones.settings import function_settings
 from fusionlab.backbones.tokenizers import read_tokenizer
@@ -64,6 +66,7 @@ class CausalBackbone(nn.Module):
         self.tokenizer = tokenizer
         self.name, self.is_converted = name, is_converted
         self._side_by_side: bool | None = None
+        self._apart_by: Apart | None = None
 
     @classmethod
     def load(cls, source: str, *, name: str, dtype: str = "float32") -> CausalBackbone:
@@ -153,7 +156,26 @@ class CausalBackbone(nn.Module):
         Returns:
             shape ``(batch, columns, vocab)``.
         """
-        more = {} if position_ids is None else {"position_ids": position_ids}
+        if position_ids is not None:
+            self.check_packing()
+        return self._packed_logits(input_ids, position_ids, self._apart_by or "positions", positions)
+
+    def check_packing(self) -> None:
+        """Find out, once, how samples of one row are kept apart.
+
+        Raises:
+            InputError: the architecture does not keep them apart.
+        """
+        if self._apart_by is None:
+            vocabulary = self.model.config.get_text_config().vocab_size
+            self._apart_by = find_apart(self.model, vocabulary, self._packed_logits, self.name)
+
+    def _packed_logits(
+        self, input_ids: Tensor, position_ids: Tensor | None, way: Apart, positions: Tensor | int = 0
+    ) -> Tensor:
+        more: dict[str, Any] = {} if position_ids is None else {"position_ids": position_ids}
+        if position_ids is not None and way == "mask":
+            more["attention_mask"] = additive_masks(self.model, visible_within(position_ids), position_ids)
         return self.model(input_ids=input_ids, use_cache=False, logits_to_keep=positions, **more).logits
 
     def log_likelihoods(
@@ -191,31 +213,12 @@ class CausalBackbone(nn.Module):
         call = partial(
             self.model,
             input_ids=inputs,
-            attention_mask=self._masks(visible, positions),
+            attention_mask=additive_masks(self.model, visible, positions),
             position_ids=positions,
             use_cache=False,
             logits_to_keep=tree.num_columns,
         )
         return tree.log_likelihoods(output(lambda: call().logits))
-
-    def _masks(self, visible: Tensor, positions: Tensor) -> Any:
-        """Additive masks for every kind of layer: a boolean one is misread by eager attention."""
-        config = self.model.config.get_text_config()
-        kinds = set(getattr(config, "layer_types", None) or ())
-        window = getattr(config, "sliding_window", None)
-        distance = positions[:, :, None] - positions[:, None, :]
-        near = visible if window is None else visible & (distance < window)
-        full, sliding = (self._additive(mask) for mask in (visible, near))
-        if len(kinds) > 1:
-            return {kind: sliding if kind == "sliding_attention" else full for kind in kinds}
-        return full if kinds == {"full_attention"} else sliding
-
-    def _additive(self, visible: Tensor) -> Tensor:
-        dtype = self.model.get_input_embeddings().weight.dtype
-        if torch.is_autocast_enabled(visible.device.type):
-            dtype = torch.get_autocast_dtype(visible.device.type)
-        mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
-        return mask.masked_fill(~visible, torch.finfo(dtype).min)[:, None]
 
     def _apart(self, prompt_ids: Tensor, prompt_mask: Tensor, tree: AnswerTree, output: Output) -> Tensor:
         lengths = prompt_mask.sum(1).tolist()

@@ -130,12 +130,15 @@ class CausalModule(FusionModule):
         """Take the tasks' label words as tokens, on this device.
 
         Raises:
-            InputError: label words of the same tokens, or an ``evaluation`` for no task.
+            InputError: label words of the same tokens, an ``evaluation`` for no task, or packed samples that the
+                architecture does not keep apart.
         """
         check_evaluation(self.evaluation, tasks)
         self.tasks = dict(tasks)
         self.trees = {}
         for name, task in tasks.items():
+            if task.is_packed:
+                self.backbone.check_packing()
             if task.label_words is None:
                 continue
             end, unknown = self.backbone.tokenizer.eos_token_id, self.backbone.tokenizer.unk_token_id
