@@ -38,7 +38,11 @@ ROWS: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "nobody answers": (talk(("user", "x")), [], "no message of the assistant"),
     "begins with an answer": (talk(("assistant", "y")), [], "cannot be learnt (counted from 0): row 0"),
     "empty answer": (talk(("user", "x"), ("assistant", "")), [], "empty completion"),
-    "parts": (talk(("user", [{"type": "text", "text": "x"}]), ("assistant", "y")), [], "the values of 'messages' are of several kinds"),
+    "parts": (
+        talk(("user", [{"type": "text", "text": "x"}]), ("assistant", "y")),
+        [],
+        "the values of 'messages' are of several kinds",
+    ),
     "tool calls": ({"messages": [*GOOD["messages"], {"role": "user", "content": "z"}, CALL]}, [], "tool_calls"),
     "empty completion": ({"prompt": "x:", "completion": ""}, [], "empty completion"),
     "null completion": ({"prompt": "x:", "completion": None}, [], "empty completion"),
