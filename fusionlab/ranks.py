@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -21,8 +22,8 @@ from fusionlab.errors import InputError
 from fusionlab.sharding import shard_frozen, split_like, whole_on_cpu
 
 RUN_FOLDER_VARIABLE = "FUSIONLAB_RUN_FOLDER"
-_LAST_TO_LEAVE = 1.0  # seconds that rank 0 waits for the others when it leaves after one of them
-_meeting_place: list[distributed.Store] = []
+_LAST_TO_LEAVE = 30.0  # seconds that rank 0, which holds the meeting place, waits for all to have heard
+_news: list[News] = []
 SHARDED = "fsdp"
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false", "SingleDeviceStrategy", "DDPStrategy", "RollCallDDP")
 _SHARDED_METHODS = ("lora", "l_lora", "full")
@@ -122,7 +123,9 @@ class RollCallDDP(DDPStrategy):
             )
             atexit.register(_disconnect)
         super().setup_distributed()
-        _meeting_place[:] = [distributed.distributed_c10d._get_default_store()]
+        environment = self.cluster_environment
+        assert environment is not None
+        _news[:] = [News(environment.main_address, environment.main_port)]
 
 
 class ShardedDDP(RollCallDDP):
@@ -238,10 +241,89 @@ def call_roll(host: str, port: int, rank: int, world_size: int, timeout: float) 
     return distributed.PrefixStore("connected", store)
 
 
+class News:
+    """Whether a process has left because of bad input, as every process hears while it waits for the others.
+
+    A thread asks the store of rank 0 over a connection of its own, remembers, and says that it has heard. So what a
+    process knows when a collective fails does not depend on who has left by then: rank 0, and with it the store,
+    leaves only once all have heard.
+
+    Args:
+        host: where the processes meet.
+        port: of the store there.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        self.rank, self.world_size = distributed.get_rank(), distributed.get_world_size()
+        store = distributed.TCPStore(host, port, None, False, timedelta(seconds=60), wait_for_workers=False)
+        self._store = distributed.PrefixStore("news", store)
+        self._lock, self._ended = threading.Lock(), threading.Event()
+        self.heard = False
+        self._thread = threading.Thread(target=self._listen, daemon=True)
+        self._thread.start()
+
+    def tell(self) -> None:
+        """Let the others know that this process leaves because of bad input, which it tells itself."""
+        with self._lock:
+            self._store.set("bad input", str(self.rank))
+        self._hear()
+
+    def wait_for_others(self) -> None:
+        """On rank 0 wait until all have heard; a process that is gone without a word is waited for in vain."""
+        deadline = time.monotonic() + _LAST_TO_LEAVE
+        others = [f"heard/{rank}" for rank in range(self.world_size)] if self.rank == 0 else []
+        while others and time.monotonic() < deadline:
+            with self._lock:
+                others = [key for key in others if not self._store.check([key])]
+            time.sleep(0.05)
+
+    def ask(self) -> bool | None:
+        """Whether one has left because of bad input; None where rank 0 is gone and said nothing."""
+        try:
+            self._look()
+        except distributed.DistError:
+            return True if self.heard else None
+        return self.heard
+
+    def leave(self) -> None:
+        """Stop to listen, and say so."""
+        self._ended.set()
+        self._thread.join()
+        try:
+            self._hear()
+        except distributed.DistError:
+            return  # rank 0 has left before, and waits for nobody
+
+    def _listen(self) -> None:
+        while not self.heard and not self._ended.wait(0.25):
+            try:
+                self._look()
+            except distributed.DistError:
+                return  # rank 0 has left without news
+
+    def _look(self) -> None:
+        with self._lock:
+            told = self._store.check(["bad input"])
+        if told:
+            self._hear()
+
+    def _hear(self) -> None:
+        self.heard = True
+        with self._lock:
+            self._store.set(f"heard/{self.rank}", b"yes")
+
+
 def tell_bad_input() -> None:
     """Let the other processes know that this one leaves because of bad input, which it tells itself."""
-    if _meeting_place and distributed.is_initialized():
-        _meeting_place.pop().set("bad input", str(distributed.get_rank()))
+    if _news and distributed.is_initialized():
+        _news[0].tell()
+        _news[0].wait_for_others()
+
+
+def leave() -> None:
+    """Say, however a command ends, that this process needs not be waited for."""
+    if _news:
+        _news.pop().leave()
 
 
 def exit_code_of_others() -> int | None:
@@ -249,18 +331,16 @@ def exit_code_of_others() -> int | None:
 
     2 after bad input, which that process tells; 1 where rank 0 is gone, with whom the processes meet.
     """
-    if not _meeting_place:
+    if not _news:
         return None
-    store = _meeting_place.pop()
-    try:
-        if not store.check(["bad input"]):
-            return None
-    except distributed.DistError:
+    told = _news[0].ask()
+    if told is None:
         print(f"fusionlab: rank {started_rank()} ends, as rank 0 has ended; what that one says is why", file=sys.stderr)
         return 1
-    if distributed.get_rank() == 0:
-        time.sleep(_LAST_TO_LEAVE)  # this process holds what the others look into
-    return 2
+    if told:
+        _news[0].wait_for_others()
+        return 2
+    return None
 
 
 def _disconnect() -> None:

@@ -54,6 +54,7 @@ from fusionlab.ranks import (
     check_sharded,
     check_strategy,
     exit_code_of_others,
+    leave,
     tell_bad_input,
 )
 from fusionlab.runs import CHECKPOINTS, LEASES, RunFolder
@@ -329,6 +330,8 @@ def main(argv: list[str]) -> int:
         if code is None:
             raise
         raise SystemExit(code) from error
+    finally:
+        leave()
 
 
 def _run(argv: list[str]) -> int:
