@@ -35,6 +35,7 @@ COMMANDS_OF: Mapping[str, tuple[str, ...]] = {
     "trainer.limit_test_batches": ("fit", "test"),
     "trainer.limit_predict_batches": ("predict",),
     "trainer.logger": ("fit", "validate", "test"),
+    "trainer.inference_mode": ("validate", "test", "predict"),
     "overwrite": ("fit",),
     "train_only": ("fit",),
     "checkpoint_every_n_steps": ("fit",),
