@@ -93,6 +93,8 @@ def run(root: Path, command: str, *flags: str, base: dict[str, str] = BASE) -> S
         finally:
             torch.use_deterministic_algorithms(before[0])
             torch.backends.cudnn.benchmark = before[1]
+            if torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
     seen.out = captured.text
     seen.files = {
         re.sub(r"^parts/\w+/", "", str(path.relative_to(root))): hashlib.sha256(path.read_bytes()).hexdigest()
