@@ -64,6 +64,7 @@ CALLBACKS: Mapping[str, str] = {
     "StopOnSignal": _OF_THE_COMMAND,
     "RunFolderCallback": _OF_THE_COMMAND,
     "TrainOnly": "give --train_only",
+    "HarnessScores": "give --harness",
     "SaveConfigCallback": "config.yaml is written already; leave it out",
     "BasePredictionWriter": "predictions are written to --output; leave it out",
 }

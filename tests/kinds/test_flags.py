@@ -272,6 +272,7 @@ SHOWN_IN = {  # where the effect of a key is shown
     "data.system": "lm/test_templates.py", "data.on_empty": "lm/test_chat_cases.py",
     "data.date": "lm/test_templates.py",
     "data.tokenizer": "kinds/test_text_over_the_limit.py",
+    "harness": "lm/test_harness.py", "harness_limit": "lm/test_harness.py", "harness_num_fewshot": "lm/test_harness.py",
 }  # fmt: skip
 ASKS = ("help", "print_config", "trainer", "fusion")  # for help, or a file of the keys below
 CALLBACKS_THAT_WORK = {
