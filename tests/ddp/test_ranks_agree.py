@@ -75,7 +75,8 @@ class WatchedFusion(FusionCallback):
     def _score(self, *arguments: Any) -> Any:
         rows, fused = super()._score(*arguments)
         self.fused = {}
-        for name, model in fused.items():
+        for name, made in fused.items():
+            model = made.model
             if isinstance(model.weights, Adapter):
                 tensors = [
                     part for factors in model.weights.factors.values() for part in (factors.lora_a, factors.lora_b)
@@ -129,7 +130,7 @@ def clip_rows() -> list[dict[str, Any]]:
         rows = split.rows.numpy()[:size]
         labels = torch.zeros(int(rows.max()) + 1, dtype=torch.int64)
         labels[torch.from_numpy(rows)] = split.labels[:size]
-        data.splits[task]["test"] = ImageSplit(split.images, labels.numpy(), rows, split.image_size)
+        data.loaded[task]["test"] = ImageSplit(split.images, labels.numpy(), rows, split.image_size)
     module.prepare_tasks(data.tasks)
     return evaluate(module, data, split="test")
 
