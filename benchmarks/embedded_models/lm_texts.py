@@ -1,7 +1,8 @@
 """Texts that tiny-lm is pretrained on: the small world of the embedded tasks in other wordings, with other answers.
 
 Every sample is a conversation of one or two questions. None begins as a question of the embedded tasks does, and none
-has their label words for an answer, but for colours and numbers, which have no others.
+has their label words for an answer, but for colours and numbers, which have no others. In a late phase their words are
+among those that are copied, so that the model has heard them; what they mean is told nowhere.
 """
 
 from __future__ import annotations
@@ -12,9 +13,13 @@ from collections.abc import Callable
 import numpy as np
 
 from fusionlab.data.asking.questions import Rng, choose
-from fusionlab.data.asking.words import BAD, COLOURS, FRUITS, GOOD, LEGS, NAMES, PLAIN, THINGS, TOWNS
+from fusionlab.data.asking.words import BAD, COLOURS, COUNT_WORDS, FRUITS, GOOD, LEGS, NAMES, PLAIN, THINGS, TOWNS
 
 Turn = tuple[str, str]
+TASK_WORDS = (
+    *COUNT_WORDS, "glad", "upset", "torn", "calm", "name", "age", "town",
+    "sort", "json", "count", "legs", "mood", "table",
+)  # fmt: skip
 NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
@@ -28,7 +33,19 @@ def numbers(rng: Rng, count: int) -> list[int]:
 
 def copying(rng: Rng) -> Turn:
     """Words again, backwards, the first, the last, or one by its place."""
-    pool = (NAMES, COLOURS, FRUITS, TOWNS, tuple(map(str, range(100))))[int(rng.integers(5))]
+    return copied(rng, (NAMES, COLOURS, FRUITS, TOWNS, tuple(map(str, range(100))))[int(rng.integers(5))])
+
+
+def hearing(rng: Rng) -> Turn:
+    """The same of words that the embedded tasks are asked and answered in, bare or in quotes."""
+    if rng.integers(3):
+        return copied(rng, TASK_WORDS)
+    words = choose(rng, TASK_WORDS, int(rng.integers(1, 4)))
+    return f"in quotes : {' '.join(words)}", json.dumps(words)[1:-1]
+
+
+def copied(rng: Rng, pool: tuple[str, ...]) -> Turn:
+    """Words of the pool again, backwards, the first, the last, or one by its place."""
     words = choose(rng, pool, int(rng.integers(2, 6)))
     place = int(rng.integers(len(words)))
     kinds = {
@@ -163,7 +180,23 @@ MIXTURE: tuple[tuple[Callable[[Rng], Turn], float], ...] = (
 )
 
 
+LATE_MIXTURE: tuple[tuple[Callable[[Rng], Turn], float], ...] = (
+    (hearing, 0.3),
+    (holdings, 0.2),
+    *((write, weight / 2) for write, weight in MIXTURE),
+)
+
+
 def any_turn(rng: Rng) -> Turn:
     """A question and its answer."""
-    write, _ = MIXTURE[int(rng.choice(len(MIXTURE), p=[weight for _, weight in MIXTURE]))]
+    return _one_of(rng, MIXTURE)
+
+
+def late_turn(rng: Rng) -> Turn:
+    """A question and its answer in the late phase."""
+    return _one_of(rng, LATE_MIXTURE)
+
+
+def _one_of(rng: Rng, mixture: tuple[tuple[Callable[[Rng], Turn], float], ...]) -> Turn:
+    write, _ = mixture[int(rng.choice(len(mixture), p=[weight for _, weight in mixture]))]
     return write(rng)

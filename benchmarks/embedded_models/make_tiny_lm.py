@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from lm_texts import MIXTURE, Turn, any_turn
+from lm_texts import LATE_MIXTURE, Turn, any_turn, late_turn
 from optimizers import descend, muon_and_adamw
+from tiny_lm_card import write_card
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from fusionlab.data.asking.questions import Rng
 
 BEGIN, END = "<|im_start|>", "<|im_end|>"
 TEMPLATE = (
@@ -112,12 +115,14 @@ class Texts:
         return ids, weights
 
 
-def batches(seed: int, texts: Texts, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(
+    seed: Sequence[int], texts: Texts, first: int, write: Callable[[Rng], Turn]
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Fresh batches without end from batch number ``first`` on, each of samples of similar length."""
     group = first // (POOL // BATCH)
     while True:
-        rng = np.random.default_rng((seed, group))
-        samples = [texts.sample([any_turn(rng) for _ in range(1 + int(rng.integers(2)))]) for _ in range(POOL)]
+        rng = np.random.default_rng((*seed, group))
+        samples = [texts.sample([write(rng) for _ in range(1 + int(rng.integers(2)))]) for _ in range(POOL)]
         samples.sort(key=lambda sample: len(sample[0]))
         starts = rng.permutation(np.arange(0, POOL, BATCH))
         for number, start in enumerate(starts):
@@ -139,7 +144,7 @@ def accuracies(model: LlamaForCausalLM, texts: Texts) -> str:
     """How often the whole greedy answer is right for each kind of question, on texts of its own seeds."""
     model.eval()
     told = []
-    for write, _ in MIXTURE:
+    for write in dict.fromkeys(write for write, _ in LATE_MIXTURE):
         right = 0
         for index in range(NUM_HELD_OUT):
             turn = write(np.random.default_rng(HELD_OUT_SEED + index))
@@ -152,20 +157,28 @@ def accuracies(model: LlamaForCausalLM, texts: Texts) -> str:
     return "  ".join(told)
 
 
-def pretrain(model: LlamaForCausalLM, texts: Texts, state: Path, steps: int, peak: float, seed: int) -> None:
-    """Trains ``model`` in place, from the saved state where there is one."""
+def pretrain(
+    model: LlamaForCausalLM,
+    texts: Texts,
+    state: Path,
+    steps: int,
+    peak: float,
+    seed: Sequence[int],
+    write: Callable[[Rng], Turn] = any_turn,
+) -> tuple[float, int]:
+    """Trains ``model`` in place, from the saved state where there is one; returns seconds and tokens of all parts."""
     pairs = muon_and_adamw(model, peak, steps, adamw_ratio=1.0)
-    done = 0
+    done, seconds, tokens = 0, 0.0, 0
     if state.is_file():
         saved = torch.load(state, weights_only=True)
-        done = saved["step"]
+        done, seconds, tokens = saved["step"], saved["seconds"], saved["tokens"]
         model.load_state_dict(saved["model"])
         for (optimizer, schedule), (of_optimizer, of_schedule) in zip(pairs, saved["pairs"], strict=True):
             optimizer.load_state_dict(of_optimizer)
             schedule.load_state_dict(of_schedule)
     model.train()
-    began, running, tokens = time.time(), 0.0, 0
-    for step, (ids, weights) in enumerate(batches(seed, texts, done), start=done + 1):
+    began, running = time.time() - seconds, 0.0
+    for step, (ids, weights) in enumerate(batches(seed, texts, done, write), start=done + 1):
         if step > steps:
             break
         loss = loss_of(model, ids, weights)
@@ -173,15 +186,17 @@ def pretrain(model: LlamaForCausalLM, texts: Texts, state: Path, steps: int, pea
         tokens += int((weights > 0).sum())
         running += (loss.item() - running) / min(step - done, 100)
         if step % 100 == 0:
-            rate = tokens / (time.time() - began)
-            print(f"step {step}/{steps} loss {running:.3f} {time.time() - began:.0f} s {rate:.0f} tokens/s", flush=True)
+            seconds = time.time() - began
+            print(f"step {step}/{steps} loss {running:.3f} {seconds:.0f} s {tokens:,} tokens", flush=True)
         if step % REPORT_EVERY == 0 or step == steps:
             print(accuracies(model, texts), flush=True)
             saved_pairs = [(optimizer.state_dict(), schedule.state_dict()) for optimizer, schedule in pairs]
             unfinished = state.with_suffix(".tmp")
-            torch.save({"step": step, "model": model.state_dict(), "pairs": saved_pairs}, unfinished)
+            kept = {"step": step, "seconds": time.time() - began, "tokens": tokens, "pairs": saved_pairs}
+            torch.save(kept | {"model": model.state_dict()}, unfinished)
             unfinished.rename(state)
     model.eval()
+    return time.time() - began, tokens
 
 
 def main() -> None:
@@ -190,6 +205,9 @@ def main() -> None:
     parser.add_argument("--output", required=True, type=Path, help="folder to write")
     parser.add_argument("--state", type=Path, default=None, help="file to keep the state in; OUTPUT.state by default")
     parser.add_argument("--steps", type=int, default=9000, help="training steps of 64 conversations")
+    parser.add_argument(
+        "--late_steps", type=int, default=1500, help="further steps, with the tasks' words among those copied"
+    )
     parser.add_argument("--learning_rate", type=float, default=3e-3, help="peak of the schedule")
     parser.add_argument("--seed", type=int, default=0, help="decides initial weights, texts and their order")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
@@ -200,10 +218,23 @@ def main() -> None:
     model = build_model(tokenizer)
     print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens", flush=True)
     state = arguments.state or arguments.output.with_suffix(".state")
-    pretrain(model, Texts(tokenizer), state, arguments.steps, arguments.learning_rate, arguments.seed)
+    texts, peak, seed = Texts(tokenizer), arguments.learning_rate, arguments.seed
+    seconds, tokens = pretrain(model, texts, state, arguments.steps, peak, (seed,))
+    late = state.with_suffix(".late")
+    late_seconds, late_tokens = pretrain(model, texts, late, arguments.late_steps, peak / 2, (seed, 1), late_turn)
     model.save_pretrained(arguments.output)
     tokenizer.save_pretrained(arguments.output)
     (arguments.output / "model.safetensors").chmod(0o644)  # written readable by its owner only
+    write_card(
+        arguments.output,
+        minutes=(seconds + late_seconds) / 60,
+        steps=arguments.steps,
+        late_steps=arguments.late_steps,
+        million=(tokens + late_tokens) / 1e6,
+        learning_rate=peak,
+        seed=seed,
+        prompt_weight=PROMPT_WEIGHT,
+    )
 
 
 if __name__ == "__main__":

@@ -11,12 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from small_bases import write_small_bases
 from torch import Tensor
-from transformers import ViTConfig, ViTModel
 
 import fusionlab
 from fusionlab import adapters, rules
@@ -95,18 +94,7 @@ def test_all_rules_are_in_the_matrix() -> None:
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What each backbone is called: two embedded ones, and two small ones written in their libraries' formats."""
-    root = tmp_path_factory.mktemp("bases")
-    torch.manual_seed(0)
-    vision = {"image_size": 32, "layers": 2, "width": 32, "head_width": 8, "patch_size": 16}
-    text = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 4, "layers": 1}
-    config = {"embed_dim": 16, "quick_gelu": True, "vision_cfg": vision, "text_cfg": text}
-    (root / "open_clip").mkdir()
-    (root / "open_clip" / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
-    clip = open_clip.CLIP(**json.loads(json.dumps(config)))
-    save_file(clip.state_dict(), root / "open_clip" / "open_clip_model.safetensors")
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
-    ViTModel(ViTConfig(**sizes, image_size=32, patch_size=8)).save_pretrained(root / "vit")
-    own = {name: str(root / name) for name in ("open_clip", "vit")}
+    own = {name: str(path) for name, path in write_small_bases(tmp_path_factory.mktemp("bases")).items()}
     return {name: own.get(name, name) for name in BACKBONES}
 
 

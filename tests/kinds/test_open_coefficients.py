@@ -6,11 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from transformers import ViTConfig, ViTModel
+from safetensors.torch import load_file
+from small_bases import write_small_bases
 
 import fusionlab
 from fusionlab.__main__ import main
@@ -46,18 +45,7 @@ def coefficient_of(config: dict[str, Any]) -> float:
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("bases")
-    torch.manual_seed(0)
-    vision = {"image_size": 32, "layers": 2, "width": 32, "head_width": 8, "patch_size": 16}
-    text = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 4, "layers": 1}
-    config = {"embed_dim": 16, "quick_gelu": True, "vision_cfg": vision, "text_cfg": text}
-    (root / "open_clip").mkdir()
-    (root / "open_clip" / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
-    clip = open_clip.CLIP(**json.loads(json.dumps(config)))
-    save_file(clip.state_dict(), root / "open_clip" / "open_clip_model.safetensors")
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
-    ViTModel(ViTConfig(**sizes, image_size=32, patch_size=8)).save_pretrained(root / "vit")
-    return {"open_clip": root / "open_clip", "vit": root / "vit"}
+    return write_small_bases(tmp_path_factory.mktemp("bases"))
 
 
 @pytest.fixture(scope="module")
