@@ -29,6 +29,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -163,20 +164,26 @@ class BareLoop:
 
 
 class Rounds(Callback):
-    """Times a fit by rounds, and the bare loop in between."""
+    """Times a fit by rounds, and the bare loop in between.
 
-    def __init__(self, start: ClipBackbone, arguments: argparse.Namespace) -> None:
-        self.start, self.arguments = start, arguments
+    Args:
+        arguments: of the command line.
+        make_bare: makes the bare loop of module and data; None for none.
+    """
+
+    def __init__(self, arguments: argparse.Namespace, make_bare: Callable[[Any, Any], Any] | None) -> None:
+        self.arguments, self.make_bare = arguments, make_bare
         self.cuda = arguments.device == "cuda"
-        self.done, self.bare, self.bare_bytes = 0, None, 0
+        self.done, self.bare_bytes = 0, 0
+        self.bare: Any = None
         self.losses: dict[str, list[Tensor]] = {"fit": [], "bare": []}
         self.seconds: dict[str, list[float]] = {"fit": [], "bare": []}
         self.peaks: dict[str, list[int]] = {"fit": [], "bare": []}
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        if not self.arguments.method.startswith("tangent"):
+        if self.make_bare is not None:
             before = self._allocated()
-            self.bare = BareLoop(self.start, pl_module, trainer.datamodule, self.arguments)
+            self.bare = self.make_bare(pl_module, trainer.datamodule)
             loader = trainer.datamodule.train_dataloader()
             for number in range(self.arguments.warmup):
                 loss = self.bare.step(loader.batch(number))
@@ -200,6 +207,21 @@ class Rounds(Callback):
                     self.bare.step()
                 self._close("bare", beside)
         self._open()
+
+    def figures(self) -> dict[str, Any]:
+        """What was measured."""
+        figures: dict[str, Any] = {}
+        for side in ("fit", "bare") if self.bare else ("fit",):
+            figures[f"{side}_steps_per_second"] = round(1 / statistics.median(self.seconds[side]), 4)
+            figures[f"{side}_seconds_per_step"] = [round(value, 5) for value in self.seconds[side]]
+            figures[f"{side}_peak_bytes"] = max(self.peaks[side]) if self.peaks[side] else None
+        if self.bare:
+            shares = [bare / fit for fit, bare in zip(self.seconds["fit"], self.seconds["bare"], strict=True)]
+            figures |= {"share": round(statistics.median(shares), 4), "shares": [round(share, 4) for share in shares]}
+            figures["bare_num_trained"] = sum(part.numel() for part in self.bare.trained)
+            fit, bare = (torch.stack(self.losses[side]).double() for side in ("fit", "bare"))
+            figures["largest_relative_difference_of_first_losses"] = ((fit - bare) / bare).abs().max().item()
+        return figures
 
     def _allocated(self) -> int:
         return torch.cuda.memory_allocated() if self.cuda else 0
@@ -226,7 +248,9 @@ def measure(method: str, tasks: list[str | dict], cache: Path, arguments: argpar
         lr_schedule="constant",
     )  # fmt: skip
     data = fusionlab.ImageTasks(tasks, batch_size=arguments.batch_size, cache_dir=str(cache))
-    rounds = Rounds(start, arguments)
+    has_bare = not method.startswith("tangent")
+    make_bare = (lambda module, data: BareLoop(start, module, data, arguments)) if has_bare else None
+    rounds = Rounds(arguments, make_bare)
     trainer = Trainer(
         accelerator="gpu" if arguments.device == "cuda" else "cpu", devices=1, precision=arguments.precision,
         max_steps=arguments.warmup + arguments.steps * arguments.rounds, max_epochs=-1, limit_val_batches=0,
@@ -237,18 +261,7 @@ def measure(method: str, tasks: list[str | dict], cache: Path, arguments: argpar
     with contextlib.redirect_stdout(sys.stderr):
         trainer.fit(module, data)
     trained = sum(part.numel() for of_task in module.task_parameters.values() for part in of_task)
-    figures: dict[str, Any] = {"num_trained": trained}
-    for side in ("fit", "bare") if rounds.bare else ("fit",):
-        figures[f"{side}_steps_per_second"] = round(1 / statistics.median(rounds.seconds[side]), 4)
-        figures[f"{side}_seconds_per_step"] = [round(value, 5) for value in rounds.seconds[side]]
-        figures[f"{side}_peak_bytes"] = max(rounds.peaks[side]) if rounds.peaks[side] else None
-    if rounds.bare:
-        shares = [bare / fit for fit, bare in zip(rounds.seconds["fit"], rounds.seconds["bare"], strict=True)]
-        figures |= {"share": round(statistics.median(shares), 4), "shares": [round(share, 4) for share in shares]}
-        figures["bare_num_trained"] = sum(part.numel() for part in rounds.bare.trained)
-        fit, bare = (torch.stack(rounds.losses[side]).double() for side in ("fit", "bare"))
-        figures["largest_relative_difference_of_first_losses"] = ((fit - bare) / bare).abs().max().item()
-    return figures
+    return {"num_trained": trained} | rounds.figures()
 
 
 def parse() -> argparse.Namespace:
