@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from safetensors.torch import load_file
+
 from fusionlab.data.asking import ASKED_TASKS
 from fusionlab.evaluation import evaluate
 from fusionlab.search.workbench import workbench
@@ -77,7 +79,7 @@ def write_card(
     card = CARD.format(
         layers=config.num_hidden_layers,
         width=config.hidden_size,
-        parameters=round(weights.stat().st_size / 4 / 1e3) * 1000,
+        parameters=sum(tensor.numel() for tensor in load_file(weights).values()),
         size=weights.stat().st_size / 1e6,
         tokens=len(AutoTokenizer.from_pretrained(folder)),
         minutes=minutes,

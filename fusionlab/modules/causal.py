@@ -36,8 +36,8 @@ class CausalModule(FusionModule):
     A task's loss is the mean over its learnt tokens in all micro-batches and processes of a step.
 
     Args:
-        backbone: a local folder or a hub id of a causal language model, or a GGUF file, which is dequantized and
-            written to ``base/`` of the run.
+        backbone: the embedded ``tiny-lm``, which is the default, a local folder or a hub id of a causal language model,
+            or a GGUF file, which is dequantized and written to ``base/`` of the run.
         method: ``lora`` trains A and B; ``l_lora`` each adapted layer expanded to first order in (A, B);
             ``tangent_lora`` the whole network expanded so; ``full`` all weights; ``tangent`` those, the whole network
             expanded to first order. With ``weights``, a tangent method scores them linearized.
@@ -61,7 +61,7 @@ class CausalModule(FusionModule):
     """
 
     reads = "conversations"
-    default_backbone = ""
+    default_backbone = "tiny-lm"
     task_type = "CAUSAL_LM"
     default_learning_rates: ClassVar[dict[str, float]] = {
         "lora": 2e-4, "l_lora": 1e-3, "tangent_lora": 1e-3, "tangent": 1e-4, "full": 2e-5,
@@ -94,8 +94,8 @@ class CausalModule(FusionModule):
         if isinstance(target_modules, str):
             target_modules = None if target_modules == ALL_LINEAR else [target_modules]
         super().__init__(
-            _load(backbone, dtype), method, rank, lora_alpha, dropout, target_modules, learning_rate, weight_decay,
-            num_warmup_steps, lr_schedule, weights, seed,
+            _load(backbone or self.default_backbone, dtype), method, rank, lora_alpha, dropout, target_modules,
+            learning_rate, weight_decay, num_warmup_steps, lr_schedule, weights, seed,
         )  # fmt: skip
         if gradient_checkpointing:
             enable_gradient_checkpointing(self.base_model)
@@ -279,9 +279,7 @@ class CausalModule(FusionModule):
         return found
 
 
-def _load(backbone: str | nn.Module | None, dtype: str) -> nn.Module:
-    if not backbone:
-        raise InputError("CausalModule needs --model.backbone: a local folder or hub id of a causal language model")
+def _load(backbone: str | nn.Module, dtype: str) -> nn.Module:
     loaded = load_backbone(backbone, dtype=dtype) if isinstance(backbone, str) else backbone
     if not isinstance(loaded, CausalBackbone):
         raise InputError(

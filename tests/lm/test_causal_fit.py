@@ -245,7 +245,6 @@ def test_an_adapter_of_transposed_layers_knows_how_its_base_stores_them(
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("none", "needs --model.backbone"),
         ("clip", "needs a causal language model, and 'tiny-clip' is a CLIPModel"),
         ("without tokenizer", "has no tokenizer that can be read"),
         ("short", "has ids up to 309, its model embeds 300 tokens"),
@@ -263,8 +262,6 @@ def test_models_that_cannot_be_trained_are_refused(
     folder = tmp_path / "model"
     shutil.copytree(causal_folder("llama"), folder)
     flags = ["--model.backbone", "tiny-clip" if kind == "clip" else str(folder)]
-    if kind == "none":
-        flags = []
     if kind == "without tokenizer":
         for file in folder.glob("*token*"):
             file.unlink()
