@@ -77,13 +77,16 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save where a multiple of ``every_n_steps`` was just reached."""
-        if trainer.global_step % self.every_n_steps == 0:
+        """Save where a multiple of ``every_n_steps`` was just reached, and after an epoch's last batch.
+
+        Not when the epoch has ended: what Lightning counts then leaves out a batch of the next one after a restart,
+        where gradients are accumulated.
+        """
+        if trainer.global_step % self.every_n_steps == 0 or trainer.is_last_batch:
             self.save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save; the last epoch ends where the training does."""
-        self._saved_at = -1
+        """Save where the training ends within an epoch."""
         self.save(trainer)
 
     def save(self, trainer: Trainer) -> None:

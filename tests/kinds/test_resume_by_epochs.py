@@ -23,6 +23,16 @@ OPTIONS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "with validation": ({"limit_val_batches": 1.0}, (5, 10, 7)),
     "validation inside": ({"limit_val_batches": 1.0, "val_check_interval": 2}, (5, 10, 4)),
     "steps over epochs": ({"max_steps": 13, "max_epochs": -1}, (5, 10, 7)),
+    "one batch an epoch": ({"limit_train_batches": 1, "max_epochs": 5}, (1, 2, 4)),
+    "one batch an epoch, by steps": ({"limit_train_batches": 1, "max_steps": 5, "max_epochs": -1}, (1, 2, 4)),
+    "one update an epoch": (
+        {"limit_train_batches": 2, "accumulate_grad_batches": 2, "max_steps": 5, "max_epochs": -1},
+        (2, 6, 7),
+    ),
+    "two updates an epoch": (
+        {"limit_train_batches": 4, "accumulate_grad_batches": 2, "max_steps": 5, "max_epochs": -1},
+        (4, 8, 6),
+    ),
 }
 
 
