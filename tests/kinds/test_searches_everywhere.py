@@ -150,7 +150,7 @@ def test_what_gives_nothing_to_look_at_is_refused_before_training(
 
         def without(self: Any, stage: str | None = None) -> None:
             own(self, stage)
-            self.splits["digits"].pop("validation", None)
+            self.loaded["digits"].pop("validation", None)
 
         monkeypatch.setattr(ImageTasks, "setup", without)
     argv = ["fit", "--data", data, "--model", model, "--data.tasks", json.dumps(tasks), "--data.max_samples", "16"]

@@ -107,5 +107,5 @@ def test_the_sweep_config_is_checked_whole(tmp_path: Path, capsys: pytest.Captur
     monkeypatch.chdir(ROOT)
     argv = ["sweep", "--config", "configs/sweep/lm.yaml", "--output", str(tmp_path / "out"), "--dry_run"]
     assert main(argv) == 0
-    assert "lora" in capsys.readouterr().out
+    assert "2 runs (2 to fit), 7 subsets of 6 tasks, 5 rules" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()

@@ -378,5 +378,5 @@ def test_sweep_configs_parse(path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     for method in recipe.methods:
         config = recipe.fit_config(method, 7, Path("root"))
         assert config["model"]["init_args"]["method"] == method
-        assert config["model"]["class_path"] == "ClipModule"
+        assert config["model"]["class_path"] == ("CausalModule" if path.stem == "lm" else "ClipModule")
         assert (config["seed_everything"], config["fusion"]) == (7, {"rules": {}})

@@ -241,7 +241,7 @@ def test_the_coefficient_grid_costs_one_pass_per_task_vector(
     rows, passes = {}, {}
     for how in ("together", "one by one"):
         if how == "one by one":
-            monkeypatch.setattr("fusionlab.callbacks.fusion.linear_tasks", lambda *args: ())
+            monkeypatch.setattr("fusionlab.search.validation.linear_tasks", lambda *args: ())
         calls.clear()
         assert main([*argv, "--trainer.default_root_dir", str(tmp_path / how)]) == 0
         rows[how], passes[how] = rows_of(tmp_path / how / "results.json"), len(calls)
