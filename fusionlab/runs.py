@@ -156,6 +156,7 @@ class RunFolder:
         """Undo the begin of a new run that has trained nothing to keep, so that a mended command finds no other's."""
         for name in (CONFIG, TAKEN):
             (self.path / name).unlink(missing_ok=True)
+        shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
 
     def _keep_as_part(self, config: Mapping[str, Any]) -> None:
         tasks = [task for task in _definitions(config) if task not in self.taken()]

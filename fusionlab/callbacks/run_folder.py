@@ -8,11 +8,14 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from fusionlab.errors import InputError, name_list
 from fusionlab.leases import TaskLeases
 from fusionlab.ranks import raise_together, same_on_all_ranks
 from fusionlab.runs import LEASES, RunFolder, RunState
+
+_OF_OPTIONS = ("Early stopping conditioned on metric", "`val_check_interval`")
 
 
 class RunFolderCallback(Callback):
@@ -95,11 +98,19 @@ class RunFolderCallback(Callback):
             self._leases = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the tasks back; a run that begun here without a checkpoint is as if it had never begun."""
-        begun = self._leases is not None and self.state == "new" and self.folder.last_checkpoint is None
-        if begun and isinstance(exception, Exception):
+        """Give the tasks back; a run that began here and kept nothing, or was refused, is as if it had never begun."""
+        begun = self._leases is not None and self.state == "new" and isinstance(exception, Exception)
+        if begun and (self.folder.last_checkpoint is None or is_of_options(exception)):
             self.folder.take_back()
         self.teardown(trainer, pl_module, "fit")
+
+
+def is_of_options(error: BaseException) -> bool:
+    """Whether Lightning refuses an option, which it may do when the option is first used, such as in an epoch's end."""
+    told = " ".join(str(error).split())
+    return isinstance(error, MisconfigurationException) or (
+        isinstance(error, RuntimeError | ValueError) and told.startswith(_OF_OPTIONS)
+    )
 
 
 class TrainOnly(Callback):

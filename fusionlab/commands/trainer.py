@@ -15,6 +15,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from fusionlab.callbacks.run_folder import is_of_options
 from fusionlab.commands.options import class_names
 from fusionlab.errors import InputError
 
@@ -24,7 +25,6 @@ _PROFILERS: dict[str, Callable[..., Profiler]] = {
     "pytorch": PyTorchProfiler,
 }
 # how Lightning's messages about options begin, where they have no type of their own
-_OF_OPTIONS = ("Early stopping conditioned on metric", "`val_check_interval`")
 
 
 def quiet() -> None:
@@ -82,10 +82,7 @@ def lightning_errors() -> Iterator[None]:
     """
     try:
         yield
-    except MisconfigurationException as error:
-        raise InputError(f"trainer: {' '.join(str(error).split())}") from error
-    except (RuntimeError, ValueError) as error:
-        told = " ".join(str(error).split())
-        if not told.startswith(_OF_OPTIONS):
+    except (MisconfigurationException, RuntimeError, ValueError) as error:
+        if not is_of_options(error):
             raise
-        raise InputError(f"trainer: {told}") from error
+        raise InputError(f"trainer: {' '.join(str(error).split())}") from error
