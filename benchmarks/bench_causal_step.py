@@ -16,31 +16,21 @@ both sides, rounds in turn. Prints one JSON record.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import logging
-import platform
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
-import datasets
-import lightning
 import peft
 import torch
 import transformers
-from bench_fit_step import CHECKED, RATE, Rounds
-from lightning.pytorch import Trainer
+from bench_fit_step import CHECKED, RATE, Rounds, beside_lora, fit_in_rounds, prepare_process, where_measured
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 import fusionlab
-from fusionlab.callbacks import FusionProgressBar, StopOnSignal
 from fusionlab.evaluation import evaluating
 from fusionlab.search.workbench import workbench
 
@@ -125,15 +115,7 @@ def measure_steps(method: str, arguments: argparse.Namespace) -> dict[str, Any]:
     data = fusionlab.ChatTasks(arguments.tasks, batch_size=arguments.batch_size)
     rounds = Rounds(arguments, lambda module, data: BareLoop(module, data, arguments))
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(
-            accelerator="gpu" if arguments.device == "cuda" else "cpu", devices=1,
-            max_steps=arguments.warmup + arguments.steps * arguments.rounds, max_epochs=-1, limit_val_batches=0,
-            num_sanity_val_steps=0, log_every_n_steps=10, logger=False, enable_checkpointing=False,
-            enable_model_summary=False, default_root_dir=folder,
-            callbacks=[StopOnSignal(None), FusionProgressBar(), rounds],
-        )  # fmt: skip
-        with contextlib.redirect_stdout(sys.stderr):
-            trainer.fit(module, data)
+        fit_in_rounds(module, data, rounds, Path(folder))
     return rounds.figures()
 
 
@@ -187,29 +169,16 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse()
-    torch.set_num_threads(arguments.threads)
-    warnings.filterwarnings("ignore")
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    datasets.disable_progress_bars()
+    prepare_process(arguments.threads)
     methods = {method: measure_steps(method, arguments) for method in arguments.methods}
-    if "lora" in methods:
-        lora = methods["lora"]["fit_steps_per_second"]
-        for figures in methods.values():
-            figures["fit_time_over_lora_fit"] = round(lora / figures["fit_steps_per_second"], 4)
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
+    beside_lora(methods)
     record = {
         "benchmark": "causal_step",
         "config": vars(arguments),
         "methods": methods,
         "ranking": measure_ranking(arguments),
         "target": {"fit_over_bare": 1.05, "fit_time_over_lora_fit": 1.0, "ranking": 1.2},
-        "versions": {part.__name__: part.__version__ for part in (torch, lightning, transformers, peft)},
-        "machine": f"{platform.machine()}, {torch.cuda.get_device_name() if arguments.device == 'cuda' else 'CPU'}",
-        "commit": commit.stdout.strip(),
-    }
+    } | where_measured(arguments.device)
     print(json.dumps(record))
 
 

@@ -239,6 +239,49 @@ class Rounds(Callback):
         self.seconds[side].append((time.perf_counter() - self.opened) / self.arguments.steps)
 
 
+def fit_in_rounds(module: Any, data: Any, rounds: Rounds, folder: Path, precision: str = "32") -> None:
+    """Fit with the callbacks of ``fit`` for as many steps as the rounds take."""
+    arguments = rounds.arguments
+    trainer = Trainer(
+        accelerator="gpu" if arguments.device == "cuda" else "cpu", devices=1, precision=precision,
+        max_steps=arguments.warmup + arguments.steps * arguments.rounds, max_epochs=-1, limit_val_batches=0,
+        num_sanity_val_steps=0, log_every_n_steps=10, logger=False, enable_checkpointing=False,
+        enable_model_summary=False, default_root_dir=str(folder),
+        callbacks=[StopOnSignal(None), FusionProgressBar(), rounds],
+    )  # fmt: skip
+    with contextlib.redirect_stdout(sys.stderr):
+        trainer.fit(module, data)
+
+
+def prepare_process(threads: int) -> None:
+    """So many threads; no notices between the record's lines."""
+    torch.set_num_threads(threads)
+    warnings.filterwarnings("ignore")
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+
+
+def beside_lora(methods: dict[str, dict[str, Any]]) -> None:
+    """Add each fit's time over that of lora, where there is one."""
+    if "lora" in methods:
+        lora = methods["lora"]["fit_steps_per_second"]
+        for figures in methods.values():
+            figures["fit_time_over_lora_fit"] = round(lora / figures["fit_steps_per_second"], 4)
+
+
+def where_measured(device: str) -> dict[str, Any]:
+    """Versions, machine and commit, for a record."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    return {
+        "versions": {part.__name__: part.__version__ for part in (torch, lightning, transformers, peft)},
+        "machine": f"{platform.machine()}, {torch.cuda.get_device_name() if device == 'cuda' else 'CPU'}",
+        "commit": commit.stdout.strip(),
+    }
+
+
 def measure(method: str, tasks: list[str | dict], cache: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Fit by one method, the bare loop in between; the figures of both."""
     arguments = argparse.Namespace(**vars(arguments), method=method)
@@ -251,15 +294,7 @@ def measure(method: str, tasks: list[str | dict], cache: Path, arguments: argpar
     has_bare = not method.startswith("tangent")
     make_bare = (lambda module, data: BareLoop(start, module, data, arguments)) if has_bare else None
     rounds = Rounds(arguments, make_bare)
-    trainer = Trainer(
-        accelerator="gpu" if arguments.device == "cuda" else "cpu", devices=1, precision=arguments.precision,
-        max_steps=arguments.warmup + arguments.steps * arguments.rounds, max_epochs=-1, limit_val_batches=0,
-        num_sanity_val_steps=0, log_every_n_steps=10, logger=False, enable_checkpointing=False,
-        enable_model_summary=False, default_root_dir=str(cache),
-        callbacks=[StopOnSignal(None), FusionProgressBar(), rounds],
-    )  # fmt: skip
-    with contextlib.redirect_stdout(sys.stderr):
-        trainer.fit(module, data)
+    fit_in_rounds(module, data, rounds, cache, arguments.precision)
     trained = sum(part.numel() for of_task in module.task_parameters.values() for part in of_task)
     return {"num_trained": trained} | rounds.figures()
 
@@ -289,11 +324,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse()
-    torch.set_num_threads(arguments.threads)
-    warnings.filterwarnings("ignore")
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    datasets.disable_progress_bars()
+    prepare_process(arguments.threads)
     methods = {}
     with tempfile.TemporaryDirectory() as folder:
         tasks = write_tasks(Path(folder), arguments.tasks, arguments.num_images)
@@ -302,23 +333,14 @@ def main() -> None:
             gc.collect()
             if arguments.device == "cuda":
                 torch.cuda.empty_cache()
-    if "lora" in methods:
-        lora = methods["lora"]["fit_steps_per_second"]
-        for figures in methods.values():
-            figures["fit_time_over_lora_fit"] = round(lora / figures["fit_steps_per_second"], 4)
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
+    beside_lora(methods)
     record = {
         "benchmark": "fit_step",
         "config": vars(arguments),
         "methods": methods,
         "compared": f"summed losses of the first {CHECKED} steps, same start and batches, updates between",
         "target": {"share": 0.95},
-        "versions": {part.__name__: part.__version__ for part in (torch, lightning, transformers, peft)},
-        "machine": f"{platform.machine()}, {torch.cuda.get_device_name() if arguments.device == 'cuda' else 'CPU'}",
-        "commit": commit.stdout.strip(),
-    }
+    } | where_measured(arguments.device)
     print(json.dumps(record))
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from fusionlab.evaluation import to_device
+from fusionlab.memory import peak_bytes
 
 _ADAM = 3  # gradient and two moments beside each trained value
 _NOT_YET = "not yet checked: whether losses stay finite, and what rules refuse for the values that will be trained"
@@ -92,10 +91,7 @@ def _bytes(tensors: Any) -> int:
 
 
 def _peak(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_bytes()
 
 
 def _size(count: int) -> str:

@@ -100,7 +100,7 @@ class FusionCallback(Callback):
                 "trainer.limit_test_batches 0 leaves nothing to score; leave it out, or give --train_only to train only"
             )
         for rule in self.rules.values():
-            if not isinstance(rule, search.Search) and not rules.is_open(rule) and not _names_parameters(rule):
+            if not search.looks_at_data(rule) and not _names_parameters(rule):
                 try_rule(rule, trainer.datamodule.tasks)
         search.check_data(self.rules, trainer.datamodule)
         if self.diagnostics is not None:
@@ -156,8 +156,7 @@ class FusionCallback(Callback):
         for name, each in made.items():
             row = _row_of(name, each.model, tasks)
             found = score(f"fused by {name}", each.model.weights, tasks, split, **row, **labels)
-            rule = self.rules[name.removesuffix(f"-{self.dtype}")]
-            if isinstance(rule, search.Search) or rules.is_open(rule):
+            if each.found.scores:
                 found = _with_bounds_of_choice(found, data)
             rows += [{**row, **each.more} for row in found]
         return reporting.normalize(keyed(rows, module, data), self.full_reference), made

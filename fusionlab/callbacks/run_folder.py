@@ -15,6 +15,7 @@ from fusionlab.leases import TaskLeases
 from fusionlab.ranks import raise_together, same_on_all_ranks
 from fusionlab.runs import LEASES, RunFolder, RunState
 
+# how Lightning's messages about options begin, where they have no type of their own
 _OF_OPTIONS = ("Early stopping conditioned on metric", "`val_check_interval`")
 
 
@@ -28,6 +29,7 @@ class RunFolderCallback(Callback):
         taken: the tasks that other jobs have trained, each with the checkpoint that holds it.
         leases: folder for the leases, shared by all jobs of a run.
         overwrite: start anew in a folder that is in use.
+        begins: whether the run begins; a dry run does not.
     """
 
     def __init__(
@@ -39,11 +41,10 @@ class RunFolderCallback(Callback):
         taken: Mapping[str, Path],
         leases: Path | None = None,
         overwrite: bool = False,
+        begins: bool = True,
     ) -> None:
         self.folder, self.config, self.state, self.overwrite = folder, config, state, overwrite
-        self.taken = dict(taken)
-        self.begins = True
-        """Whether the run begins: a dry run does not."""
+        self.taken, self.begins = dict(taken), begins
         self._leases_folder = leases or folder.path / LEASES
         self._leases: TaskLeases | None = None
 

@@ -229,13 +229,14 @@ class FusionCLI(LightningCLI):
                     f"longer; give --overwrite to train all tasks anew"
                 )
             taken = {task: taken[task] for task in folder.taken()}
-        begin = RunFolderCallback(
-            folder, resolved, state=self.run_state, taken=taken, leases=root.path / LEASES, overwrite=overwrite
-        )
         if config.dry_run:
-            begin.begins = False
             self.trainer.callbacks.append(DryRun(str(folder.path), self.run_state))
-        self.trainer.callbacks.append(begin)
+        self.trainer.callbacks.append(
+            RunFolderCallback(
+                folder, resolved, state=self.run_state, taken=taken, leases=root.path / LEASES, overwrite=overwrite,
+                begins=not config.dry_run,
+            )
+        )  # fmt: skip
         if config.train_only:
             self.trainer.callbacks = [part for part in self.trainer.callbacks if not isinstance(part, FusionCallback)]
             self.trainer.callbacks.append(TrainOnly(root.path, folder))

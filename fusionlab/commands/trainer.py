@@ -24,7 +24,6 @@ _PROFILERS: dict[str, Callable[..., Profiler]] = {
     "advanced": AdvancedProfiler,
     "pytorch": PyTorchProfiler,
 }
-# how Lightning's messages about options begin, where they have no type of their own
 
 
 def quiet() -> None:

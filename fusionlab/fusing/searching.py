@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fusionlab import rules
 from fusionlab.checkpoints.stats import adapter_files
 from fusionlab.errors import InputError, name_list
-from fusionlab.fusing.offline import Prepared, prepare
+from fusionlab.fusing.offline import UNTUNED, Prepared, prepare
 from fusionlab.fusing.recipe import Recipe, parse_size
 from fusionlab.rules.config import known_rules
 
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from fusionlab.search import Search
     from fusionlab.search.workbench import Workbench
 
-_STAND_IN = {"class_path": "task_arithmetic", "init_args": {"scaling_coefficient": 0.3}}
+_STAND_IN = rules.to_config(rules.TaskArithmetic(UNTUNED))
+"""What is checked in the place of a rule that is not found yet."""
 
 
 def search_of(recipe: Recipe) -> Search | None:
@@ -103,7 +104,10 @@ class Looking:
         """What is looked at, for ``--dry_run``."""
         sizes = {task: len(self.bench.data.splits[task]["validation"]) for task in self.finetuned.tasks}
         told = ", ".join(f"{size} of {task}" for task, size in sizes.items())
-        return f"looks at        validation samples: {told}; models in memory {self.needed:,} bytes"
+        return (
+            f"looks at        validation samples: {told}; models in memory {self.needed:,} bytes; the rule above "
+            f"stands in the place of what is found"
+        )
 
 
 def look(recipe: Recipe, search: Search) -> Looking:
@@ -130,7 +134,11 @@ def look(recipe: Recipe, search: Search) -> Looking:
         )
     check_data({"rule": search}, bench.data)
     base, name = bench.module.base_model, bench.module.backbone.name
-    weights = {task: load_weights(each.path, base, base_name=name).weights for task, each in prepared.inputs.items()}
+    insist = recipe.allow_other_base
+    weights = {
+        task: load_weights(each.path, base, base_name=name, allow_other_base=insist).weights
+        for task, each in prepared.inputs.items()
+    }
     return Looking(prepared, bench, Finetuned(bench.module, weights), needed)
 
 

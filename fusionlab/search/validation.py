@@ -23,6 +23,7 @@ from fusionlab.state import State
 from fusionlab.tasks import without_classes
 
 Cost = dict[str, float]
+NOTHING: Mapping[str, float] = {"seconds": 0.0, "fuse_seconds": 0.0, "passes": 0.0}
 
 
 class ValidationProblem:
@@ -48,7 +49,7 @@ class ValidationProblem:
     ) -> None:
         self.tasks, self._finetuned, self._score = tasks, finetuned, score
         self._module, self._data = module, data
-        self.cost: Cost = {"seconds": 0.0, "fuse_seconds": 0.0, "passes": 0.0}
+        self.cost: Cost = dict(NOTHING)
         """Of what it ran itself, without what ``score`` did; seconds of fusing only."""
 
     def scores(self, rules: Sequence[Rule]) -> list[float]:
@@ -139,6 +140,11 @@ def mean_scores(
     return [mean_score(primary_rows(found)) for found in rows.values()]
 
 
+def looks_at_data(rule: Rule | Search) -> bool:
+    """Whether the rule is chosen on data: a search, or a rule whose coefficient is open."""
+    return isinstance(rule, Search) or is_open(rule)
+
+
 def complete(rule: Rule | Search, problem: ValidationProblem) -> Found:
     """The rule with all its coefficients: itself, or what is found for an open one or by a search."""
     if is_open(rule):
@@ -153,7 +159,7 @@ def check_data(rules: Mapping[str, Rule | Search], data: Any) -> None:
         InputError: a task has no validation samples, or a score for its answer where a search looks at the
             probabilities of classes.
     """
-    looking = [name for name, rule in rules.items() if isinstance(rule, Search) or is_open(rule)]
+    looking = [name for name, rule in rules.items() if looks_at_data(rule)]
     empty = [task for task in data.tasks if not len(data.splits[task].get("validation", ()))]
     if looking and empty:
         raise InputError(

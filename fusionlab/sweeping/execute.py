@@ -12,6 +12,7 @@ from pathlib import Path
 from fusionlab.evaluation import mean_score
 from fusionlab.fusion.finetuned import Finetuned
 from fusionlab.keys import FORMULAS, key_of
+from fusionlab.memory import peak_bytes
 from fusionlab.reporting import check_reference, single_task_values
 from fusionlab.rules import Rule, is_open, with_coefficient
 from fusionlab.search import Search, check_data
@@ -26,7 +27,7 @@ from fusionlab.sweeping.sources import (
     run_config,
     sources,
 )
-from fusionlab.sweeping.worker import RunWorker, chunks, peak_bytes, validation_points
+from fusionlab.sweeping.worker import RunWorker, chunks, validation_point
 
 SUBSETS_IN_A_JOB = 8
 _log = logging.getLogger(__name__)
@@ -196,11 +197,7 @@ class Sweep:
         """Each subset's coefficient by its mean validation score; all that is to be tried goes into one pass."""
         scores: dict[tuple[str, ...], dict[float, float]] = {subset: {} for subset in subsets}
         while tried := [(s, value) for s in subsets for value in next_coefficients(scores[s], self.recipe.grid)]:
-            points = [
-                point
-                for subset, value in tried
-                for point in validation_points(name, [with_coefficient(rule, value)], subset)
-            ]
+            points = [validation_point(name, with_coefficient(rule, value), subset) for subset, value in tried]
             for (subset, value), rows in zip(tried, worker.score(points), strict=True):
                 scores[subset][value] = mean_score(rows)
         return {subset: with_coefficient(rule, best_coefficient(scores[subset])) for subset in subsets}

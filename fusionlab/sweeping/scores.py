@@ -10,13 +10,12 @@ from fusionlab.adapters import Adapter
 from fusionlab.candidates import Candidate, score_candidates, tangent_shortcut
 from fusionlab.evaluation import primary_rows
 from fusionlab.fusion.finetuned import Finetuned, Fused
+from fusionlab.search.validation import NOTHING, Cost
 from fusionlab.search.workbench import Workbench
 from fusionlab.weights import state_of
 
 BYTES_AT_ONCE, CANDIDATES_AT_ONCE = 1 << 29, 64
 Wanted = tuple[Fused, Sequence[str]]
-Cost = dict[str, float]
-NOTHING: Mapping[str, float] = {"seconds": 0.0, "fuse_seconds": 0.0, "passes": 0.0}
 
 
 def added(first: Mapping[str, float], second: Mapping[str, float], share: float = 1.0) -> Cost:

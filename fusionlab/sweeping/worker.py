@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -12,13 +10,15 @@ from fusionlab.candidates import Candidate, score_candidates
 from fusionlab.evaluation import Row, mean_score, primary_rows
 from fusionlab.fusion.finetuned import Finetuned, Fused
 from fusionlab.keys import FORMULAS, plain
+from fusionlab.memory import peak_bytes
 from fusionlab.rules import Rule, from_config, to_config
 from fusionlab.search import Found, Search, ValidationProblem
 from fusionlab.search import to_config as search_config
+from fusionlab.search.validation import NOTHING, Cost
 from fusionlab.search.workbench import Workbench
 from fusionlab.sweeping.identity import SCHEMA, Point, RunIdentity
 from fusionlab.sweeping.ledger import Ledger
-from fusionlab.sweeping.scores import NOTHING, Cost, ModelScores, added
+from fusionlab.sweeping.scores import ModelScores, added
 from fusionlab.sweeping.sources import RunSource
 
 
@@ -96,7 +96,8 @@ class RunWorker:
 
     def _search(self, rule_name: str, search: Search, subset: tuple[str, ...]) -> dict[str, Any]:
         def score(rules: Sequence[Rule]) -> list[float]:
-            return [mean_score(rows) for rows in self.score(validation_points(rule_name, rules, subset))]
+            points = [validation_point(rule_name, rule, subset) for rule in rules]
+            return [mean_score(rows) for rows in self.score(points)]
 
         problem = ValidationProblem(subset, self.finetuned, self.bench.module, self.bench.data, score)
         started, before = time.monotonic(), self._spent["seconds"]
@@ -160,14 +161,9 @@ class RunWorker:
         } | self.identity.space
 
 
-def validation_points(rule_name: str, rules: Sequence[Rule], subset: tuple[str, ...]) -> list[Point]:
+def validation_point(rule_name: str, rule: Rule, subset: tuple[str, ...]) -> Point:
     """What a choice of a rule for a subset looks at."""
-    return [Point(rule_name, rule, subset, "validation", subset) for rule in rules]
-
-
-def peak_bytes() -> int:
-    """The most memory that this process has used so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return Point(rule_name, rule, subset, "validation", subset)
 
 
 def chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

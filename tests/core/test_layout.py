@@ -21,6 +21,7 @@ TIERS = {
         "runs",
         "known_tasks",
         "leases",
+        "memory",
         "sharding",
         "foreign",
         "keys",

@@ -1,15 +1,13 @@
 """The embedded tiny-t5: loads as stock transformers does, is as good as its card says, and can learn."""
 
 import json
-import os
 import re
 import string
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from other_process import words_printed_offline
 from tiny_t5_card import pretrained_value
 from transformers import AutoTokenizer
 
@@ -69,10 +67,7 @@ def test_loads_in_a_process_without_network():
         "tokens = AutoTokenizer.from_pretrained(sys.argv[1])('the doctor bought a car');"
         "print(len(tokens.input_ids), T5ForConditionalGeneration.from_pretrained(sys.argv[1]).config.vocab_size)"
     )
-    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-c", code, str(FOLDER)], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["6", str(len(AutoTokenizer.from_pretrained(FOLDER)))]
+    assert words_printed_offline(code, FOLDER) == ["6", str(len(AutoTokenizer.from_pretrained(FOLDER)))]
 
 
 def test_it_fills_gaps_and_says_what_it_read(backbone):

@@ -408,13 +408,6 @@ def decide(folder: Path, arguments: list[str], capsys: pytest.CaptureFixture[str
     return ""
 
 
-@pytest.fixture
-def models(originals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    shutil.copytree(originals, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 AS_IS = MODEL["as it is"]
 
 

@@ -52,13 +52,6 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def models(originals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    shutil.copytree(originals, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def flags(*finetuned: str, output: str = "out") -> list[str]:
     tasks = [part for name in finetuned for part in (f"--finetuned.{Path(name).stem}", name)]
     return ["fuse", "--base", "base", *tasks, "--output", output, "--rule", "average"]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from fusionlab.__main__ import main
+from fusionlab.backbones import ASSETS
 
 
 def of(name: str, /, **arguments: Any) -> dict[str, Any]:
@@ -65,6 +67,24 @@ def test_it_finds_and_writes_what_fit_does(
     fused, expected = load_file(file), load_file(run / "fused" / name / file.name)
     assert fused.keys() == expected.keys()
     assert all(bool((fused[key] == expected[key]).all()) for key in fused)
+
+
+def test_another_base_is_insisted_on_for_the_models_that_are_run_too(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(ASSETS / "tiny-clip", tmp_path / "moved")
+    state = load_file(tmp_path / "moved" / "model.safetensors")
+    moved = {name: value * 1.5 if value.is_floating_point() else value for name, value in state.items()}
+    save_file(moved, tmp_path / "moved" / "model.safetensors", {"format": "pt"})
+    argv = ["fuse", "--base", str(tmp_path / "moved"), "--output", str(tmp_path / "out")]
+    argv += ["--rule", json.dumps(RULES["lorahub"]), "--model", "ClipModule", *DATA]
+    argv += [f"--finetuned.{task}={run / 'adapters' / task}" for task in TASKS]
+    assert main(argv) == 2
+    assert "was made for another base" in capsys.readouterr().err
+    assert main([*argv, "--allow_other_base"]) == 0
+    record = json.loads((tmp_path / "out" / "fusion.json").read_text())
+    assert record["allow_other_base"]
+    assert record["search"]["num_samples"] == 10
 
 
 REFUSED: dict[str, tuple[Any, list[str], str]] = {
