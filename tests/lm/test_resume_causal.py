@@ -25,7 +25,7 @@ PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["fusionlab.commands.fit"])
 KINDS = {
     "l_lora": ["--model.method", "l_lora", "--model.dropout", ".2"],
-    "packed": ["--data.packing", "true", "--data.max_length", "24", "--data.batch_size", "1"],
+    "packed": ["--data.packing", "true", "--data.max_length", "64", "--trainer.accumulate_grad_batches", "2"],
     "one update an epoch": ["--data.batch_size", "20", "--trainer.accumulate_grad_batches", "2"],
     "tangent": ["--model.method", "tangent"],
     "full": ["--model.method", "full", "--data.batch_size", "3"],
