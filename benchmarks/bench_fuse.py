@@ -23,8 +23,8 @@ from typing import Any
 
 import torch
 
-from fusionlab.checkpoints import WeightsWriter, open_checkpoint
-from fusionlab.streaming import TensorInfo
+from fusionlab.engine import TensorInfo
+from fusionlab.tensors import WeightsWriter, open_checkpoint
 
 HIDDEN, INTERMEDIATE, KEY_VALUE, VOCABULARY = 2048, 5632, 256, 32000
 DENSITY, COEFFICIENT = 0.2, 0.3

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from bench_fuse import make_checkpoints, run, write_yaml
 
-from fusionlab.checkpoints import open_checkpoint
+from fusionlab.tensors import open_checkpoint
 
 TIES_DENSITY, CRUMBS_DENSITY, GAMMA = 0.2, 0.3, 0.02
 WEIGHTS = {"model0": 0.5, "model1": 0.3, "model2": 0.7}

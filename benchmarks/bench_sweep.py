@@ -17,8 +17,8 @@ import torch
 
 import fusionlab
 from fusionlab.adapters import base_state
-from fusionlab.candidates import Candidate, TangentOutputs, score_candidates
 from fusionlab.data.drawing import DRAWN_TASKS
+from fusionlab.evaluation import Candidate, TangentOutputs, score_candidates
 from fusionlab.fusion.finetuned import Finetuned
 from fusionlab.fusion.making import fuse_weights
 from fusionlab.rules import TaskArithmetic

@@ -23,7 +23,7 @@ import torch
 from study_real_images import fit, tasks_of
 
 import fusionlab
-from fusionlab.loading import load_weights
+from fusionlab.runs.loading import load_weights
 
 RATES = {"full": [3e-4, 1e-3, 3e-3], "lora": [1e-3, 3e-3, 1e-2], "l_lora": [1e-3, 3e-3, 1e-2]}
 RULES = ("average", "task_arithmetic", "metagpt")

@@ -19,12 +19,12 @@ _PUBLIC = {
     "T5Module": "fusionlab.modules",
     "TextTasks": "fusionlab.data",
     "ViTModule": "fusionlab.modules",
-    "evaluate": "fusionlab.evaluation",
+    "evaluate": "fusionlab.evaluation.scores",
     "fuse": "fusionlab.fusion.python",
-    "load": "fusionlab.loading",
+    "load": "fusionlab.runs.loading",
     "load_backbone": "fusionlab.backbones",
     "rules": "fusionlab.rules",
-    "task_vector": "fusionlab.state",
+    "task_vector": "fusionlab.tensors.state",
 }
 
 __all__ = sorted(_PUBLIC)

@@ -83,15 +83,15 @@ def dispatch(command: str, rest: list[str]) -> int:
 
         return run_lightning([command, *rest])
     if command == "fuse":
-        from fusionlab.fusing import main as run_fuse
+        from fusionlab.commands.fuse import main as run_fuse
 
         return run_fuse(rest)
     if command == "sweep":
-        from fusionlab.sweeping import main as run_sweep
+        from fusionlab.commands.sweep import main as run_sweep
 
         return run_sweep(rest)
     if command == "report":
-        from fusionlab.reporting.command import main as run_report
+        from fusionlab.commands.report import main as run_report
 
         return run_report(rest)
     raise InputError(f"no command {command!r}; {did_you_mean(command, COMMANDS)} See python -m fusionlab --help.")

@@ -7,7 +7,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from fusionlab.data.asking import ASKED_TASKS
-from fusionlab.evaluation import evaluate
+from fusionlab.evaluation.scores import evaluate
 from fusionlab.search.workbench import workbench
 
 CARD = """---

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from fusionlab.state import State, check_same_names, named_tensors
+from fusionlab.tensors.state import State, check_same_names, named_tensors
 
 
 def base_state(model: nn.Module) -> dict[str, Tensor]:

@@ -18,11 +18,12 @@ from torch import Tensor
 
 from fusionlab.adapters.combining import check_combinable, common_config, fused_attention_of
 from fusionlab.adapters.factors import Adapter, Factors
+from fusionlab.blocks.matrices import TaskMatrices
+from fusionlab.blocks.sums import pair_keys
+from fusionlab.engine.job import Outcome
+from fusionlab.engine.workers import for_each, one_torch_thread
 from fusionlab.errors import InputError
-from fusionlab.rules.matrices import MatrixRule, TaskMatrices
-from fusionlab.rules.sums import pair_keys
-from fusionlab.streaming.job import Outcome
-from fusionlab.streaming.workers import for_each, one_torch_thread
+from fusionlab.rules.matrix_rule import MatrixRule
 
 
 def fuse_in_core_space(

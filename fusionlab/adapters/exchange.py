@@ -32,11 +32,11 @@ from fusionlab.adapters.fused_attention import (
 from fusionlab.adapters.layers import PREFIX, in_peft_shapes, pair_up
 from fusionlab.adapters.refusals import check_config
 from fusionlab.adapters.same_base import agree
-from fusionlab.checkpoints import save_state
-from fusionlab.checkpoints.readers import load_pickle
 from fusionlab.errors import InputError, name_list
 from fusionlab.files import accessed, is_there, mistaken
 from fusionlab.foreign import OwnRecord, PeftConfig, read_json
+from fusionlab.tensors import save_state
+from fusionlab.tensors.readers import load_pickle
 
 CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PUBLISHED, OWN, OWN_FACTORS = "linearized_adapter_model.safetensors", "fusionlab.json", "fusionlab_factors.safetensors"

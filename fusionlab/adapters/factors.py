@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fusionlab.errors import InputError, did_you_mean, name_list
-from fusionlab.state import State
+from fusionlab.tensors.state import State
 
 Method = Literal["lora", "l_lora", "tangent_lora"]
 METHODS: tuple[str, ...] = get_args(Method)

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from fusionlab.adapters.factors import Adapter, Factors
 from fusionlab.errors import InputError
-from fusionlab.state import State
+from fusionlab.tensors.state import State
 
 PARTS = ("q_proj", "k_proj", "v_proj")
 STORED_OUT = "base_layer.out_proj"  # where PEFT keeps the adapter of the output projection

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from fusionlab.adapters.factors import Adapter, hash_initial
 from fusionlab.adapters.fused_attention import adapted_weight, stored_name, stored_shapes
-from fusionlab.checkpoints import open_checkpoint
-from fusionlab.checkpoints.hub import at_hand
 from fusionlab.errors import InputError
+from fusionlab.tensors import open_checkpoint
+from fusionlab.tensors.hub import at_hand
 from fusionlab.tensors.lazy import Weights
 
 _AT_ONE_POINT = ("l_lora", "tangent_lora")

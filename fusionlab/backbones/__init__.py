@@ -10,10 +10,10 @@ from fusionlab.backbones.clip import ClipBackbone
 from fusionlab.backbones.open_clip import OpenClipBackbone, is_open_clip
 from fusionlab.backbones.t5 import T5Backbone
 from fusionlab.backbones.vit import FROM_CONFIG, TIMM, TimmBackbone, ViTBackbone
-from fusionlab.checkpoints.hub import ASSETS, at_hand, is_hub_id
 from fusionlab.errors import InputError, did_you_mean
 from fusionlab.files import is_there, path_of
 from fusionlab.foreign import ModelConfig, read_json
+from fusionlab.tensors.hub import ASSETS, at_hand, is_hub_id
 
 Backbone: TypeAlias = CausalBackbone | ClipBackbone | T5Backbone | ViTBackbone | TimmBackbone
 

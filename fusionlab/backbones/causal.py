@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from fusionlab.adapters.targets import LINEAR
 from fusionlab.backbones.answer_tree import AnswerTree
+from fusionlab.backbones.choice import lowest_argmax
 from fusionlab.backbones.masks import additive_masks, visible_within
 from fusionlab.backbones.packed import Apart, find_apart
 from fusionlab.backbones.quiet import UNREADABLE, quiet
 from fusionlab.backbones.settings import function_settings
 from fusionlab.backbones.tokenizers import read_tokenizer
 from fusionlab.errors import InputError, name_list
-from fusionlab.metrics import lowest_argmax
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 ALL_LINEAR = "all-linear"

@@ -9,7 +9,7 @@ from typing import Any
 
 from fusionlab.adapters import base_state, split_names, split_state, stored_state
 from fusionlab.errors import InputError, name_list
-from fusionlab.state import State
+from fusionlab.tensors.state import State
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from fusionlab.backbones.choice import lowest_argmax
 from fusionlab.backbones.label_words import Answers, check_words, side_by_side
 from fusionlab.backbones.quiet import UNREADABLE, quiet
 from fusionlab.backbones.settings import function_settings
 from fusionlab.errors import InputError, name_list
-from fusionlab.metrics import lowest_argmax
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 NO_FLOAT16 = (

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from fusionlab.evaluation import to_device
+from fusionlab.evaluation.scores import to_device
 from fusionlab.memory import peak_bytes
 
 _ADAM = 3  # gradient and two moments beside each trained value

@@ -19,9 +19,10 @@ from fusionlab import reporting, rules, search
 from fusionlab.adapters import base_state
 from fusionlab.callbacks.harness import harness_rows
 from fusionlab.callbacks.progress import FusionProgressBar
-from fusionlab.diagnostics import Diagnostics, write_diagnostics
+from fusionlab.data.tasks import without_classes
+from fusionlab.engine import try_rule
 from fusionlab.errors import InputError, name_list
-from fusionlab.evaluation import Row, evaluate, rank_and_world_size
+from fusionlab.evaluation.scores import Row, evaluate, rank_and_world_size
 from fusionlab.files import write_text
 from fusionlab.fusion.finetuned import Finetuned
 from fusionlab.fusion.folders import save_fused
@@ -29,10 +30,9 @@ from fusionlab.fusion.making import FusedModel
 from fusionlab.harness import HarnessTasks
 from fusionlab.keys import keyed
 from fusionlab.linearize import LINEARIZED_METHODS
-from fusionlab.runs import RESULTS
+from fusionlab.reporting.diagnostics import Diagnostics, write_diagnostics
+from fusionlab.runs.folder import RESULTS
 from fusionlab.samplers import FirstSamples
-from fusionlab.streaming import try_rule
-from fusionlab.tasks import without_classes
 
 DEFAULT_RULES = ("average", "task_arithmetic", "metagpt", "ties")
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from fusionlab.evaluation import Row
+from fusionlab.adapters.weights import is_linearized
+from fusionlab.evaluation.scores import Row
 from fusionlab.harness import HarnessTasks
-from fusionlab.weights import is_linearized
 
 _log = logging.getLogger(__name__)
 

@@ -10,10 +10,10 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from fusionlab.distributed.ranks import raise_together, same_on_all_ranks
 from fusionlab.errors import InputError, name_list
-from fusionlab.leases import TaskLeases
-from fusionlab.ranks import raise_together, same_on_all_ranks
-from fusionlab.runs import LEASES, RunFolder, RunState
+from fusionlab.runs.folder import LEASES, RunFolder, RunState
+from fusionlab.runs.leases import TaskLeases
 
 # how Lightning's messages about options begin, where they have no type of their own
 _OF_OPTIONS = ("Early stopping conditioned on metric", "`val_check_interval`")

@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from fusionlab.errors import InputError, name_list
-from fusionlab.runs import CONFIG, RunFolder
+from fusionlab.runs.folder import CONFIG, RunFolder
 
 KEYWORDS = ("last", "best", "hpc", "registry")
 _NEEDED = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "global_step")

@@ -26,12 +26,12 @@ from fusionlab.callbacks import (
     TrainOnly,
     WholeCheckpointIO,
 )
-from fusionlab.commandline import checked_flags, given_flags
 from fusionlab.commands.checkpoint import checkpoint_to_go_on_from
 from fusionlab.commands.folders import folder_for_a_trial, folder_of, next_run_folder
 from fusionlab.commands.messages import readable, refused_class
 from fusionlab.commands.options import check_given, check_monitors, check_options
 from fusionlab.commands.outputs import write_labels, write_scores
+from fusionlab.commands.parser import checked_flags, given_flags
 from fusionlab.commands.trainer import (
     as_list,
     brings_progress_bar,
@@ -42,11 +42,8 @@ from fusionlab.commands.trainer import (
     quiet,
 )
 from fusionlab.data import ImageTasks
-from fusionlab.errors import InputError, name_list
-from fusionlab.harness import HarnessTasks
-from fusionlab.linearize import LINEARIZED_METHODS
-from fusionlab.modules import CausalModule, ClipModule, FusionModule
-from fusionlab.ranks import (
+from fusionlab.data.tasks import check_samples
+from fusionlab.distributed.ranks import (
     RUN_FOLDER_VARIABLE,
     SHARDED,
     RollCallDDP,
@@ -57,8 +54,11 @@ from fusionlab.ranks import (
     leave,
     tell_bad_input,
 )
-from fusionlab.runs import CHECKPOINTS, LEASES, RunFolder
-from fusionlab.tasks import check_samples
+from fusionlab.errors import InputError, name_list
+from fusionlab.harness import HarnessTasks
+from fusionlab.linearize import LINEARIZED_METHODS
+from fusionlab.modules import CausalModule, ClipModule, FusionModule
+from fusionlab.runs.folder import CHECKPOINTS, LEASES, RunFolder
 
 TRAINER_DEFAULTS = {
     "max_steps": 80,

@@ -9,10 +9,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from fusionlab.distributed.ranks import RUN_FOLDER_VARIABLE, started_world_size
 from fusionlab.errors import InputError
 from fusionlab.modules import FusionModule
-from fusionlab.ranks import RUN_FOLDER_VARIABLE, started_world_size
-from fusionlab.runs import RunFolder
+from fusionlab.runs.folder import RunFolder
 
 
 def folder_of(config: Any) -> RunFolder:

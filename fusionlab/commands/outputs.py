@@ -7,9 +7,9 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from fusionlab.predicting import write_predictions
+from fusionlab.evaluation.predicting import write_predictions
 from fusionlab.reporting import print_table, write_results
-from fusionlab.runs import RESULTS
+from fusionlab.runs.folder import RESULTS
 
 
 def write_scores(command: str, config: Any, trainer: Trainer, module: Any) -> None:

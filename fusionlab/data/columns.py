@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fusionlab.data.tasks import Task
 from fusionlab.errors import InputError, did_you_mean, name_list
-from fusionlab.tasks import Task
 
 _LABEL_COLUMNS = ("label", "labels", "class", "target", "fine_label")
 

@@ -17,14 +17,14 @@ from fusionlab.data.base import TaskData, check_embedded, check_positive, embedd
 from fusionlab.data.cache import cache_root
 from fusionlab.data.drawing import DRAWN_TASKS, DrawnTask
 from fusionlab.data.folder import ImageBatches, image_files
+from fusionlab.data.known_tasks import DEFAULT_TEMPLATES, IMAGE_TASKS
 from fusionlab.data.pixels import pixels
 from fusionlab.data.sources import check_path
 from fusionlab.data.splits import SplitName
 from fusionlab.data.stored import OnBadImage, StoredImages, data_version
+from fusionlab.data.tasks import Task, parse_tasks
 from fusionlab.errors import InputError, did_you_mean
-from fusionlab.known_tasks import DEFAULT_TEMPLATES, IMAGE_TASKS
 from fusionlab.samplers import Batch
-from fusionlab.tasks import Task, parse_tasks
 
 EMBEDDED_TASKS: list[str | dict] = list(DRAWN_TASKS)
 _KNOWN = {**IMAGE_TASKS, **embedded(DRAWN_TASKS)}

@@ -12,8 +12,8 @@ import numpy as np
 
 from fusionlab.data.columns import find_column, label_candidates
 from fusionlab.data.local import Source
+from fusionlab.data.tasks import Task, check_duplicates
 from fusionlab.errors import InputError, did_you_mean, name_list
-from fusionlab.tasks import Task, check_duplicates
 
 _INTEGER = re.compile(r"\s*[+-]?\d{1,18}\s*")
 _log = logging.getLogger(__name__)

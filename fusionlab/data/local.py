@@ -24,9 +24,9 @@ from fusionlab.data.layout import (
 )
 from fusionlab.data.splits import SPLITS, split_names
 from fusionlab.data.tables import TEXT_TABLES, read_tables
+from fusionlab.data.tasks import Task
 from fusionlab.errors import InputError, name_list
 from fusionlab.foreign import parse_yaml
-from fusionlab.tasks import Task
 
 _METADATA = "metadata"
 _CARD = re.compile(r"---\s*\n(.*?)\n---\s*(\n|$)", re.DOTALL)

@@ -17,8 +17,8 @@ from fusionlab.data.labels import Labels, read_labels
 from fusionlab.data.local import Source
 from fusionlab.data.sources import open_source
 from fusionlab.data.splits import remainder, split_rows
+from fusionlab.data.tasks import Task, check_duplicates
 from fusionlab.errors import InputError, did_you_mean, name_list
-from fusionlab.tasks import Task, check_duplicates
 
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
 _FIELD = re.compile(r"\{([^{}]+)\}")

@@ -7,12 +7,12 @@ import json
 import re
 from pathlib import Path
 
-from fusionlab.checkpoints.fingerprints import times
 from fusionlab.data.layout import TABLES, files_below
 from fusionlab.data.local import LocalFiles, Source, input_errors
 from fusionlab.data.splits import split_names
+from fusionlab.data.tasks import Task
 from fusionlab.errors import InputError
-from fusionlab.tasks import Task
+from fusionlab.tensors.fingerprints import times
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _HEADER_BYTES = 1 << 16

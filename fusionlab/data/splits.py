@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 
 from fusionlab.data.layout import split_called
+from fusionlab.data.tasks import Task
 from fusionlab.errors import InputError, did_you_mean
-from fusionlab.tasks import Task
 
 SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")

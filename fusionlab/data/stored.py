@@ -16,7 +16,6 @@ from typing import Any, Literal
 import numpy as np
 
 from fusionlab.backbones.preprocessing import Preprocessing
-from fusionlab.checkpoints.fingerprints import times
 from fusionlab.data import sources
 from fusionlab.data.cache import cached_folder
 from fusionlab.data.columns import find_column
@@ -24,8 +23,9 @@ from fusionlab.data.labels import display_names, read_labels
 from fusionlab.data.local import is_local
 from fusionlab.data.pixels import DECODE_ERRORS, decode
 from fusionlab.data.splits import CARVED, remainder, split_rows
+from fusionlab.data.tasks import Task
 from fusionlab.errors import InputError, name_list
-from fusionlab.tasks import Task
+from fusionlab.tensors.fingerprints import times
 
 _FORMAT = 2
 """Raise to drop every cache, after a change to decoding or to the files below."""

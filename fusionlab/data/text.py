@@ -13,15 +13,15 @@ import torch
 
 from fusionlab.data.base import TaskData, check_embedded, check_positive, embedded, embedded_name, refuse_keys
 from fusionlab.data.cache import cache_root
+from fusionlab.data.known_tasks import NATURAL_PROMPTS, TEXT_TASKS
 from fusionlab.data.rendering import Texts, TextSource, check_text_task
 from fusionlab.data.sources import check_path
 from fusionlab.data.splits import SplitName
 from fusionlab.data.tables import lines_of
+from fusionlab.data.tasks import Task, parse_tasks
 from fusionlab.data.tokens import TextSplit, tokenize
 from fusionlab.data.writing import WRITTEN_TASKS, WrittenTask
 from fusionlab.errors import InputError, name_list
-from fusionlab.known_tasks import NATURAL_PROMPTS, TEXT_TASKS
-from fusionlab.tasks import Task, parse_tasks
 
 EMBEDDED_TEXT_TASKS = list(WRITTEN_TASKS)
 _IMAGE_KEYS = ("image_column", "templates", "class_aliases")

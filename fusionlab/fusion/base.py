@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from fusionlab.adapters import base_state
 from fusionlab.backbones import Backbone
 from fusionlab.backbones.layout import Layout
-from fusionlab.state import State
-from fusionlab.streaming import StateWeights
+from fusionlab.engine import StateWeights
+from fusionlab.tensors.state import State
 
 
 @dataclass(frozen=True)

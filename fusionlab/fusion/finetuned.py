@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from fusionlab.adapters import Adapter, combine_factors
+from fusionlab.adapters.weights import Weights, is_linearized, state_of
 from fusionlab.errors import InputError, name_list
 from fusionlab.fusion.base import Base
 from fusionlab.fusion.making import Inputs
 from fusionlab.linearize import LinearizedState
 from fusionlab.rules import Rule, coefficients_by_norms
-from fusionlab.state import State
-from fusionlab.weights import Weights, is_linearized, state_of
+from fusionlab.tensors.state import State
 
 
 @dataclass(frozen=True)

@@ -11,20 +11,20 @@ from typing import Any
 import torch
 
 from fusionlab.adapters import Adapter, base_state, save_adapter, save_fused_adapter
+from fusionlab.adapters.weights import Weights, is_linearized, state_of
 from fusionlab.backbones import own_folder
 from fusionlab.backbones.layout import names_on_disk, to_disk
-from fusionlab.checkpoints import save_state, write_folder
-from fusionlab.checkpoints.companions import carry
-from fusionlab.checkpoints.dtypes import say_dtype
-from fusionlab.checkpoints.fingerprints import file_records
-from fusionlab.checkpoints.stats import STATS, adapter_files, task_vector_key, write_squared_norms
+from fusionlab.blocks.sums import squared_norm
 from fusionlab.fusion.adapted import task_vector
 from fusionlab.fusion.making import FusedModel
-from fusionlab.loading import base_hash, point_hash
 from fusionlab.rules.config import to_config
-from fusionlab.rules.sums import squared_norm
-from fusionlab.state import State
-from fusionlab.weights import Weights, is_linearized, state_of
+from fusionlab.runs.loading import base_hash, point_hash
+from fusionlab.tensors import save_state, write_folder
+from fusionlab.tensors.companions import carry
+from fusionlab.tensors.dtypes import say_dtype
+from fusionlab.tensors.fingerprints import file_records
+from fusionlab.tensors.state import State
+from fusionlab.tensors.stats import STATS, adapter_files, task_vector_key, write_squared_norms
 
 _CONFIGS = ("config.json", "open_clip_config.json")  # which says how the weights are laid out
 _PIXELS = ("preprocessor_config.json", "processor_config.json")

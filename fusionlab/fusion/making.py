@@ -15,19 +15,19 @@ import torch
 from torch import Tensor, nn
 
 from fusionlab.adapters import Adapter, combine, fuse_in_core_space
+from fusionlab.adapters.weights import Weights, is_linearized, state_of
+from fusionlab.blocks.sums import squared_norm
+from fusionlab.engine import Job, Plan, Resources, StateWeights, TaskInput, TensorInfo, coefficients, make_plan, run
+from fusionlab.engine.job import Coefficients, Sums
 from fusionlab.errors import InputError, name_list
 from fusionlab.fusion.adapted import parts_of, task_vector
 from fusionlab.fusion.base import Base
 from fusionlab.fusion.units import UnitWeights
 from fusionlab.linearize import LinearizedState
 from fusionlab.rules import LinearRule, Rule, TaskArithmetic
-from fusionlab.rules.matrices import MatrixRule, has_core
-from fusionlab.rules.sums import squared_norm
-from fusionlab.state import State
-from fusionlab.state import task_vector as task_vector_of
-from fusionlab.streaming import Job, Plan, Resources, StateWeights, TaskInput, TensorInfo, coefficients, make_plan, run
-from fusionlab.streaming.job import Coefficients, Sums
-from fusionlab.weights import Weights, is_linearized, state_of
+from fusionlab.rules.matrix_rule import MatrixRule, has_core
+from fusionlab.tensors.state import State
+from fusionlab.tensors.state import task_vector as task_vector_of
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,17 @@ import torch
 from torch import nn
 
 from fusionlab.adapters import Adapter, check_fits, laid_out
+from fusionlab.adapters.weights import Weights
+from fusionlab.engine import DEFAULT_MEMORY_BUDGET, Resources
+from fusionlab.engine import fuse as fuse_states
+from fusionlab.engine.planning import MismatchedTensors
 from fusionlab.errors import InputError
 from fusionlab.fusion.base import Base
 from fusionlab.fusion.making import FusedModel, fuse_weights
 from fusionlab.linearize import LinearizedState
-from fusionlab.loading import LoadedWeights, load_weights
 from fusionlab.rules import Rule, from_config
-from fusionlab.state import State
-from fusionlab.streaming import DEFAULT_MEMORY_BUDGET, Resources
-from fusionlab.streaming import fuse as fuse_states
-from fusionlab.streaming.planning import MismatchedTensors
-from fusionlab.weights import Weights
+from fusionlab.runs.loading import LoadedWeights, load_weights
+from fusionlab.tensors.state import State
 
 
 def fuse(

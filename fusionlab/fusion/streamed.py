@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusionlab.checkpoints import WeightsWriter
+from fusionlab.engine import Job, Outcome, Resources, StateWeights, TaskInput, TensorInfo, Weights, run
 from fusionlab.fusion.units import UnitWeights
-from fusionlab.streaming import Job, Outcome, Resources, StateWeights, TaskInput, TensorInfo, Weights, run
+from fusionlab.tensors import WeightsWriter
 
 
 def adapted_units(

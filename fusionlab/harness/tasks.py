@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from fusionlab.errors import InputError, did_you_mean, name_list
-from fusionlab.evaluation import LM_EVAL, ROW_FIELDS, Row, evaluating
+from fusionlab.evaluation.scores import LM_EVAL, ROW_FIELDS, Row, evaluating
 from fusionlab.files import path_of
 from fusionlab.harness.bridge import Scored, bridged
 

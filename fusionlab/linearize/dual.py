@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from fusionlab.errors import InputError
-from fusionlab.state import named_tensors
+from fusionlab.tensors.state import named_tensors
 
 _BILINEAR = {F.linear: 0, F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}  # with the dimensions behind that of the bias
 _CHECKPOINTING = ("gradient_checkpointing", "grad_checkpointing")

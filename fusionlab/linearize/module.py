@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fusionlab.errors import InputError, did_you_mean
 from fusionlab.linearize.network import checked_point, linearized_call
-from fusionlab.state import State
+from fusionlab.tensors.state import State
 
 
 def select_parameters(module: nn.Module, patterns: Sequence[str]) -> list[str]:

@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 
 from fusionlab.errors import InputError, did_you_mean, name_list
 from fusionlab.linearize.dual import BilinearRule, Function, load_jvp_rules
-from fusionlab.state import State
+from fusionlab.tensors.state import State
 
 
 def autocast_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fusionlab.state import State
+from fusionlab.tensors.state import State
 
 LINEARIZED_METHODS = ("tangent_lora", "tangent")  # what is trained so acts under the linearized forward only
 

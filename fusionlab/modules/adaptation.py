@@ -11,6 +11,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from fusionlab import adapters
 from fusionlab.adapters import Adapter, InjectionReport
 from fusionlab.adapters.injection import adapter_name
+from fusionlab.adapters.weights import Weights
+from fusionlab.distributed.sharding import gathered, split
 from fusionlab.errors import InputError
 from fusionlab.linearize import LinearizedState
 from fusionlab.modules.applying import (
@@ -21,9 +23,7 @@ from fusionlab.modules.applying import (
     names_in_backbone,
     plain,
 )
-from fusionlab.sharding import gathered, split
-from fusionlab.state import State
-from fusionlab.weights import Weights
+from fusionlab.tensors.state import State
 
 Method = Literal["lora", "l_lora", "tangent_lora", "tangent", "full"]
 ON_ALL_WEIGHTS = ("tangent", "full")

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from fusionlab import adapters
 from fusionlab.adapters import Adapter
 from fusionlab.adapters.injection import adapter_name
+from fusionlab.adapters.weights import Weights, state_of
+from fusionlab.distributed.sharding import gathered
 from fusionlab.errors import InputError, did_you_mean, name_list
 from fusionlab.linearize import (
     LinearizedState,
@@ -25,9 +27,7 @@ from fusionlab.linearize import (
     wide,
 )
 from fusionlab.modules.beside import BesideBase, beside_base
-from fusionlab.sharding import gathered
-from fusionlab.state import State
-from fusionlab.weights import Weights, state_of
+from fusionlab.tensors.state import State
 
 Application: TypeAlias = Callable[[Callable[[], Tensor]], Tensor]
 PREFIX = "model."  # of the base model's parameters in their backbone

@@ -15,13 +15,14 @@ from torchmetrics import MetricCollection
 
 from fusionlab import adapters
 from fusionlab.adapters import Adapter, InjectionReport
+from fusionlab.adapters.weights import Weights, is_linearized
 from fusionlab.backbones import load_backbone
+from fusionlab.data.tasks import Samples
 from fusionlab.errors import InputError, name_list
-from fusionlab.evaluation import Row, evaluate, mean_over_ranks
+from fusionlab.evaluation.scores import Row, evaluate, mean_over_ranks
 from fusionlab.fusion.folders import save_finetuned
 from fusionlab.keys import keyed
 from fusionlab.linearize import LINEARIZED_METHODS
-from fusionlab.loading import LoadedWeights, base_hash, load_weights, point_hash
 from fusionlab.modules.adaptation import Method, make_adaptation
 from fusionlab.modules.applying import (
     Application,
@@ -31,13 +32,12 @@ from fusionlab.modules.applying import (
     plain,
     task_vector_on_backbone,
 )
+from fusionlab.modules.optimization import lr_multiplier
 from fusionlab.modules.provenance import check_trained_on, trained_on
 from fusionlab.modules.resuming import check_same_training
 from fusionlab.modules.stepping import WithGradients, seed_device
-from fusionlab.optimization import lr_multiplier
+from fusionlab.runs.loading import LoadedWeights, base_hash, load_weights, point_hash
 from fusionlab.samplers import derive_seed
-from fusionlab.tasks import Samples
-from fusionlab.weights import Weights, is_linearized
 
 
 class FusionModule(LightningModule, ABC):

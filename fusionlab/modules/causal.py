@@ -16,15 +16,16 @@ from fusionlab.adapters import base_state, enable_gradient_checkpointing
 from fusionlab.backbones import load_backbone
 from fusionlab.backbones.answer_tree import AnswerTree
 from fusionlab.backbones.causal import ALL_LINEAR, CausalBackbone
+from fusionlab.backbones.choice import lowest_argmax
 from fusionlab.backbones.label_words import check_words
 from fusionlab.backbones.layout import to_disk
 from fusionlab.backbones.tokenizers import generating
-from fusionlab.checkpoints import save_state, write_folder
 from fusionlab.errors import InputError
-from fusionlab.metrics import Accuracy, Perplexity, RankedAccuracy, ScoreCorrelation, lowest_argmax
+from fusionlab.evaluation.metrics import Accuracy, Perplexity, RankedAccuracy, ScoreCorrelation
 from fusionlab.modules.answering import Evaluation, check_evaluation, is_generated
 from fusionlab.modules.applying import Linearized
 from fusionlab.modules.base import FusionModule, Method
+from fusionlab.tensors import save_state, write_folder
 
 Ranking = Literal["whole", "without_end", "per_token", "per_byte"]
 IGNORED = -100

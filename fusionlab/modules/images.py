@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import MetricCollection
 
+from fusionlab.backbones.choice import lowest_argmax
+from fusionlab.evaluation.metrics import Accuracy
+from fusionlab.evaluation.predicting import labelled
 from fusionlab.linearize import wide
-from fusionlab.metrics import Accuracy, lowest_argmax
 from fusionlab.modules.base import FusionModule
-from fusionlab.predicting import labelled
 
 
 class ImageClassifier(FusionModule):

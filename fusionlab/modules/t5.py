@@ -10,12 +10,13 @@ from torch.nn import functional as F
 from torchmetrics import MetricCollection
 
 from fusionlab.backbones import load_backbone
+from fusionlab.backbones.choice import lowest_argmax
 from fusionlab.backbones.label_words import Answers
 from fusionlab.backbones.settings import function_settings
 from fusionlab.backbones.t5 import NO_FLOAT16, T5Backbone
 from fusionlab.backbones.tokenizers import generating
 from fusionlab.errors import InputError
-from fusionlab.metrics import Accuracy, ScoreCorrelation, lowest_argmax
+from fusionlab.evaluation.metrics import Accuracy, ScoreCorrelation
 from fusionlab.modules.answering import Evaluation, check_evaluation, is_generated
 from fusionlab.modules.applying import Linearized
 from fusionlab.modules.base import FusionModule, Method

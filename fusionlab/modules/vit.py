@@ -15,12 +15,12 @@ from torch.nn import functional as F
 from fusionlab.adapters import hash_initial
 from fusionlab.adapters.injection import adapter_name
 from fusionlab.backbones import TimmBackbone, ViTBackbone, load_backbone
-from fusionlab.checkpoints import save_state, write_folder
+from fusionlab.distributed.sharding import gathered, split, split_like
 from fusionlab.errors import InputError, name_list
 from fusionlab.keys import key_of, plain
 from fusionlab.modules.base import Method
 from fusionlab.modules.images import ImageClassifier
-from fusionlab.sharding import gathered, split, split_like
+from fusionlab.tensors import save_state, write_folder
 
 HEADS = "heads"
 

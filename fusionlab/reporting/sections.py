@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from fusionlab.errors import InputError
-from fusionlab.evaluation import LM_EVAL
-from fusionlab.published import METHOD_OF_MODE, RULE_OF_METHOD, PublishedSummary
+from fusionlab.evaluation.scores import LM_EVAL
 from fusionlab.reporting.charts import Chart, Line, bar_chart, heat_maps, line_chart
 from fusionlab.reporting.page import Picture, Section, Table
+from fusionlab.reporting.published import METHOD_OF_MODE, RULE_OF_METHOD, PublishedSummary
 from fusionlab.reporting.results import harness_table, limits, line_name, table
-from fusionlab.runs import RESULTS
+from fusionlab.runs.folder import RESULTS
 
 SWEEP = "sweep.json"
 PROTOCOLS = {

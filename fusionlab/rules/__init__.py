@@ -1,7 +1,8 @@
 """Fusion rules, one a file. The name of a rule in a config is the snake case of its class."""
 
+from fusionlab.blocks.task_vectors import Statistics, TaskVectors
 from fusionlab.rules.average import Average
-from fusionlab.rules.base import LinearRule, Rule, Statistics, TaskVectors, coefficients_by_norms
+from fusionlab.rules.base import LinearRule, Rule, coefficients_by_norms
 from fusionlab.rules.breadcrumbs import Breadcrumbs
 from fusionlab.rules.config import from_config, rule_name, to_config
 from fusionlab.rules.consensus import Consensus

@@ -8,8 +8,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from fusionlab.blocks.task_vectors import Statistics, TaskVectors
 from fusionlab.errors import InputError
-from fusionlab.rules.base import Granularity, Statistics, StatisticsScope, TaskVectors, add_scaled
+from fusionlab.rules.base import Granularity, StatisticsScope, add_scaled
 from fusionlab.rules.checks import by_task
 
 

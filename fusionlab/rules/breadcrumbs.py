@@ -8,8 +8,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from fusionlab.blocks.task_vectors import Statistics, TaskVectors
 from fusionlab.errors import InputError
-from fusionlab.rules.base import Granularity, Statistics, StatisticsScope, TaskVectors
+from fusionlab.rules.base import Granularity, StatisticsScope
 from fusionlab.rules.task_arithmetic import TaskArithmetic
 from fusionlab.rules.trim import Trim
 

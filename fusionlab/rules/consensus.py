@@ -9,9 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from fusionlab.blocks import scratch
+from fusionlab.blocks.task_vectors import Statistics, TaskVectors
 from fusionlab.errors import InputError, name_list
-from fusionlab.rules import scratch
-from fusionlab.rules.base import Granularity, Statistics, StatisticsScope, TaskVectors
+from fusionlab.rules.base import Granularity, StatisticsScope
 from fusionlab.rules.checks import by_task
 
 

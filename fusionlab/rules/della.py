@@ -9,9 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fusionlab.blocks import magnitudes, scratch
+from fusionlab.blocks.task_vectors import TaskVectors
 from fusionlab.errors import InputError
-from fusionlab.rules import magnitudes, scratch
-from fusionlab.rules.base import Granularity, Rule, TaskVectors
+from fusionlab.rules.base import Granularity, Rule
 from fusionlab.rules.checks import of_task
 from fusionlab.rules.dropping import Dropping, check_rates
 

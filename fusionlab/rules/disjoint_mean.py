@@ -9,11 +9,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from fusionlab.blocks import scratch
+from fusionlab.blocks.sums import partial_sums, widened
+from fusionlab.blocks.task_vectors import Statistics, TaskVectors
 from fusionlab.errors import InputError
-from fusionlab.rules import scratch
-from fusionlab.rules.base import Granularity, Statistics, StatisticsScope, TaskVectors
+from fusionlab.rules.base import Granularity, StatisticsScope
 from fusionlab.rules.checks import by_task
-from fusionlab.rules.sums import partial_sums, widened
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from fusionlab.blocks import scratch
+from fusionlab.blocks.sums import partial_sums, widened
+from fusionlab.blocks.task_vectors import Statistics, TaskVectors
 from fusionlab.errors import InputError
-from fusionlab.rules import scratch
-from fusionlab.rules.base import Granularity, Rule, Statistics, StatisticsScope, TaskVectors, unmeasured
+from fusionlab.rules.base import Granularity, Rule, StatisticsScope, unmeasured
 from fusionlab.rules.checks import check_range, check_transform
-from fusionlab.rules.sums import partial_sums, widened
 from fusionlab.samplers import derive_seed
 
 _WEYL, _MIX_1, _MIX_2 = (number - (1 << 64) for number in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))

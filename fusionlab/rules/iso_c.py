@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fusionlab.rules.matrices import MatrixRule, TaskMatrices
+from fusionlab.blocks.matrices import TaskMatrices
+from fusionlab.rules.matrix_rule import MatrixRule
 
 
 @dataclass(frozen=True)

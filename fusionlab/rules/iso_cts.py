@@ -8,8 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from fusionlab.blocks.matrices import CUT, TaskMatrices
 from fusionlab.rules.checks import check_range
-from fusionlab.rules.matrices import CUT, MatrixRule, TaskMatrices
+from fusionlab.rules.matrix_rule import MatrixRule
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fusionlab.blocks import scratch
+from fusionlab.blocks.sums import inner_products
+from fusionlab.blocks.task_vectors import Statistics, TaskVectors
 from fusionlab.errors import InputError
-from fusionlab.rules import scratch
-from fusionlab.rules.base import Granularity, Statistics, StatisticsScope, TaskVectors
-from fusionlab.rules.sums import inner_products
+from fusionlab.rules.base import Granularity, StatisticsScope
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fusionlab.blocks.matrices import TaskMatrices
 from fusionlab.rules.checks import check_range
 from fusionlab.rules.disjoint_mean import disjoint_mean, votes
-from fusionlab.rules.matrices import MatrixRule, Sides, TaskMatrices
+from fusionlab.rules.matrix_rule import MatrixRule, Sides
 
 _SMALLEST = 1e-5
 

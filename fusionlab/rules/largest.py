@@ -9,10 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fusionlab.rules import magnitudes, scratch
-from fusionlab.rules.base import Statistics
-from fusionlab.rules.kernels import CUT
-from fusionlab.rules.sums import num_cuts
+from fusionlab.blocks import magnitudes, scratch
+from fusionlab.blocks.kernels import CUT
+from fusionlab.blocks.sums import num_cuts
+from fusionlab.blocks.task_vectors import Statistics
 
 
 @dataclass(frozen=True)

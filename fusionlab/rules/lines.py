@@ -8,7 +8,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fusionlab.rules.base import Granularity, Statistics, StatisticsScope, TaskVectors, add_scaled
+from fusionlab.blocks.task_vectors import Statistics, TaskVectors
+from fusionlab.rules.base import Granularity, StatisticsScope, add_scaled
 
 _BLOCK = re.compile(r"^(?P<stack>(?:.*?\.)?)(?P<index>\d+)\.")
 

@@ -10,8 +10,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fusionlab.rules import scratch
-from fusionlab.rules.base import Granularity, Statistics, StatisticsScope, TaskVectors
+from fusionlab.blocks import scratch
+from fusionlab.blocks.task_vectors import Statistics, TaskVectors
+from fusionlab.rules.base import Granularity, StatisticsScope
 from fusionlab.rules.trim import Trim
 
 

@@ -8,9 +8,10 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from fusionlab.blocks.sums import squared_norms
+from fusionlab.blocks.task_vectors import Statistics, TaskVectors
 from fusionlab.errors import InputError, name_list
-from fusionlab.rules.base import Granularity, Statistics, StatisticsScope, TaskVectors, add_scaled
-from fusionlab.rules.sums import squared_norms
+from fusionlab.rules.base import Granularity, StatisticsScope, add_scaled
 
 _BLOCK = re.compile(r"^(.*?\.)?\d+(?=\.)")
 

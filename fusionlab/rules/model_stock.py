@@ -8,8 +8,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fusionlab.rules.base import Granularity, Statistics, StatisticsScope, TaskVectors, add_scaled
-from fusionlab.rules.sums import cosines, inner_products
+from fusionlab.blocks.sums import cosines, inner_products
+from fusionlab.blocks.task_vectors import Statistics, TaskVectors
+from fusionlab.rules.base import Granularity, StatisticsScope, add_scaled
 
 _POLE = 1e-6
 

@@ -9,10 +9,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from fusionlab.blocks.sums import cosines, inner_products
+from fusionlab.blocks.task_vectors import Statistics, TaskVectors
 from fusionlab.errors import InputError, name_list
-from fusionlab.rules.base import Granularity, Statistics, StatisticsScope, TaskVectors, add_scaled
+from fusionlab.rules.base import Granularity, StatisticsScope, add_scaled
 from fusionlab.rules.checks import by_task
-from fusionlab.rules.sums import cosines, inner_products
 
 _COLLINEAR = 1e-6  # of the sine; rounding alone makes 1e-8 of it in opposite task vectors
 

@@ -8,11 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fusionlab.rules import magnitudes, scratch
-from fusionlab.rules.base import Granularity, Statistics, StatisticsScope, TaskVectors
+from fusionlab.blocks import magnitudes, scratch
+from fusionlab.blocks.sums import squared_norms
+from fusionlab.blocks.task_vectors import Statistics, TaskVectors
+from fusionlab.rules.base import Granularity, StatisticsScope
 from fusionlab.rules.checks import check_range
 from fusionlab.rules.largest import Largest
-from fusionlab.rules.sums import squared_norms
 
 _VARIANCE = Largest("tensor", "first", "variance_")
 _ALL = "tasks"  # whose variance it is

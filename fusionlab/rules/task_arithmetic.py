@@ -9,8 +9,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from fusionlab.blocks.task_vectors import Statistics, TaskVectors
 from fusionlab.errors import InputError, name_list
-from fusionlab.rules.base import Granularity, Statistics, StatisticsScope, TaskVectors, add_scaled
+from fusionlab.rules.base import Granularity, StatisticsScope, add_scaled
 from fusionlab.rules.checks import by_task
 
 

@@ -9,7 +9,8 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from fusionlab.rules.base import Granularity, Statistics, StatisticsScope, TaskVectors
+from fusionlab.blocks.task_vectors import Statistics, TaskVectors
+from fusionlab.rules.base import Granularity, StatisticsScope
 from fusionlab.rules.disjoint_mean import DisjointMean
 from fusionlab.rules.trim import Trim
 

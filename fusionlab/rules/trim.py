@@ -9,9 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fusionlab.blocks import magnitudes, scratch
+from fusionlab.blocks.task_vectors import Statistics, TaskVectors
 from fusionlab.errors import InputError
-from fusionlab.rules import magnitudes, scratch
-from fusionlab.rules.base import Granularity, Rule, Statistics, StatisticsScope, TaskVectors, unmeasured
+from fusionlab.rules.base import Granularity, Rule, StatisticsScope, unmeasured
 from fusionlab.rules.checks import check_range, check_transform, of_task
 from fusionlab.rules.largest import Largest
 

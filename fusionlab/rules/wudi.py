@@ -9,8 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fusionlab.blocks.matrices import TaskMatrices
 from fusionlab.errors import InputError
-from fusionlab.rules.matrices import MatrixRule, Sides, TaskMatrices
+from fusionlab.rules.matrix_rule import MatrixRule, Sides
 
 _BETAS, _EPSILON = (0.9, 0.999), 1e-8
 _CONVERGED = 1e-6  # of the gradient, relative to R: what is left of it by rounding would be made full steps of

@@ -11,7 +11,7 @@ from torch import Tensor
 from fusionlab.errors import InputError
 from fusionlab.rules import TaskArithmetic
 from fusionlab.search.base import Found, Problem
-from fusionlab.state import State
+from fusionlab.tensors.state import State
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from fusionlab.errors import InputError, did_you_mean
 from fusionlab.rules import Rule, from_config
 from fusionlab.rules import to_config as rule_config
 from fusionlab.rules.config import _arguments as checked_arguments
-from fusionlab.state import State
+from fusionlab.tensors.state import State
 
 Batch = dict[str, Any]
 

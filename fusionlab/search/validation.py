@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from fusionlab.adapters import base_state
-from fusionlab.candidates import linear_tasks, score_linear_sums
+from fusionlab.data.tasks import without_classes
 from fusionlab.errors import InputError, name_list
-from fusionlab.evaluation import Row, evaluate, mean_score, primary_rows, to_device
+from fusionlab.evaluation import linear_tasks, score_linear_sums
+from fusionlab.evaluation.scores import Row, evaluate, mean_score, primary_rows, to_device
 from fusionlab.fusion.finetuned import Finetuned
 from fusionlab.rules import Rule, is_open
 from fusionlab.search.adamerging import Adamerging
 from fusionlab.search.base import Found, Search
 from fusionlab.search.coefficients import Validated
-from fusionlab.state import State
-from fusionlab.tasks import without_classes
+from fusionlab.tensors.state import State
 
 Cost = dict[str, float]
 NOTHING: Mapping[str, float] = {"seconds": 0.0, "fuse_seconds": 0.0, "passes": 0.0}

@@ -12,8 +12,8 @@ import torch
 from lightning.pytorch import Trainer
 
 from fusionlab.adapters import base_state
-from fusionlab.loading import point_hash
-from fusionlab.tasks import check_samples
+from fusionlab.data.tasks import check_samples
+from fusionlab.runs.loading import point_hash
 
 
 @dataclass(frozen=True)

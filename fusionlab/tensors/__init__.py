@@ -1,1 +1,6 @@
-"""What a parameter is: one answer for readers, planning, adapters and rules."""
+"""Tensors in files and in memory: what a parameter is, lazy readers, and atomic writers of exported weights."""
+
+from fusionlab.tensors.readers import Checkpoint, open_checkpoint
+from fusionlab.tensors.writers import WeightsWriter, save_state, write_folder
+
+__all__ = ["Checkpoint", "WeightsWriter", "open_checkpoint", "save_state", "write_folder"]

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import torch
 
-from fusionlab.state import State
 from fusionlab.tensors.architecture import Tie
 from fusionlab.tensors.lazy import TaskInput, Weights
+from fusionlab.tensors.state import State
 
 _PIECE = 1 << 22  # elements
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fusionlab.errors import InputError
-from fusionlab.state import State
+from fusionlab.tensors.state import State
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fusionlab.checkpoints import open_checkpoint, save_state, write_folder
 from fusionlab.errors import InputError
+from fusionlab.tensors import open_checkpoint, save_state, write_folder
 
 STATE = {
     "half": torch.randn(3, 5).half(),

@@ -8,7 +8,10 @@ import torch
 
 import fusionlab
 from fusionlab.adapters import Adapter, Factors, base_state
-from fusionlab.diagnostics import (
+from fusionlab.errors import InputError
+from fusionlab.evaluation.scores import evaluate
+from fusionlab.fusion.making import fuse_weights
+from fusionlab.reporting.diagnostics import (
     Diagnostics,
     cosines,
     gram_matrix,
@@ -18,9 +21,6 @@ from fusionlab.diagnostics import (
     norms,
     write_diagnostics,
 )
-from fusionlab.errors import InputError
-from fusionlab.evaluation import evaluate
-from fusionlab.fusion.making import fuse_weights
 from fusionlab.rules import TaskArithmetic
 
 TASKS = ["digits", "signs"]

@@ -1,6 +1,7 @@
 """Imports flow down only, and what must start fast imports nothing heavy."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -8,79 +9,21 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "fusionlab"
-TIERS = {
-    0: {
-        "errors",
-        "files",
-        "state",
-        "linearize",
-        "rules",
-        "samplers",
-        "tasks",
-        "optimization",
-        "runs",
-        "known_tasks",
-        "leases",
-        "memory",
-        "sharding",
-        "foreign",
-        "keys",
-    },
-    1: {
-        "backbones",
-        "adapters",
-        "checkpoints",
-        "streaming",
-        "metrics",
-        "fusion",
-        "loading",
-        "planning",
-        "weights",
-        "tensors",
-    },
-    2: {
-        "callbacks",
-        "diagnostics",
-        "modules",
-        "data",
-        "evaluation",
-        "harness",
-        "search",
-        "sweeping",
-        "reporting",
-        "predicting",
-        "fusing",
-        "commands",
-        "protocols",
-        "published",
-        "candidates",
-        "commandline",
-        "ranks",
-    },
-    3: {"__main__"},
-}
-# libraries a tier may import beside the standard library
+# From the ground up: a room imports rooms that stand before it, and no other.
+ROOMS = (
+    "errors", "files", "keys", "memory", "samplers",
+    "foreign", "blocks", "rules", "tensors", "engine",
+    "linearize", "adapters", "backbones", "runs", "fusion",
+    "data", "evaluation", "search", "distributed",
+    "modules", "harness", "reporting", "callbacks",
+    "commands", "__main__",
+)  # fmt: skip
+# libraries that a room may import beside the standard library, up to and with this room
 LIBRARIES = {
-    0: {"torch", "yaml", "numba", "numpy", "pydantic"},
-    1: {"torch", "yaml", "transformers", "open_clip", "timm", "peft", "datasets", "torchmetrics", "safetensors",
-        "numpy", "rich", "huggingface_hub", "psutil", "scipy"},
-}  # fmt: skip
-# rooms of tier 2 that others of tier 2 may import: the shared ones
-SHARED = {
-    "diagnostics",
-    "evaluation",
-    "harness",
-    "reporting",
-    "search",
-    "predicting",
-    "protocols",
-    "published",
-    "candidates",
-    "commandline",
-    "ranks",
+    "rules": {"torch", "yaml", "numba", "numpy", "pydantic"},
+    "engine": {"torch", "numpy", "safetensors", "huggingface_hub", "transformers"},
+    "fusion": {"torch", "yaml", "numpy", "transformers", "open_clip", "timm", "peft", "safetensors"},
 }
-# what a room of tier 2 may import of another beside those
-EXCEPTIONS = {"sweeping": ("fusionlab.commands.fit",)}
 ASIDE = {"__init__", "assets"}
 
 
@@ -88,37 +31,53 @@ def room_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imports_of(path: Path) -> set[str]:
-    tree = ast.parse(path.read_text())
-    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
-
-
-def tier_of(room: str) -> int:
-    tiers = [tier for tier, rooms in TIERS.items() if room in rooms]
-    assert tiers, f"fusionlab/{room} has no tier; add it to TIERS where it belongs"
-    return tiers[0]
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
 
 
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if room_of(path) not in ASIDE]
+MODULES = {module_of(path): path for path in FILES}
+
+
+def imports_of(path: Path) -> set[str]:
+    """What a file imports, in functions too: modules, and of other packages dotted names."""
+    tree = ast.parse(path.read_text())
+    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: relative imports hide the room"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                names.add(inner if inner in MODULES else str(node.module))
+    return names
+
+
+def rooms_in(names: set[str]) -> dict[str, str]:
+    """Room by imported name."""
+    return {name: name.split(".")[1] for name in names if name.startswith("fusionlab.")}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_flow_down(path: Path) -> None:
     room = room_of(path)
-    tier = tier_of(room)
-    for name in imports_of(path):
-        parts = name.split(".")
-        if parts[0] == "fusionlab" and len(parts) > 1 and parts[1] in set().union(*TIERS.values()) - {room}:
-            other = tier_of(parts[1])
-            assert other <= tier, f"{path}: {name} lies above"
-            if tier == other == 2 and room != "commands" and path.name != "__init__.py":
-                assert parts[1] in SHARED or name.startswith(EXCEPTIONS.get(room, ())), f"{path}: {name}"
-        elif tier in LIBRARIES and parts[0] != "fusionlab" and parts[0] not in sys.stdlib_module_names:
-            assert parts[0] in LIBRARIES[tier], f"{path}: tier {tier} must not import {parts[0]}"
+    assert room in ROOMS, f"fusionlab/{room} has no place; add it to ROOMS where it belongs"
+    for name, other in rooms_in(imports_of(path)).items():
+        assert other == room or ROOMS.index(other) < ROOMS.index(room), f"{path}: {name} lies above"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_libraries(path: Path) -> None:
+    place = ROOMS.index(room_of(path))
+    allowed = next((names for last, names in LIBRARIES.items() if place <= ROOMS.index(last)), None)
+    packages = {name.split(".")[0] for name in imports_of(path)} - set(sys.stdlib_module_names) - {"fusionlab"}
+    assert allowed is None or packages <= allowed, f"{path}: must not import {packages - allowed}"
+
+
+def test_no_file_imports_itself_by_way_of_others() -> None:
+    """A room's ``__init__`` aside, which lists its files: those that read a configuration look into the list."""
+    graph = {name: {other for other in imports_of(path) & MODULES.keys() if not name.startswith(f"{other}.")}
+             for name, path in MODULES.items()}  # fmt: skip
+    tuple(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError with the circle
 
 
 def test_help_imports_nothing_heavy() -> None:

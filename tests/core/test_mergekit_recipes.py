@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from fusionlab import rules
+from fusionlab.commands.fuse.mergekit import translate
+from fusionlab.engine import fuse
 from fusionlab.errors import InputError
-from fusionlab.fusing.mergekit import translate
-from fusionlab.streaming import fuse
 
 SHAPES = {"w": (30, 40), "v": (50,)}
 WEIGHTS = {"a": 0.5, "b": 1.5}

@@ -1,6 +1,6 @@
 """Rows of tasks with several metrics: the first one counts in means and choices, faults only in the report."""
 
-from fusionlab.evaluation import ROW_FIELDS, primary_rows
+from fusionlab.evaluation.scores import ROW_FIELDS, primary_rows
 from fusionlab.reporting import markdown, normalize, table
 
 

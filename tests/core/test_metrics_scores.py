@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchmetrics import MetricCollection
 
-from fusionlab.metrics import ScoreCorrelation, parse_score, pearson, spearman
+from fusionlab.evaluation.metrics import ScoreCorrelation, parse_score, pearson, spearman
 
 
 def filled(scores, targets, batches, first="spearman"):

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from fusionlab import protocols
 from fusionlab.errors import InputError
-from fusionlab.protocols import Denominators, Score
-from fusionlab.published import published_summaries
-from fusionlab.reporting import share
+from fusionlab.reporting import protocols, share
+from fusionlab.reporting.protocols import Denominators, Score
+from fusionlab.reporting.published import published_summaries
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
 COLUMNS = {"abs_sub": "abs_sub", "abs_all": "abs_all7", "own_sub": "norm_own_sub", "own_all": "norm_own_all7",

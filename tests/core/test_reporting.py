@@ -8,7 +8,7 @@ import pytest
 
 from fusionlab import reporting
 from fusionlab.errors import InputError
-from fusionlab.evaluation import ROW_FIELDS
+from fusionlab.evaluation.scores import ROW_FIELDS
 
 
 def row(**fields: Any) -> dict[str, Any]:

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from fusionlab import rules
+from fusionlab.engine import fuse
 from fusionlab.errors import InputError
 from fusionlab.rules.config import known_rules
-from fusionlab.streaming import fuse
 
 TASKS = ("a", "b", "c")
 EVERY_RULE = {

@@ -11,14 +11,15 @@ import pytest
 import torch
 
 from fusionlab import rules
+from fusionlab.blocks import kernels
+from fusionlab.blocks.kernels import CUT
+from fusionlab.blocks.sums import exact_sum, inner_products, lane_sums, partial_sums, squared_norms
+from fusionlab.blocks.task_vectors import TaskVectors
+from fusionlab.engine import StateWeights, TaskInput, engine, fuse, make_plan, measure
+from fusionlab.engine.job import Job, block_bytes
+from fusionlab.engine.passes import count_changes
 from fusionlab.errors import InputError
-from fusionlab.rules import kernels
-from fusionlab.rules.base import TaskVectors, add_scaled
-from fusionlab.rules.kernels import CUT
-from fusionlab.rules.sums import exact_sum, inner_products, lane_sums, partial_sums, squared_norms
-from fusionlab.streaming import StateWeights, TaskInput, engine, fuse, make_plan, measure
-from fusionlab.streaming.engine import count_changes
-from fusionlab.streaming.job import Job, block_bytes
+from fusionlab.rules.base import add_scaled
 
 SIZES = {
     "layers.0.w": (5 * CUT // 64, 64),

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from fusionlab.commands.sweep.ledger import Ledger, key_of
 from fusionlab.errors import InputError
-from fusionlab.sweeping.ledger import Ledger, key_of
 
 
 def dead_pid() -> int:

@@ -2,9 +2,9 @@
 
 import pytest
 
+from fusionlab.data.known_tasks import IMAGE_TASKS
+from fusionlab.data.tasks import Task, parse_tasks
 from fusionlab.errors import InputError
-from fusionlab.known_tasks import IMAGE_TASKS
-from fusionlab.tasks import Task, parse_tasks
 
 KNOWN = {
     "mnist": Task("mnist", path="ylecun/mnist", class_names=("zero", "one"), templates=("a {}.",), label_column="y"),

@@ -5,11 +5,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from fusionlab.data.known_tasks import TEXT_TASKS
 from fusionlab.data.writing import SPLIT_SIZES, WRITTEN_TASKS, forms
 from fusionlab.data.writing.sentences import Event, denied, spoiled, tell
 from fusionlab.data.writing.words import BLAME, DEEDS, PEOPLE, PLACES, PRAISE, QUALITIES, STEMS, THINGS
 from fusionlab.errors import InputError
-from fusionlab.known_tasks import TEXT_TASKS
 
 # The GLUE task that each mirrors; the label words are the same.
 MIRRORED = {

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import distributed, multiprocessing
 
-from fusionlab.metrics import ScoreCorrelation
+from fusionlab.evaluation.metrics import ScoreCorrelation
 from fusionlab.samplers import evaluation_batches
 
 

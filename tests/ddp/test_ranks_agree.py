@@ -21,11 +21,11 @@ from torch import multiprocessing
 import fusionlab
 from fusionlab.adapters import Adapter, base_state
 from fusionlab.callbacks import FusionCallback
-from fusionlab.candidates import linear_tasks, score_linear_sums
 from fusionlab.data.images import ImageSplit
 from fusionlab.data.text import TextTasks
-from fusionlab.diagnostics import Diagnostics, cosines, gram_matrix, norm_shares
-from fusionlab.evaluation import evaluate
+from fusionlab.evaluation import linear_tasks, score_linear_sums
+from fusionlab.evaluation.scores import evaluate
+from fusionlab.reporting.diagnostics import Diagnostics, cosines, gram_matrix, norm_shares
 
 SIZES = {"digits": 1, "signs": 2, "textures": 5, "colours": 7, "clutter": 101}
 TASKS = ["digits", "signs"]

@@ -12,7 +12,7 @@ from PIL import Image
 
 from fusionlab.data.images import ImageTasks
 from fusionlab.data.rendering import Texts, TextSource
-from fusionlab.tasks import Task
+from fusionlab.data.tasks import Task
 
 WORDS = {"input_columns": ["text"], "label_words": ["bad", "good"]}
 

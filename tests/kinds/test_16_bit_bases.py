@@ -19,13 +19,13 @@ import fusionlab
 from fusionlab import rules
 from fusionlab.__main__ import main
 from fusionlab.adapters import Adapter, base_state
+from fusionlab.adapters.weights import state_of
 from fusionlab.backbones import ASSETS
 from fusionlab.fusion.making import fuse_weights
 from fusionlab.linearize import tensors_replaced
 from fusionlab.modules import ClipModule, T5Module
 from fusionlab.modules.beside import beside_base
-from fusionlab.rules.matrices import has_core
-from fusionlab.weights import state_of
+from fusionlab.rules.matrix_rule import has_core
 
 # PEFT asks transformers for a property under its old name
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

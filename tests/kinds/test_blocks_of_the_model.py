@@ -15,9 +15,9 @@ from fusionlab import adapters, rules
 from fusionlab.__main__ import main
 from fusionlab.adapters import Adapter, Factors, base_state
 from fusionlab.backbones import load_backbone
+from fusionlab.engine import fuse, measure
 from fusionlab.fusion.finetuned import Finetuned
 from fusionlab.fusion.making import fuse_weights
-from fusionlab.streaming import fuse, measure
 
 ALPHA, BETA = 0.5, 0.6  # two tasks, so alpha is 1/2
 LINES = rules.Lines(beta=BETA)

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from fusionlab import rules
 from fusionlab.__main__ import main
 from fusionlab.adapters import Adapter, Factors, fuse_in_core_space, load_adapter, save_adapter
+from fusionlab.engine import fuse
 from fusionlab.errors import InputError
 from fusionlab.fusion.finetuned import Finetuned
 from fusionlab.fusion.making import fuse_weights
 from fusionlab.linearize import LinearizedState
 from fusionlab.rules.config import from_config, known_rules
-from fusionlab.rules.matrices import MatrixRule, has_core
-from fusionlab.streaming import fuse
+from fusionlab.rules.matrix_rule import MatrixRule, has_core
 
 ARGUMENTS: dict[str, dict[str, Any]] = {"knots": {"density": 0.5}}
 RULES = {

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fusionlab import rules
 from fusionlab.__main__ import main
-from fusionlab.streaming import fuse
+from fusionlab.engine import fuse
 from fusionlab.tensors.architecture import Architecture
 
 pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to:UserWarning")

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from fusionlab.__main__ import main
-from fusionlab.commandline import parse
 from fusionlab.commands.fit import FusionCLI
+from fusionlab.commands.fuse.command import parse as parse_fuse
+from fusionlab.commands.parser import parse
+from fusionlab.commands.sweep.command import SWITCHES
+from fusionlab.commands.sweep.recipe import SweepRecipe
 from fusionlab.errors import InputError
 from fusionlab.foreign import check_keys
-from fusionlab.fusing.command import parse as parse_fuse
-from fusionlab.sweeping.command import SWITCHES
-from fusionlab.sweeping.recipe import SweepRecipe
 
 FUSE = ["fuse", "--base", "tiny-clip", "--output", "out"]
 FLAGS = {

@@ -20,16 +20,16 @@ from PIL import Image
 from fusionlab import keys
 from fusionlab.__main__ import main
 from fusionlab.backbones import ASSETS
+from fusionlab.commands.sweep.identity import Point, RunIdentity
+from fusionlab.commands.sweep.sources import RunSource, Workbench
 from fusionlab.data import ChatTasks, ImageTasks
+from fusionlab.data.tasks import Task
 from fusionlab.data.text import TextTasks
 from fusionlab.fusion.finetuned import Finetuned
 from fusionlab.keys import scoring_key
 from fusionlab.modules import CausalModule, ClipModule, T5Module, ViTModule
 from fusionlab.rules import Average
 from fusionlab.search import Adamerging
-from fusionlab.sweeping.identity import Point, RunIdentity
-from fusionlab.sweeping.sources import RunSource, Workbench
-from fusionlab.tasks import Task
 
 # PEFT asks transformers for a property under its old name
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -359,7 +359,7 @@ def test_points_scored_in_another_way_are_computed_anew(
     singles = [json.loads(file.read_text()) for file in (earlier.output / "ledger" / "single_task").rglob("*.json")]
     assert {each["values"][0]["metric"] for each in singles} == {"accuracy", "exact_match"}
     assert len(singles) == 2 * 3
-    monkeypatch.setattr("fusionlab.sweeping.scores.score_candidates", pytest.fail)
+    monkeypatch.setattr("fusionlab.commands.sweep.scores.score_candidates", pytest.fail)
     assert earlier.sweep(data={"eval_batch_size": 5}) == 0
     assert set(earlier.records()) == known
     capsys.readouterr()

@@ -16,10 +16,10 @@ from torch import Tensor
 from fusionlab import adapters, rules
 from fusionlab.__main__ import main
 from fusionlab.adapters import Adapter, Factors
+from fusionlab.engine import fuse
 from fusionlab.fusion.making import fuse_weights
 from fusionlab.rules.config import from_config, known_rules
-from fusionlab.rules.matrices import MatrixRule
-from fusionlab.streaming import fuse
+from fusionlab.rules.matrix_rule import MatrixRule
 
 ARGUMENTS: dict[str, dict[str, Any]] = {"knots": {"density": 0.5}}
 RULES = {

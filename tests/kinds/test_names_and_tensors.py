@@ -17,14 +17,14 @@ from torch.nn import functional as F
 import fusionlab
 from fusionlab import rules
 from fusionlab.adapters import Adapter, Factors, base_state
-from fusionlab.candidates import Candidate, linear_tasks, score_candidates, tangent_shortcut
+from fusionlab.adapters.weights import Weights
+from fusionlab.backbones.choice import lowest_argmax
 from fusionlab.data import TextTasks
 from fusionlab.errors import InputError
+from fusionlab.evaluation import Candidate, linear_tasks, score_candidates, tangent_shortcut
 from fusionlab.fusion.finetuned import Finetuned
 from fusionlab.linearize import LinearizedState, linearized_call, tensors_replaced
-from fusionlab.metrics import lowest_argmax
 from fusionlab.modules.images import ImageClassifier
-from fusionlab.weights import Weights
 
 # PEFT asks transformers for a property under its old name
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

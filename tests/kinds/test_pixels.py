@@ -31,7 +31,7 @@ from fusionlab.backbones.preprocessing import of_transformers
 from fusionlab.data.images import ImageTasks
 from fusionlab.data.pixels import decode, pixels
 from fusionlab.errors import InputError
-from fusionlab.evaluation import evaluate
+from fusionlab.evaluation.scores import evaluate
 from fusionlab.modules import ClipModule
 
 SIDE = 24

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 from fusionlab.data.chat import prompts
 from fusionlab.data.text import TextTasks
 from fusionlab.errors import InputError
-from fusionlab.predicting import write_predictions
+from fusionlab.evaluation.predicting import write_predictions
 
 SEPARATORS = ["\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029", "\r"]
 

@@ -20,7 +20,7 @@ import fusionlab
 from fusionlab import adapters
 from fusionlab.__main__ import main
 from fusionlab.errors import InputError
-from fusionlab.loading import base_hash
+from fusionlab.runs.loading import base_hash
 
 WEIGHTS = "model.safetensors"
 Q = "model.layers.0.self_attn.q_proj"

@@ -10,11 +10,11 @@ import pytest
 
 import fusionlab
 from fusionlab.__main__ import main
+from fusionlab.commands.sweep.sources import RunSource, load_finetuned, run_config
 from fusionlab.fusion.finetuned import Finetuned
 from fusionlab.rules import TaskArithmetic
 from fusionlab.search import Search, ValidationProblem, complete, rule_or_search
 from fusionlab.search.workbench import workbench
-from fusionlab.sweeping.sources import RunSource, load_finetuned, run_config
 
 
 def of(name: str, /, **arguments: Any) -> dict[str, Any]:

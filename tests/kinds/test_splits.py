@@ -11,8 +11,8 @@ import pytest
 from task_files import WORDS, images, png, sizes, texts, tree
 
 from fusionlab.data.rendering import TextSource
+from fusionlab.data.tasks import Task
 from fusionlab.errors import InputError
-from fusionlab.tasks import Task
 
 SPLITS = {
     "capitals": ({"Train/a": 9, "Train/b": 9, "Test/a": 3, "Test/b": 3, "VAL/a": 2, "VAL/b": 2}, (18, 4, 6)),

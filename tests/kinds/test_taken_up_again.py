@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from fusionlab.__main__ import main
 from fusionlab.backbones import ASSETS
-from fusionlab.runs import RunFolder
+from fusionlab.runs.folder import RunFolder
 
 
 def picture(file: Path, seed: int) -> None:

@@ -19,14 +19,14 @@ from torch import Tensor
 
 import fusionlab
 from fusionlab.adapters import Adapter
+from fusionlab.adapters.weights import Weights, state_of
 from fusionlab.backbones import ViTBackbone
-from fusionlab.candidates import TangentOutputs
+from fusionlab.evaluation import TangentOutputs
 from fusionlab.fusion.finetuned import Finetuned
 from fusionlab.fusion.folders import save_finetuned
 from fusionlab.linearize import linearized_call
-from fusionlab.loading import load_weights
 from fusionlab.modules.applying import as_linearized
-from fusionlab.weights import Weights, state_of
+from fusionlab.runs.loading import load_weights
 
 RATIOS = (0.1, 0.01, 0.001)
 CELLS = [(model, method) for model in ("clip", "vit", "t5", "open_clip") for method in ("tangent_lora", "tangent")]

@@ -16,7 +16,7 @@ import transformers as hf
 from safetensors.torch import load_file, save_file
 
 from fusionlab.__main__ import main
-from fusionlab.loading import load_weights
+from fusionlab.runs.loading import load_weights
 
 TOWER = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2}
 TEXT = TOWER | {"vocab_size": 16}

@@ -26,10 +26,10 @@ from torch import nn
 
 from fusionlab.__main__ import main
 from fusionlab.backbones import load_backbone
-from fusionlab.checkpoints import open_checkpoint
-from fusionlab.checkpoints.hub import resolve
-from fusionlab.checkpoints.weight_files import looks_like_weights
 from fusionlab.errors import InputError
+from fusionlab.tensors import open_checkpoint
+from fusionlab.tensors.hub import resolve
+from fusionlab.tensors.weight_files import looks_like_weights
 
 BIN = "pytorch_model.bin"
 STALE = (

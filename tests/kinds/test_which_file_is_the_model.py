@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from fusionlab.__main__ import main
-from fusionlab.checkpoints import open_checkpoint
 from fusionlab.errors import InputError
+from fusionlab.tensors import open_checkpoint
 
 SHARD = 2_000  # bytes: a handful of shards
 

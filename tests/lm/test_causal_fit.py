@@ -227,7 +227,7 @@ def test_an_adapter_of_transposed_layers_knows_how_its_base_stores_them(
 ) -> None:
     from fusionlab import CausalModule
     from fusionlab.adapters import base_state, merge_adapter
-    from fusionlab.loading import load_weights
+    from fusionlab.runs.loading import load_weights
 
     root, _ = run("lora", "gpt2")
     module = CausalModule(str(causal_folder("gpt2")))

@@ -13,10 +13,10 @@ import torch
 
 from fusionlab import rules
 from fusionlab.adapters import Adapter, Factors
+from fusionlab.engine import fuse
 from fusionlab.errors import InputError
 from fusionlab.fusion.making import fuse_weights
 from fusionlab.samplers import derive_seed
-from fusionlab.streaming import fuse
 
 KINDS = ["full", "low rank", "equal A", "equal B", "A apart by 1e-2", "one zero", "all zero", "one task", "twice"]
 Array = np.ndarray

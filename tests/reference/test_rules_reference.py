@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from fusionlab import rules
-from fusionlab.rules.base import Statistics, TaskVectors
-from fusionlab.streaming import fuse
+from fusionlab.blocks.task_vectors import Statistics, TaskVectors
+from fusionlab.engine import fuse
 
 SHAPES = {"layers.0.w": (300, 220), "layers.1.w": (90, 370), "layers.1.norm": (70,), "head.w": (24, 50)}
 TASKS = ("a", "b", "c")

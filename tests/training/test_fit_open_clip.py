@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from fusionlab import adapters, rules
 from fusionlab.__main__ import main
 from fusionlab.backbones import load_backbone
-from fusionlab.loading import load_weights
+from fusionlab.engine import fuse
 from fusionlab.modules.applying import applied
-from fusionlab.streaming import fuse
+from fusionlab.runs.loading import load_weights
 
 # PEFT asks transformers for a property under its old name
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

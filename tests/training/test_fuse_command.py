@@ -15,11 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fusionlab import loading
 from fusionlab.__main__ import main
-from fusionlab.fusing.command import parse
+from fusionlab.commands.fuse.command import parse
+from fusionlab.engine import fuse
 from fusionlab.rules.config import from_config, known_rules
-from fusionlab.streaming import fuse
+from fusionlab.runs import loading
 
 CONFIG = {"model_type": "llama", "hidden_size": 8, "vocab_size": 10, "dtype": "float32"}
 SHAPES = {"embed.weight": (10, 8), "layers.0.w": (8, 8), "layers.1.w": (8, 8), "norm": (8,)}

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 KILLER = """
 import os, random, signal, sys, time
 from pathlib import Path
-from fusionlab.fusing import offline  # imported before the forks, which then take no time to start
-from fusionlab.fusing.recipe import Recipe
+from fusionlab.commands.fuse import offline  # imported before the forks, which then take no time to start
+from fusionlab.commands.fuse.recipe import Recipe
 
 folder, kills, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 output = folder / "out"
@@ -73,8 +73,8 @@ print("interrupted while writing:", interrupted)
 MEMORY = """
 import resource, sys
 from pathlib import Path
-from fusionlab.fusing import offline
-from fusionlab.fusing.recipe import Recipe
+from fusionlab.commands.fuse import offline
+from fusionlab.commands.fuse.recipe import Recipe
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

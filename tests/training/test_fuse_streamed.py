@@ -13,9 +13,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from fusionlab import rules
-from fusionlab.fusing import main
+from fusionlab.commands.fuse import main
+from fusionlab.engine import fuse
 from fusionlab.rules.config import known_rules
-from fusionlab.streaming import fuse
 
 VOCABULARY = 1_100  # times 32 is more than one cut of 32,768 elements
 TEXT = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}

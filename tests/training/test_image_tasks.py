@@ -15,12 +15,12 @@ from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
 
 from fusionlab.data.images import EMBEDDED_TASKS, ImageTasks
+from fusionlab.data.known_tasks import IMAGE_TASKS
 from fusionlab.data.sources import _open_hub, hub_fingerprint
 from fusionlab.data.stored import StoredImages, data_version
+from fusionlab.data.tasks import Task
 from fusionlab.errors import InputError
-from fusionlab.known_tasks import IMAGE_TASKS
 from fusionlab.samplers import training_indices
-from fusionlab.tasks import Task
 
 REAL = Path(__file__).parents[2] / "../shared/data"
 

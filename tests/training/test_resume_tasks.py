@@ -14,8 +14,8 @@ import yaml
 from fusionlab import ClipModule
 from fusionlab.__main__ import main
 from fusionlab.errors import InputError
-from fusionlab.leases import LEASE_SECONDS, TaskLeases
-from fusionlab.runs import RunFolder
+from fusionlab.runs.folder import RunFolder
+from fusionlab.runs.leases import LEASE_SECONDS, TaskLeases
 
 FIT = [
     "fit", "--data.max_samples", "40", "--data.batch_size", "8", "--model.rank", "2", "--model.dropout", "0.2",
@@ -149,7 +149,7 @@ def test_leases_are_held_and_given_back(tmp_path: Path, monkeypatch: pytest.Monk
     assert [path.name for path in tmp_path.iterdir()] == ["digits.json"]  # signs was given back
     aged = time.time() - LEASE_SECONDS - 5
     os.utime(held, (aged, aged))
-    monkeypatch.setattr("fusionlab.leases._RENEW_SECONDS", 0.01)
+    monkeypatch.setattr("fusionlab.runs.leases._RENEW_SECONDS", 0.01)
     leases = TaskLeases(tmp_path, ["signs", "digits"])
     leases.acquire()
     os.utime(held, (aged, aged))

@@ -9,16 +9,15 @@ from typing import Any
 import pytest
 import yaml
 
-from fusionlab import protocols
 from fusionlab.__main__ import main
 from fusionlab.backbones import ASSETS
-from fusionlab.candidates import TangentOutputs
-from fusionlab.commandline import parse
-from fusionlab.protocols import Denominators, Score
-from fusionlab.reporting import sections
-from fusionlab.sweeping import scores
-from fusionlab.sweeping.command import SWITCHES
-from fusionlab.sweeping.recipe import SweepRecipe
+from fusionlab.commands.parser import parse
+from fusionlab.commands.sweep import scores
+from fusionlab.commands.sweep.command import SWITCHES
+from fusionlab.commands.sweep.recipe import SweepRecipe
+from fusionlab.evaluation import TangentOutputs
+from fusionlab.reporting import protocols, sections
+from fusionlab.reporting.protocols import Denominators, Score
 
 ROOT = Path(__file__).parents[2]
 TASKS = ["digits", "signs", "textures"]

@@ -9,7 +9,7 @@ from torch import nn
 import fusionlab
 from fusionlab import rules
 from fusionlab.adapters import base_state
-from fusionlab.candidates import (
+from fusionlab.evaluation import (
     Candidate,
     TangentOutputs,
     linear_tasks,

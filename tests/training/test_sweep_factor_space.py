@@ -16,13 +16,13 @@ import fusionlab
 from fusionlab import rules
 from fusionlab.__main__ import main
 from fusionlab.adapters import Adapter, combine, combine_factors, load_adapter
+from fusionlab.commands.sweep.identity import Point, RunIdentity
+from fusionlab.commands.sweep.ledger import key_of
+from fusionlab.commands.sweep.recipe import SweepRecipe
+from fusionlab.commands.sweep.sources import RunSource
 from fusionlab.errors import InputError
 from fusionlab.fusion.finetuned import Finetuned
 from fusionlab.search.workbench import Workbench
-from fusionlab.sweeping.identity import Point, RunIdentity
-from fusionlab.sweeping.ledger import key_of
-from fusionlab.sweeping.recipe import SweepRecipe
-from fusionlab.sweeping.sources import RunSource
 
 TASKS = ["digits", "signs", "textures"]
 DATA = {"tasks": TASKS, "max_samples": 40, "eval_batch_size": 40}

@@ -15,7 +15,7 @@ SCRIPT = """
 import os, random, signal, sys, time
 from pathlib import Path
 
-import fusionlab.commands.fit, fusionlab.sweeping.execute, fusionlab.sweeping.results, fusionlab.data.text
+import fusionlab.commands.fit, fusionlab.commands.sweep.execute, fusionlab.commands.sweep.results, fusionlab.data.text
 from fusionlab.__main__ import main
 
 kills, seed, recipe, whole, root = int(sys.argv[1]), int(sys.argv[2]), *map(Path, sys.argv[3:])

@@ -11,17 +11,17 @@ import fusionlab
 from fusionlab.__main__ import main
 from fusionlab.adapters import combine, load_adapter
 from fusionlab.backbones import ASSETS
-from fusionlab.candidates import score_candidates
-from fusionlab.commandline import parse
+from fusionlab.commands.parser import parse
+from fusionlab.commands.sweep import scores
+from fusionlab.commands.sweep.command import SWITCHES
+from fusionlab.commands.sweep.execute import Sweep
+from fusionlab.commands.sweep.identity import Point
+from fusionlab.commands.sweep.ledger import Ledger
+from fusionlab.commands.sweep.recipe import SweepRecipe
+from fusionlab.commands.sweep.results import share_of_all
+from fusionlab.commands.sweep.worker import RunWorker
+from fusionlab.evaluation import score_candidates
 from fusionlab.rules import TaskArithmetic
-from fusionlab.sweeping import scores
-from fusionlab.sweeping.command import SWITCHES
-from fusionlab.sweeping.execute import Sweep
-from fusionlab.sweeping.identity import Point
-from fusionlab.sweeping.ledger import Ledger
-from fusionlab.sweeping.recipe import SweepRecipe
-from fusionlab.sweeping.results import share_of_all
-from fusionlab.sweeping.worker import RunWorker
 
 # PEFT asks transformers for a property under its old name
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

@@ -12,8 +12,8 @@ from fusionlab import adapters
 from fusionlab.__main__ import main
 from fusionlab.backbones import ClipBackbone, load_backbone
 from fusionlab.linearize import LinearizedState, jvp_call, linearized_call
-from fusionlab.loading import load_weights
 from fusionlab.modules.applying import applied, as_linearized, linearized_adapter
+from fusionlab.runs.loading import load_weights
 
 TASKS = ["digits", "signs"]
 DATA = [

@@ -13,12 +13,12 @@ import torch
 from lightning.pytorch import Trainer
 from transformers import AutoTokenizer
 
+from fusionlab.data.known_tasks import NATURAL_PROMPTS, TEXT_TASKS
 from fusionlab.data.text import TextTasks
 from fusionlab.data.tokens import tokenizer_fingerprint
 from fusionlab.data.writing import WRITTEN_TASKS
 from fusionlab.errors import InputError
-from fusionlab.evaluation import evaluate
-from fusionlab.known_tasks import NATURAL_PROMPTS, TEXT_TASKS
+from fusionlab.evaluation.scores import evaluate
 from fusionlab.modules.t5 import T5Module
 
 GLUE = Path(__file__).parents[2] / "../shared/data/glue"

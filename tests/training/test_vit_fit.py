@@ -14,10 +14,10 @@ from transformers import ViTConfig, ViTForImageClassification, ViTModel
 from fusionlab import adapters
 from fusionlab.__main__ import main
 from fusionlab.backbones import TimmBackbone, load_backbone
-from fusionlab.checkpoints import save_state
-from fusionlab.loading import load_weights
 from fusionlab.modules.applying import applied
 from fusionlab.modules.vit import nearest_mean_head
+from fusionlab.runs.loading import load_weights
+from fusionlab.tensors import save_state
 
 TASKS = ["digits", "signs"]
 DATA = ["--model", "ViTModule", "--data.tasks", json.dumps(TASKS), "--data.max_samples", "48"]

@@ -12,12 +12,12 @@ import numpy as np
 from fusionlab.data.asking import ASKED_TASKS, AskedTask
 from fusionlab.data.base import embedded_name
 from fusionlab.data.chat.rows import FORMATS, find_format
+from fusionlab.data.known_tasks import TEXT_TASKS
 from fusionlab.data.rendering import TextSource
 from fusionlab.data.sources import open_source as open_tables
 from fusionlab.data.splits import remainder, split_rows
+from fusionlab.data.tasks import Task
 from fusionlab.errors import InputError, name_list
-from fusionlab.known_tasks import TEXT_TASKS
-from fusionlab.tasks import Task
 
 _INPUTS = {"completion": ("prompt",), "instruction": ("instruction", "input"), "text": ("text",)}
 

@@ -29,12 +29,12 @@ from fusionlab.data.chat.sources import Source, is_ranked, open_source
 from fusionlab.data.chat.split import ChatSplit, PackedSplit, Samples
 from fusionlab.data.chat.tables import EncodedTable, encode_table
 from fusionlab.data.chat.template import Template
+from fusionlab.data.known_tasks import TEXT_TASKS
 from fusionlab.data.rendering import check_text_task
 from fusionlab.data.sources import check_path
 from fusionlab.data.splits import SplitName
+from fusionlab.data.tasks import Task, parse_tasks
 from fusionlab.errors import InputError, did_you_mean, name_list
-from fusionlab.known_tasks import TEXT_TASKS
-from fusionlab.tasks import Task, parse_tasks
 
 _FORMAT = 3
 """Raise to drop every cache, after a change to encoding."""

@@ -1,0 +1,82 @@
+"""What is checked and said of a fusion before anything is read but headers."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from fusionlab import engine, rules
+from fusionlab.commands.fuse.opened import Opened
+from fusionlab.engine import Job, Resources
+from fusionlab.engine.job import inner_linear_rule
+from fusionlab.errors import InputError, did_you_mean, name_list
+from fusionlab.rules import Rule
+from fusionlab.tensors.identity import equal_matrices
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+def check_memory(rule: Rule, peak: tuple[int, str], resources: Resources) -> None:
+    """Raise if the rule needs more memory than the budget.
+
+    Args:
+        rule: the rule.
+        peak: the bytes that it needs, and for what.
+        resources: with the budget.
+
+    Raises:
+        InputError: with both numbers.
+    """
+    needed, what = peak
+    if needed > resources.memory_budget:
+        raise InputError(
+            f"memory_budget: {rules.rule_name(rule)} on {what} needs {needed:,} bytes, the budget is "
+            f"{resources.memory_budget:,}; give a larger --memory_budget or another rule."
+        )
+
+
+def check_disk(output: Path, needed: int) -> None:
+    """Raise if the disk of ``output`` has less room than the bytes ``needed``.
+
+    Raises:
+        InputError: with both numbers.
+    """
+    parent = output.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    free = shutil.disk_usage(parent).free
+    if free < needed:
+        raise InputError(f"the disk of {str(output)!r} is too small: {needed:,} bytes are needed, {free:,} are free.")
+
+
+def try_rule(job: Job) -> None:
+    """Let the rule meet these tasks and names on tiny tensors, so that what does not fit is known at once."""
+    linear = inner_linear_rule(job.rule)
+    if linear is not None and not linear.passes:
+        statistics = job.statistics({})
+        for name in job.plan.fused:
+            linear.coefficients(name, statistics.tasks, statistics)
+        return
+    engine.try_rule(job.rule, job.inputs, job.plan.fused[:2])
+
+
+def tie_notes(base: Opened, untied: Mapping[str, str]) -> list[str]:
+    """What was taken for two tensors though the base ties them, or though they are equal."""
+    notes = [
+        f"{name} changes apart from {own}, to which the base ties it: they are two tensors here"
+        for name, own in untied.items()
+    ]
+    if base.architecture.source is None and (equal := equal_matrices(base.weights)):
+        pairs = name_list(f"{first} and {name}" for first, name in equal)
+        notes.append(f"equal tensors, taken for different ones, as config.json names no known architecture: {pairs}")
+    return notes
+
+
+def dtype_of(name: str | None, what: str) -> torch.dtype | None:
+    """The dtype of this name; ``what`` is how the recipe calls it."""
+    if name is not None and name not in _DTYPES:
+        raise InputError(f"{what}: no such dtype {name!r}; {did_you_mean(name, _DTYPES)}")
+    return None if name is None else _DTYPES[name]

@@ -1,0 +1,118 @@
+"""A recipe: what to fuse, how, and where to."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from fusionlab.errors import InputError, did_you_mean
+from fusionlab.files import path_of
+from fusionlab.foreign import read_yaml
+
+_SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Fuse checkpoints or adapters on disk, of any size, into one model.
+
+    Args:
+        base: embedded name, path or hub id of the model that fusion adds to.
+        finetuned: path or hub id by task: full checkpoints or PEFT adapters, mixed freely.
+        output: the folder to write; it appears whole or not at all.
+        rule: a rule's name, or {class_path: ..., init_args: {...}}; --rule.ARGUMENT VALUE sets one of its arguments.
+        model: for rules that look at data: the module that runs the models, by name or {class_path: ..., init_args:
+            {...}}, on the recipe's base; --model.ARGUMENT VALUE sets one of its arguments.
+        data: for rules that look at data: the data module, in the same way; its tasks are those of ``finetuned``.
+            task_arithmetic without a coefficient is chosen on its validation splits too.
+        dtype: dtype of the floating-point output, such as bfloat16; the base's own per tensor by default.
+        input_dtype: round the inputs to this dtype before anything is computed, as mergekit's dtype does.
+        mismatched_tensors: for tensors that differ in name, shape or integer values: error, or take the base's.
+        save: weights, adapter (linear rules on adapters only), or auto: an adapter where that is possible exactly.
+        rank: of every module of a fused adapter: larger ones are cut by singular values (the error is printed), smaller
+            ones padded with zeros.
+        memory_budget: bytes beyond the libraries, such as 1GB.
+        threads: worker threads; as many as there are cores by default.
+        max_shard_size: bytes in one weight file, such as 5GB.
+        variant: read the weights of this variant, such as fp16 for model.fp16.safetensors, of base and full models.
+        cosines: also measure the cosine similarity of every pair of task vectors.
+        hash: know the inputs by a hash over all of their content, read first, in fusion.json and for norms kept
+            beside them; by default by size, times, header and the ends of every tensor.
+        allow_other_base: fuse adapters that were made for another base all the same; fusion.json says so.
+        dry_run: check everything from the headers, print the plan and stop.
+    """
+
+    base: str
+    finetuned: dict[str, str]
+    output: str
+    rule: str | dict[str, Any] = "metagpt"
+    model: str | dict[str, Any] | None = None
+    data: str | dict[str, Any] | None = None
+    dtype: str | None = None
+    input_dtype: str | None = None
+    mismatched_tensors: Literal["error", "base"] = "error"
+    save: Literal["auto", "weights", "adapter"] = "auto"
+    rank: int | None = None
+    memory_budget: int | str = "1GB"
+    threads: int | None = None
+    max_shard_size: int | str = "5GB"
+    variant: str | None = None
+    cosines: bool = True
+    hash: bool = False
+    allow_other_base: bool = False
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.finetuned:
+            raise InputError("finetuned: expected a path by task, got none.")
+        for task, path in self.finetuned.items():
+            if not task or not isinstance(path, str):
+                raise InputError(f"finetuned: expected a path by task, got {task!r}: {path!r}.")
+        for what in ("rank", "threads"):
+            value = getattr(self, what)
+            if value is not None and value < 1:
+                raise InputError(f"{what}: expected a whole number from 1, got {value}.")
+        if self.variant is not None and not re.fullmatch(r"[\w-]+", self.variant):
+            raise InputError(f"variant: expected a word such as fp16, got {self.variant!r}.")
+        for what in ("memory_budget", "max_shard_size"):
+            parse_size(getattr(self, what), what)
+
+
+def parse_size(value: int | str, what: str) -> int:
+    """Bytes from a number or a text such as ``512MB`` or ``1GiB``.
+
+    Raises:
+        InputError: neither.
+
+    Example:
+        >>> parse_size("1.5GB", "memory_budget"), parse_size("1KiB", "memory_budget"), parse_size(7, "memory_budget")
+        (1500000000, 1024, 7)
+    """
+    match = _SIZE.match(str(value))
+    if match is None or not 0 < float(match[1]) < math.inf:
+        raise InputError(f"{what}: expected bytes or a size such as 512MB or 1GB, got {value!r}.")
+    unit = 1024 if match[3] else 1000
+    return int(float(match[1]) * unit ** " KMGT".index(match[2].upper() or " "))
+
+
+def read_recipe(path: str) -> dict[str, Any]:
+    """The recipe in a YAML file, by key; a mergekit configuration is translated.
+
+    Raises:
+        InputError: no such file, no YAML mapping, or a key that is not known.
+    """
+    file = path_of(path)
+    if not file.exists():
+        raise InputError(f"--config: {path!r} does not exist; give a recipe in YAML.")
+    content = read_yaml(file)
+    if "merge_method" in content:
+        from fusionlab.commands.fuse.mergekit import translate
+
+        content = translate(content)
+    known = [item.name for item in fields(Recipe)]
+    for key in content:
+        if key not in known:
+            raise InputError(f"{path!r}: unknown key {key!r}; {did_you_mean(str(key), known)}")
+    return content

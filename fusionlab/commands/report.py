@@ -1,0 +1,67 @@
+"""``python -m fusionlab report RUN...``: runs and sweeps as Markdown and one HTML page."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fusionlab.commands.parser import parse
+from fusionlab.errors import InputError
+
+
+@dataclass(frozen=True)
+class ReportRecipe:
+    """Draw runs and sweeps as Markdown with plots, and as one HTML page that needs nothing else.
+
+    Args:
+        runs: folders of finished runs and sweeps; also given without the flag.
+        output: the folder to write report.md, report.html and plots to.
+        published: folder of the released result files of arXiv 2310.04742, drawn beside a sweep's curves.
+        title: the page's title.
+    """
+
+    runs: list[str] = field(default_factory=list)
+    output: str = "report"
+    published: str | None = None
+    title: str = "fusionlab report"
+
+
+def main(argv: list[str]) -> int:
+    """Write the report; returns 0.
+
+    Raises:
+        InputError: no run, a folder that is none, or no published files.
+    """
+    recipe = parse(ReportRecipe, _with_flag(argv), "report", {})
+    if not recipe.runs:
+        raise InputError("report needs at least one run: python -m fusionlab report RUN...")
+    from fusionlab.reporting.page import write_report
+    from fusionlab.reporting.published import published_summaries
+    from fusionlab.reporting.sections import sections_of
+
+    published = published_summaries(Path(recipe.published).expanduser()) if recipe.published is not None else []
+    sections = [section for run in recipe.runs for section in sections_of(Path(run).expanduser(), published)]
+    output = Path(recipe.output).expanduser()
+    write_report(output, recipe.title, sections)
+    print(f"report: {output / 'report.html'}, {output / 'report.md'}")
+    return 0
+
+
+def _with_flag(argv: list[str]) -> list[str]:
+    """Arguments that belong to no flag, as ``--runs``.
+
+    Example:
+        >>> _with_flag(["a", "b", "--output", "out"])
+        ['--output', 'out', '--runs', '["a", "b"]']
+    """
+    runs: list[str] = []
+    rest: list[str] = []
+    takes_value = False
+    for argument in argv:
+        if takes_value or argument.startswith("-"):
+            takes_value = not takes_value and argument.startswith("--") and "=" not in argument and argument != "--help"
+            rest.append(argument)
+        else:
+            runs.append(argument)
+    return [*rest, "--runs", json.dumps(runs)] if runs else rest

@@ -1,0 +1,251 @@
+"""The work of a sweep: jobs under leases, until every point is in the ledger."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from fusionlab.commands.sweep.identity import Point, RunIdentity
+from fusionlab.commands.sweep.ledger import Ledger
+from fusionlab.commands.sweep.recipe import SweepRecipe
+from fusionlab.commands.sweep.sources import (
+    RunSource,
+    load_finetuned,
+    run_config,
+    sources,
+)
+from fusionlab.commands.sweep.worker import RunWorker, chunks, validation_point
+from fusionlab.evaluation.scores import mean_score
+from fusionlab.fusion.finetuned import Finetuned
+from fusionlab.keys import FORMULAS, key_of
+from fusionlab.memory import peak_bytes
+from fusionlab.reporting import check_reference, single_task_values
+from fusionlab.rules import Rule, is_open, with_coefficient
+from fusionlab.search import Search, check_data
+from fusionlab.search.coefficients import best_coefficient, next_coefficients
+from fusionlab.search.workbench import Workbench, workbench
+
+SUBSETS_IN_A_JOB = 8
+_log = logging.getLogger(__name__)
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Some subsets by one rule for one run: what one process does under one lease."""
+
+    source: RunSource
+    rule_name: str
+    subsets: tuple[tuple[str, ...], ...]
+
+    @property
+    def lease(self) -> str:
+        """Name of its lease."""
+        return f"{self.source.name}-{key_of({'rule': self.rule_name, 'subsets': self.subsets})}"
+
+
+class Sweep:
+    """A sweep that is checked and ready to run, alone or beside other processes on the same output.
+
+    Args:
+        recipe: what to do.
+
+    Raises:
+        InputError: what a user can mend; nothing was written then.
+    """
+
+    def __init__(self, recipe: SweepRecipe) -> None:
+        self.recipe = recipe
+        self.output = Path(recipe.output).expanduser()
+        self.rules = recipe.named_rules
+        if recipe.full_reference is not None:
+            single_task_values(Path(recipe.full_reference))  # refuses a folder without results at once
+        self.sources = sources(recipe)
+        for source in self.sources:
+            source.check_fitted(self.output)
+        self.bench: Workbench = workbench(self.config, self._first_run())
+        self.tasks = tuple(self.bench.data.tasks)
+        if recipe.full_reference is not None:
+            check_reference(Path(recipe.full_reference), self.bench.module, self.bench.data)
+        self.subsets = recipe.subsets(self.tasks)
+        strict = "strict" in recipe.protocols  # else open rules are chosen on test
+        check_data({name: rule for name, rule in self.rules.items() if strict or not is_open(rule)}, self.bench.data)
+        self.ledger = Ledger(self.output / "ledger", recipe.lease_seconds)
+        self._singles = Ledger(self.output / "ledger" / "single_task", recipe.lease_seconds)
+        self.ledger.check_inputs(self._inputs(), write=False)
+        self._loaded: dict[str, Finetuned] = {}
+        self._identities: dict[str, RunIdentity] = {}
+        self._workers: dict[str, RunWorker] = {}
+        for source in self.sources:
+            if source.is_finished:
+                self.finetuned(source)
+
+    def _first_run(self) -> tuple[Path, ...]:
+        """The first source's folders, where it is finished: its heads are put in."""
+        first = self.sources[0]
+        return first.folders if first.is_finished else ()
+
+    @cached_property
+    def config(self) -> dict:
+        """The configuration that module and data are built from."""
+        first = self.sources[0]
+        return dict(first.config) if first.config is not None else run_config(first.folders[0])
+
+    def _inputs(self) -> dict:
+        versions = {f"task {task}": self.bench.versions(task) for task in self.tasks}
+        return {"base": {"hash": self.bench.base_hash}} | versions
+
+    def _tell_earlier(self) -> None:
+        """Log how many records an earlier version wrote, whose keys no longer suffice; they stay, and count nowhere."""
+        earlier = [record for record in self.ledger.records() if record.get("formulas") != FORMULAS]
+        if count := sum(record["kind"] != "fit" for record in earlier):
+            _log.warning(
+                "%d records of the ledger in %r are of an earlier version: their keys lack what decides a score, or "
+                "formulas have changed; they are computed anew",
+                *(count, str(self.ledger.folder)),
+            )
+
+    def finetuned(self, source: RunSource) -> Finetuned:
+        """The run's weights, read once; what it has beside them is checked too."""
+        if source.name not in self._loaded:
+            loaded = load_finetuned(source, self.bench, self.recipe.space)
+            beside = self.bench.module.read_run(source.folders, self.bench.data.tasks)
+            self._loaded[source.name] = loaded
+            self._identities[source.name] = RunIdentity(source, loaded, self.bench, beside)
+        return self._loaded[source.name]
+
+    def identity(self, source: RunSource) -> RunIdentity:
+        """The keys of the run's points."""
+        self.finetuned(source)
+        return self._identities[source.name]
+
+    def single_task(self, source: RunSource) -> dict[str, float]:
+        """Each task's test score of the model fine-tuned on it, by its first metric, scored as the points are."""
+        return self._worker(source, lambda count: None).single_task(self._singles)
+
+    def num_points(self) -> dict[str, int]:
+        """How many runs to fit and how many points to score; more where a coefficient beyond 1 wins."""
+        strict, published = ("strict" in self.recipe.protocols), ("published" in self.recipe.protocols)
+        by_rule = 0
+        for rule in self.rules.values():
+            if isinstance(rule, Search):
+                by_rule += 2  # the search and its result
+            elif is_open(rule):
+                by_rule += strict * (len(self.recipe.grid) + 1) + published * len(self.recipe.grid)
+            else:
+                by_rule += 1
+        fits = sum(not source.is_finished for source in self.sources)
+        return {"fits": fits, "points": len(self.sources) * len(self.subsets) * by_rule}
+
+    def run(self, advance: Advance = lambda count: None) -> None:
+        """Fit what is missing and compute every point, sharing the work with other processes."""
+        self.output.mkdir(parents=True, exist_ok=True)
+        self.ledger.check_inputs(self._inputs())
+        self.ledger.sweep_up()
+        self._tell_earlier()
+        fits = [source for source in self.sources if not source.is_finished]
+        _until_done(fits, self._fit)
+        jobs = [
+            Job(source, name, tuple(subsets))
+            for source in self.sources
+            for name in self.rules
+            for subsets in chunks(self.subsets, SUBSETS_IN_A_JOB)
+        ]
+        _until_done(jobs, lambda job: self._do(job, advance))
+
+    def _fit(self, source: RunSource) -> bool:
+        with self.ledger.lease(f"fit-{source.name}") as held:
+            if held and not source.is_finished:
+                started = time.monotonic()
+                source.fit(self.output)
+                cost = {"seconds": time.monotonic() - started, "peak_bytes": peak_bytes()}
+                record = {"kind": "fit", "method": source.method, "seed": source.seed, "cost": cost}
+                self.ledger.put(key_of({"fit": dict(source.config or {})}), record)
+            return held
+
+    def _do(self, job: Job, advance: Advance) -> bool:
+        with self.ledger.lease(job.lease) as held:
+            if held:
+                self._score(job, advance)
+            return held
+
+    def _score(self, job: Job, advance: Advance) -> None:
+        worker = self._worker(job.source, advance)
+        rule, name = self.rules[job.rule_name], job.rule_name
+        if isinstance(rule, Search):
+            found = {subset: worker.search(name, rule, subset) for subset in job.subsets}
+            worker.score([self._test_point(name, chosen, subset) for subset, chosen in found.items()])
+        elif not is_open(rule):
+            worker.score([self._test_point(name, rule, subset) for subset in job.subsets])
+        else:
+            if "strict" in self.recipe.protocols:
+                chosen = self._choose(worker, name, rule, job.subsets)
+                worker.score([self._test_point(name, chosen[subset], subset) for subset in job.subsets])
+            if "published" in self.recipe.protocols:
+                tried = [
+                    (subset, with_coefficient(rule, value)) for subset in job.subsets for value in self.recipe.grid
+                ]
+                worker.score([self._test_point(name, candidate, subset) for subset, candidate in tried])
+
+    def _choose(
+        self, worker: RunWorker, name: str, rule: Rule, subsets: Sequence[tuple[str, ...]]
+    ) -> dict[tuple[str, ...], Rule]:
+        """Each subset's coefficient by its mean validation score; all that is to be tried goes into one pass."""
+        scores: dict[tuple[str, ...], dict[float, float]] = {subset: {} for subset in subsets}
+        while tried := [(s, value) for s in subsets for value in next_coefficients(scores[s], self.recipe.grid)]:
+            points = [validation_point(name, with_coefficient(rule, value), subset) for subset, value in tried]
+            for (subset, value), rows in zip(tried, worker.score(points), strict=True):
+                scores[subset][value] = mean_score(rows)
+        return {subset: with_coefficient(rule, best_coefficient(scores[subset])) for subset in subsets}
+
+    def _test_point(self, name: str, rule: Rule, subset: tuple[str, ...]) -> Point:
+        return Point(name, rule, subset, "test", self.tasks)
+
+    def _worker(self, source: RunSource, advance: Advance) -> RunWorker:
+        if source.name not in self._workers:
+            self._workers = {  # one run at a time: what it keeps in memory may be large
+                source.name: RunWorker(
+                    source, self.finetuned(source), self.identity(source), self.bench, self.ledger, advance
+                )
+            }
+        return self._workers[source.name]
+
+    # what a dry run tells
+
+    def estimated_seconds(self) -> float:
+        """A rough forecast: one evaluation batch is timed; a training step costs three forward passes."""
+        data, module = self.bench.data, self.bench.module
+        task = self.tasks[0]
+        batch = next(iter(data.eval_batches(task, "test")))
+        with module.use(None):
+            module.score(task, _on(module, batch), module.metrics(task))
+            started = time.monotonic()
+            module.score(task, _on(module, batch), module.metrics(task))
+        per_sample = (time.monotonic() - started) / data.eval_batch_size
+        count = self.num_points()
+        samples = {task: len(data.splits[task]["test"]) for task in self.tasks}
+        per_pass = per_sample * sum(samples.values())
+        trainer = self.config.get("trainer") or {}
+        steps = int(trainer.get("max_steps") or 100)
+        fit = 3 * per_sample * data.batch_size * len(self.tasks) * max(1, steps)
+        return count["fits"] * fit + count["points"] * per_pass
+
+
+def _until_done(items: Sequence, do: Callable[..., bool]) -> None:
+    """Do all items; what another process has in hand is looked at again until it is done."""
+    waiting = list(items)
+    while waiting:
+        left = [item for item in waiting if not do(item)]
+        if len(left) == len(waiting):
+            time.sleep(1.0)
+        waiting = left
+
+
+def _on(module: object, batch: dict) -> dict:
+    from fusionlab.evaluation.scores import to_device
+
+    return to_device(batch, module.device)  # type: ignore[attr-defined]

@@ -1,0 +1,180 @@
+"""Where a sweep's models and data come from: runs, fitted or given; one module and one data module a process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+
+from fusionlab.adapters import Adapter, Method
+from fusionlab.commands import fit
+from fusionlab.commands.sweep.recipe import Space, SweepRecipe
+from fusionlab.errors import InputError, name_list
+from fusionlab.files import write_text
+from fusionlab.fusion.finetuned import Finetuned
+from fusionlab.runs.folder import CONFIG, RESULTS, RunFolder, changed_keys
+from fusionlab.runs.loading import load_weights
+from fusionlab.search.workbench import Workbench
+
+# what may differ between the configuration that a run was fitted with, and the one that it is scored with
+_SCORING = (
+    "model.init_args.evaluation", "model.init_args.max_new_tokens", "model.init_args.ranking",
+    "data.init_args.eval_batch_size", "fusion.",
+)  # fmt: skip
+ADAPTER_METHODS: tuple[str, ...] = get_args(Method)
+
+
+@dataclass(frozen=True)
+class RunSource:
+    """One method and seed.
+
+    Args:
+        method: the fine-tuning method.
+        seed: the run's seed.
+        folders: where its adapters or weights are, or will be; several where each holds other tasks.
+        config: what to fit it with; None for a given run.
+    """
+
+    method: str
+    seed: int
+    folders: tuple[Path, ...]
+    config: Mapping[str, Any] | None = None
+
+    @property
+    def name(self) -> str:
+        """What tables and leases call it."""
+        return f"{self.method}-seed{self.seed}"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether there is nothing to fit."""
+        return all(RunFolder(folder).state() == "finished" for folder in self.folders)
+
+    def check_fitted(self, output: Path) -> None:
+        """Raise if the run is finished and was fitted with another configuration, but for how it is scored.
+
+        Raises:
+            InputError: naming the keys that differ, with both values.
+        """
+        path = self._given(output)
+        if self.config is None or not self.is_finished or not path.is_file():
+            return
+        before = dict(yaml.safe_load(path.read_text()))
+        changes = [change for change in changed_keys(before, self.config) if not change.startswith(_SCORING)]
+        if changes:
+            raise InputError(
+                f"the run in {str(self.folders[0])!r} was fitted with another configuration: {name_list(changes)}. "
+                f"Give that one, or another --output."
+            )
+
+    def _given(self, output: Path) -> Path:
+        return output / "fit" / f"{self.name}.yaml"
+
+    def fit(self, output: Path) -> None:
+        """Run ``fit`` in this process; an unfinished run goes on."""
+        path = self._given(output)
+        write_text(path, yaml.safe_dump(dict(self.config or {}), sort_keys=False))
+        fit.main(["fit", "--config", str(path)])
+
+
+def sources(recipe: SweepRecipe) -> list[RunSource]:
+    """The runs of a sweep, in order.
+
+    Raises:
+        InputError: a given folder is no finished run, or factor space and runs without adapters.
+    """
+    found = _sources(recipe)
+    whole = [source.name for source in found if source.method not in ADAPTER_METHODS]
+    if recipe.space == "factor" and whole:
+        raise InputError(
+            f"space factor: expected runs that train adapters ({', '.join(ADAPTER_METHODS)}), got {name_list(whole)}; "
+            f"leave those out, or take space delta_weight"
+        )
+    return found
+
+
+def _sources(recipe: SweepRecipe) -> list[RunSource]:
+    if not recipe.runs:
+        root = Path(recipe.output) / "runs"
+        return [
+            RunSource(method, seed, (root / f"{method}-seed{seed}",),
+                      recipe.fit_config(method, seed, root / f"{method}-seed{seed}"))
+            for method in recipe.methods
+            for seed in recipe.seeds
+        ]  # fmt: skip
+    grouped: dict[tuple[str, int], list[Path]] = {}
+    for given in recipe.runs:
+        folder = Path(given).expanduser()
+        config = run_config(folder)
+        if RunFolder(folder).state() != "finished":
+            raise InputError(f"runs: the run in {given!r} is not finished; finish it with fit, or leave it out")
+        method = config["model"]["init_args"].get("method", "lora")
+        grouped.setdefault((method, int(config["seed_everything"])), []).append(folder)
+    return [RunSource(method, seed, tuple(folders)) for (method, seed), folders in grouped.items()]
+
+
+def run_config(folder: Path) -> dict[str, Any]:
+    """A run's resolved configuration.
+
+    Raises:
+        InputError: no run there.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise InputError(f"runs: no {CONFIG} in {str(folder)!r}; give the folder of a finished run of fit")
+    return dict(yaml.safe_load(path.read_text()))
+
+
+def load_finetuned(source: RunSource, bench: Workbench, space: Space = "delta_weight") -> Finetuned:
+    """The fine-tuned weights of a run, in the order of the data's tasks.
+
+    Raises:
+        InputError: another base, another A₀ for some tasks, a task twice, missing or unknown, other data, or adapters
+            that cannot be fused in the space.
+    """
+    found: dict[str, tuple[Path, Any]] = {}
+    for folder in source.folders:
+        for parent in (folder / "adapters", folder / "finetuned"):
+            for path in sorted(item for item in parent.glob("*") if item.is_dir() and not item.name.startswith(".")):
+                if path.name in found:
+                    raise InputError(
+                        f"runs: task {path.name!r} of {source.name} is in {str(found[path.name][0])!r} and in "
+                        f"{str(path)!r}; give each once"
+                    )
+                module = bench.module
+                found[path.name] = path, load_weights(path, module.base_model, base_name=module.backbone.name).weights
+    missing = [task for task in bench.data.tasks if task not in found]
+    unknown = [task for task in found if task not in bench.data.tasks]
+    if missing or unknown:
+        raise InputError(
+            f"runs: {source.name} has the tasks {name_list(found)}, the data has {name_list(bench.data.tasks)}; they "
+            f"must be the same"
+        )
+    weights = {task: found[task][1] for task in bench.data.tasks}
+    starts = {task: each.a0_hash for task, each in weights.items() if isinstance(each, Adapter)}
+    if len(set(starts.values())) > 1:
+        shown = [f"{task} {start[:12] or 'unknown'}" for task, start in starts.items()]
+        raise InputError(
+            f"runs: the adapters of {source.name} started from different A₀ ({name_list(shown)}); fit them with one "
+            f"seed, rank and target_modules, in one run or by adding tasks to it"
+        )
+    _check_scored_data(source, bench)
+    try:
+        return Finetuned(bench.module, weights, space)
+    except InputError as error:
+        raise InputError(f"runs: {source.name}: {error}") from error
+
+
+def _check_scored_data(source: RunSource, bench: Workbench) -> None:
+    for folder in source.folders:
+        for row in json.loads((folder / RESULTS).read_text())["rows"]:
+            known = bench.data.splits.get(row["task"], {}).get(row["split"])
+            if known is not None and known.data_version != row["data_version"]:
+                raise InputError(
+                    f"runs: {str(folder)!r} was scored on other data: {row['task']} {row['split']} "
+                    f"{row['data_version']} there, {known.data_version} now; give the data it was fitted with"
+                )

@@ -1,0 +1,314 @@
+"""A rule over readers, block by block, into a writer.
+
+Whatever the size of a block, the number of threads and where the tensors are, the fused weights and the sums behind
+the coefficients are the same bits: sums are taken per cut of 32,768 elements and meet in ``math.fsum``, elementwise
+work is rounded in one way, and each of the engine's own threads runs torch on one thread.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from fusionlab.blocks import scratch
+from fusionlab.blocks.kernels import CUT
+from fusionlab.blocks.sums import inner_products, squared_norms
+from fusionlab.blocks.task_vectors import Statistics, TaskVectors
+from fusionlab.engine.bfloat16 import bfloat16_names, visit_bfloat16
+from fusionlab.engine.job import (
+    Job,
+    Outcome,
+    Resources,
+    Sink,
+    all_known,
+    block_bytes,
+    inner_linear_rule,
+    peak_bytes,
+    tensor_bytes,
+)
+from fusionlab.engine.reading import Block, BlockReader, count_changes, count_exact, put_back
+from fusionlab.engine.workers import Found, for_each, one_torch_thread
+from fusionlab.errors import InputError
+from fusionlab.rules.average import Average
+
+_CUTS_PER_BLOCK = 8
+_GROUP_ELEMENTS = 1 << 25
+_AVERAGE = Average()
+_NOT_FINITE = torch.ones(3, dtype=torch.int64)  # counts as of :func:`count_changes`
+
+
+def run(job: Job, sink: Sink | None, resources: Resources) -> Outcome:
+    """Measure, fuse and write; without a ``sink`` measure only.
+
+    Raises:
+        InputError: NaN or Inf in an input (named), a memory budget that is too small, or what the rule refuses.
+    """
+    engine = _Engine(job, resources)
+    with one_torch_thread():
+        for names in _groups(job):
+            engine.fuse(names, engine.measure(names), sink)
+        if sink is not None:
+            engine.average(sink)
+            engine.copy(sink, list(job.plan.copied))
+    remarks = {name: engine.remarks[name] for name in job.base.tensors if name in engine.remarks}
+    return Outcome(engine.tasks, engine.coefficients, engine.sums, *engine.changes, remarks)
+
+
+def coefficients(job: Job, resources: Resources) -> dict[str, dict[str, float]]:
+    """λ by name and task of a job whose rule is linear; what is not measured for them is not read.
+
+    Raises:
+        InputError: as :func:`run`.
+    """
+    engine = _Engine(job, resources)
+    with one_torch_thread():
+        for names in _groups(job):
+            engine.choose(names, engine.measure(names))
+    return engine.coefficients
+
+
+def _groups(job: Job) -> Iterator[Sequence[str]]:
+    """Names that are measured and fused together: all, or a few where a tensor's own statistics are enough.
+
+    Small groups keep histograms few, and read the second time from the operating system's cache.
+    """
+    if job.rule.statistics_scope == "model" or not job.rule.passes:
+        yield job.plan.fused
+        return
+    group: list[str] = []
+    elements = 0
+    for name in job.plan.fused:
+        group.append(name)
+        elements += job.base.tensors[name].numel
+        if elements >= _GROUP_ELEMENTS or len(group) >= 64:
+            yield group
+            group, elements = [], 0
+    if group:
+        yield group
+
+
+_Visit = Callable[[Block, Tensor, TaskVectors], dict[str, Tensor]]
+_VisitStored = Callable[[Block], dict[str, Tensor]]
+
+
+class _Engine:
+    """One run: its buffers, and what it found so far."""
+
+    def __init__(self, job: Job, resources: Resources) -> None:
+        self.job = job
+        self.resources = resources
+        self.tasks = tuple(job.inputs)
+        self.coefficients: dict[str, dict[str, float]] = {}
+        self.sums: dict[str, dict[str, tuple[float, ...]]] = {}
+        self.remarks: dict[str, tuple[str, ...]] = {}
+        self.changes = [0, 0, 0]  # values that the rule changed, that survive, and that are stored as they are
+        self.on_tensors = job.rule.granularity == "tensor"
+        self.is_linear = inner_linear_rule(job.rule) is not None
+        self._measured: set[str] = set()
+        self._touched: set[str] = set()
+        needed, what = peak_bytes(job)
+        if needed > resources.memory_budget:
+            raise InputError(
+                f"memory_budget: this rule on {what} needs {needed:,} bytes, the budget is "
+                f"{resources.memory_budget:,}; give a larger one or another rule."
+            )
+        self.free = resources.memory_budget - sum(item.weights.held_bytes for item in job.inputs.values())
+        per_cut = block_bytes(len(self.tasks)) * CUT
+        self.threads = max(1, min(resources.threads, self.free // per_cut))
+        if job.base.device.type != "cpu":
+            self.threads = 1
+        self.reader = BlockReader(job, whole=self.on_tensors)
+        self.bfloat16_names = bfloat16_names(job)
+        self._arenas: list[scratch.Arena] = []
+        self.cuts = max(1, min(_CUTS_PER_BLOCK, self.free // (per_cut * self.threads)))
+
+    def measure(self, names: Sequence[str]) -> Statistics:
+        """The rule's measuring passes over ``names``, but for those whose sums are known."""
+        known = {
+            key: {name: of[name] for name in names}
+            for key, of in self.job.known.items()
+            if all_known(self.job.known, (key.partition("/")[0],), self.job, names)
+        }
+        statistics = self.job.statistics(known)
+        for quantities in self.job.rule.passes:
+            if all_known(statistics.sums, quantities, self.job, names):
+                continue
+
+            def visit(block: Block, base: Tensor, vectors: TaskVectors, seen: Statistics = statistics) -> dict:
+                if not self.is_linear and block.name not in self._touched:
+                    if block.kept is None and not vectors.stacked.isfinite().all():
+                        return {"changed": _NOT_FINITE}
+                    if vectors.stacked.any():
+                        self._touched.add(block.name)
+                return self.job.rule.measure(block.name, base, vectors, seen)
+
+            def measure_bfloat16(block: Block) -> dict[str, Tensor]:
+                return visit_bfloat16(self.job, block.name, block.start, block.count, norms=True, products=False)[0]
+
+            found = self._pass(names, visit, measure_bfloat16 if quantities == ("squared_norm",) else None)
+            sums, counts = {**statistics.sums, **found.sums()}, {**statistics.counts, **found.counts}
+            statistics = self.job.statistics(sums, counts)
+            self._measured.update(names)
+        return statistics
+
+    def fuse(self, names: Sequence[str], statistics: Statistics, sink: Sink | None) -> None:
+        """The fusing pass over ``names``, with what is still missing of norms and inner products."""
+        self.choose(names, statistics)
+        with_norms = not all_known(statistics.sums, ("squared_norm",), self.job, names)
+        with_products = self.job.cosines and len(self.tasks) > 1
+
+        def visit(block: Block, base: Tensor, vectors: TaskVectors) -> dict[str, Tensor]:
+            found: dict[str, Tensor] = {}
+            if with_products:
+                found = inner_products(vectors, norms=with_norms)
+            elif with_norms:
+                found = squared_norms(vectors)
+            return found if sink is None else found | self._fuse_block(block, base, vectors, statistics, sink)
+
+        def fuse_bfloat16(block: Block) -> dict[str, Tensor]:
+            coefficients = None if sink is None else self.coefficients[block.name]
+            found, fused = visit_bfloat16(
+                self.job, block.name, block.start, block.count,
+                norms=with_norms, products=with_products, coefficients=coefficients,
+            )  # fmt: skip
+            if sink is not None:
+                sink.write(block.name, block.start, fused)
+            return found
+
+        names = self._changed(names, sink)
+        idle = sink is None and not with_norms and not with_products
+        found = Found() if idle else self._pass(names, visit, fuse_bfloat16)
+        for key, by_name in {**statistics.sums, **found.sums()}.items():
+            if key.startswith(("squared_norm/", "inner_product/")):
+                self.sums.setdefault(key, {}).update(by_name)
+        self.remarks.update(statistics.remarks)
+        if "changed" in found.counts:
+            updated, survived, _ = found.counts["changed"].tolist()
+            counted = updated, survived, int(found.counts["exact"])
+            self.changes = [before + now for before, now in zip(self.changes, counted, strict=True)]
+
+    def choose(self, names: Sequence[str], statistics: Statistics) -> None:
+        """Keep the coefficients of ``names``, where the rule or what it transforms has any."""
+        linear = inner_linear_rule(self.job.rule)
+        if linear is not None:
+            self.coefficients.update({name: linear.coefficients(name, self.tasks, statistics) for name in names})
+
+    def _fuse_block(
+        self, block: Block, base: Tensor, vectors: TaskVectors, statistics: Statistics, sink: Sink
+    ) -> dict[str, Tensor]:
+        rule = _AVERAGE if block.name in self.job.plan.averaged else self.job.rule
+        fused = rule.fuse(block.name, base, vectors, statistics)
+        assert fused.shape == base.shape
+        assert fused.dtype == base.dtype
+        stored = scratch.empty_like(fused, self.job.dtypes[block.name]).copy_(fused)
+        rounded, old = fused, base
+        if stored.dtype != fused.dtype:
+            rounded = scratch.empty_like(fused).copy_(stored)
+        if stored.dtype not in (fused.dtype, self.job.base.tensors[block.name].dtype):
+            old = scratch.empty_like(base).copy_(scratch.empty_like(stored).copy_(base))
+        changed = count_changes(fused, rounded, base, old)
+        exact = changed[1:2] if stored.dtype == fused.dtype else count_exact(fused, rounded, old)
+        put_back(self.job, block, stored)
+        sink.write(block.name, block.start, stored.flatten())
+        return {"changed": changed, "exact": exact}
+
+    def average(self, sink: Sink) -> None:
+        """Running statistics, whatever the rule is: θ₀ + (1/T) Σ τ_t, weights that are not negative and sum to 1."""
+        statistics = self.job.statistics({})
+
+        def visit(block: Block, base: Tensor, vectors: TaskVectors) -> dict[str, Tensor]:
+            return self._fuse_block(block, base, vectors, statistics, sink)
+
+        self._pass(self.job.plan.averaged, visit, None)
+
+    def _changed(self, names: Sequence[str], sink: Sink | None) -> Sequence[str]:
+        """Those that some task vector changes, as far as that was measured; the others are copied.
+
+        A linear rule gives the base's own bits there by itself; one that works on the weights does so to a rounding.
+        """
+        alone = [] if self.is_linear else [name for name in names if name in self._measured - self._touched]
+        if sink is not None and alone:
+            self.copy(sink, alone)
+            for key in (f"squared_norm/{task}" for task in self.tasks):
+                self.sums.setdefault(key, {}).update(dict.fromkeys(alone, ()))
+        return [name for name in names if name not in alone]
+
+    def _kept(self, name: str) -> None:
+        self.remarks[name] = ("holds NaN or Inf that nothing changes, copied as it is",)
+
+    def copy(self, sink: Sink, names: Sequence[str]) -> None:
+        """The base's own tensors, in the output's dtypes."""
+
+        def visit(item: Block) -> None:
+            info = self.job.base.tensors[item.name]
+            values = torch.empty(item.count, dtype=info.dtype, device=self.job.base.device)
+            self.job.base.read_into(item.name, item.start, values)
+            stored = values.to(self.job.dtypes[item.name])
+            if not stored.isfinite().all():
+                if stored.dtype != info.dtype and (values.isfinite() & ~stored.isfinite()).any():
+                    raise InputError(f"{item.name} of the base overflows {stored.dtype}; choose a wider dtype.")
+                self._kept(item.name)
+            sink.write(item.name, item.start, stored)
+            self._advance(item.count * info.dtype.itemsize)
+
+        for_each(self._blocks(names, whole=False), visit, self.threads)
+
+    def _pass(self, names: Sequence[str], visit: _Visit, visit_stored: _VisitStored | None) -> Found:
+        """Call ``visit`` on every block of ``names``, on all threads, and add up what it returns.
+
+        Where all is bfloat16, ``visit_stored`` does the same from what is stored.
+        """
+
+        def read_and_visit(block: Block) -> tuple[str, int, dict[str, Tensor]]:
+            if self.on_tensors:
+                return visit_one(block)
+            arena = self._arenas.pop() if self._arenas else scratch.Arena(self.cuts * per_cut)
+            with scratch.using(arena), scratch.frame():
+                found = visit_one(block)
+            self._arenas.append(arena)
+            return found
+
+        def visit_one(block: Block) -> tuple[str, int, dict[str, Tensor]]:
+            if visit_stored is not None and block.name in self.bfloat16_names:
+                found = visit_stored(block)
+            else:
+                base, vectors = self.reader.read(block)
+                fails = self.on_tensors and not (base.isfinite().all() and vectors.stacked.isfinite().all())
+                found = {"changed": _NOT_FINITE} if fails else visit(block, base, vectors)
+            if not _all_finite(found):
+                found = visit(*self.reader.without_infinities(block))
+                self._kept(block.name)
+                if not _all_finite(found):
+                    self.reader.blame(block)
+            self._advance(block.count * sum(dtype.itemsize for dtype in self.reader.dtypes(block.name)))
+            return block.name, block.start, found
+
+        per_cut = block_bytes(len(self.tasks)) * CUT
+        found = Found()
+        weigh = self._weigh if self.on_tensors else None
+        blocks = self._blocks(names, whole=self.on_tensors)
+        for_each(blocks, read_and_visit, self.threads, found.add, weigh, self.free)
+        return found
+
+    def _weigh(self, block: Block) -> int:
+        return tensor_bytes(self.job.base.tensors[block.name], len(self.tasks))
+
+    def _blocks(self, names: Sequence[str], *, whole: bool) -> Iterator[Block]:
+        for name in names:
+            numel = self.job.base.tensors[name].numel
+            step = max(1, numel if whole else self.cuts * CUT)
+            for start in range(0, numel, step):
+                yield Block(name, start, min(step, numel - start))
+
+    def _advance(self, num_bytes: int) -> None:
+        if self.resources.on_bytes is not None:
+            self.resources.on_bytes(num_bytes)
+
+
+def _all_finite(found: Mapping[str, Tensor]) -> bool:
+    sums = (values.tolist() for values in found.values() if values.is_floating_point())
+    return all(map(math.isfinite, chain.from_iterable(sums))) and not ("changed" in found and found["changed"][2])

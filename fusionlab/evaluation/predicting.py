@@ -1,0 +1,51 @@
+"""What ``predict`` writes."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusionlab.backbones.choice import lowest_argmax
+from fusionlab.files import written_whole
+
+
+def labelled(logits: Tensor, class_names: Sequence[str], task: str, paths: Sequence[str]) -> list[dict[str, Any]]:
+    """A row for each path: its label among the task's classes (ties go to the lower one) and the label's probability.
+
+    Args:
+        logits: shape ``(batch, num_classes)``; rows beyond ``paths`` are padding.
+        class_names: the task's classes.
+        task: its name.
+        paths: what the rows are of.
+    """
+    probabilities = torch.softmax(logits.float(), dim=-1)
+    labels = lowest_argmax(probabilities).tolist()
+    return [
+        {
+            "path": path,
+            "task": task,
+            "label": class_names[label],
+            "probability": round(float(probabilities[row, label]), 6),
+        }
+        for row, (path, label) in enumerate(zip(paths, labels, strict=False))
+    ]
+
+
+def write_predictions(path: Path, predictions: Sequence[dict[str, Any]]) -> None:
+    """Write one line per input, whole or not at all: JSON where the file is called ``.jsonl``, else CSV.
+
+    The columns of CSV are the keys of the first prediction.
+    """
+    with written_whole(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
+        if path.suffix == ".jsonl":
+            file.writelines(json.dumps(prediction, ensure_ascii=False) + "\n" for prediction in predictions)
+            return
+        writer = csv.DictWriter(file, fieldnames=list(predictions[0]) if predictions else [])
+        writer.writeheader()
+        writer.writerows(predictions)
