@@ -45,6 +45,10 @@ check: $(STAMP) ## lint, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+.PHONY: structure
+structure: $(STAMP) ## the rooms of the package, what each imports, circles
+	$(BIN)/python tests/helpers/structure.py
+
 .PHONY: bench
 bench: $(STAMP) ## the benchmarks; each prints one JSON record
 	@for bench in benchmarks/bench_*.py; do echo "# $$bench"; $(BIN)/python $$bench || exit 1; done

@@ -1,14 +1,11 @@
 """Imports flow down only, and what must start fast imports nothing heavy."""
 
-import ast
-import graphlib
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+import structure
 
-PACKAGE = Path(__file__).parents[2] / "fusionlab"
 # From the ground up: a room imports rooms that stand before it, and no other.
 ROOMS = (
     "errors", "files", "keys", "memory", "samplers",
@@ -24,60 +21,36 @@ LIBRARIES = {
     "engine": {"torch", "numpy", "safetensors", "huggingface_hub", "transformers"},
     "fusion": {"torch", "yaml", "numpy", "transformers", "open_clip", "timm", "peft", "safetensors"},
 }
-ASIDE = {"__init__", "assets"}
+MODULES = structure.modules_of(structure.PACKAGE)
 
 
-def room_of(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-
-
-def module_of(path: Path) -> str:
-    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
-
-
-FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if room_of(path) not in ASIDE]
-MODULES = {module_of(path): path for path in FILES}
-
-
-def imports_of(path: Path) -> set[str]:
-    """What a file imports, in functions too: modules, and of other packages dotted names."""
-    tree = ast.parse(path.read_text())
-    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom):
-            assert not node.level, f"{path}: relative imports hide the room"
-            for alias in node.names:
-                inner = f"{node.module}.{alias.name}"
-                names.add(inner if inner in MODULES else str(node.module))
-    return names
-
-
-def rooms_in(names: set[str]) -> dict[str, str]:
-    """Room by imported name."""
-    return {name: name.split(".")[1] for name in names if name.startswith("fusionlab.")}
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_flow_down(path: Path) -> None:
-    room = room_of(path)
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_flow_down(module: str) -> None:
+    room = structure.room_of(module)
     assert room in ROOMS, f"fusionlab/{room} has no place; add it to ROOMS where it belongs"
-    for name, other in rooms_in(imports_of(path)).items():
-        assert other == room or ROOMS.index(other) < ROOMS.index(room), f"{path}: {name} lies above"
+    for name in structure.imports_of(MODULES[module], MODULES):
+        if name.startswith("fusionlab."):
+            other = structure.room_of(name)
+            assert other == room or ROOMS.index(other) < ROOMS.index(room), f"{module}: {name} lies above"
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_libraries(path: Path) -> None:
-    place = ROOMS.index(room_of(path))
+@pytest.mark.parametrize("module", MODULES)
+def test_libraries(module: str) -> None:
+    place = ROOMS.index(structure.room_of(module))
     allowed = next((names for last, names in LIBRARIES.items() if place <= ROOMS.index(last)), None)
-    packages = {name.split(".")[0] for name in imports_of(path)} - set(sys.stdlib_module_names) - {"fusionlab"}
-    assert allowed is None or packages <= allowed, f"{path}: must not import {packages - allowed}"
+    packages = {name.split(".")[0] for name in structure.imports_of(MODULES[module], MODULES)}
+    packages -= {*sys.stdlib_module_names, "fusionlab"}
+    assert allowed is None or packages <= allowed, f"{module}: must not import {packages - allowed}"
 
 
-def test_no_file_imports_itself_by_way_of_others() -> None:
-    """A room's ``__init__`` aside, which lists its files: those that read a configuration look into the list."""
-    graph = {name: {other for other in imports_of(path) & MODULES.keys() if not name.startswith(f"{other}.")}
-             for name, path in MODULES.items()}  # fmt: skip
-    tuple(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError with the circle
+def test_no_circles() -> None:
+    assert not structure.circles(structure.rooms(structure.PACKAGE))
+    assert not structure.circles(structure.files(structure.PACKAGE))
+
+
+def test_a_circle_is_found() -> None:
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": set()}
+    assert structure.circles(graph) == [["b", "c"]]
 
 
 def test_help_imports_nothing_heavy() -> None:
