@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any
+
+from fusionlab.contracts import Data, Module, Row
 
 FORMULAS = 2
 """Of rules, searches, metrics and how they are computed; raise after a change to one: what was scored before is anew.
@@ -29,31 +31,7 @@ def key_of(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
-class Scoring(Protocol):
-    """A module, as far as keys go."""
-
-    def scoring_settings(self, task: str) -> Mapping[str, Any]:
-        """What decides the task's scores beside samples and weights, as JSON has it."""
-
-
-class Samples(Protocol):
-    """A split, as far as keys go."""
-
-    reading_version: str
-    """Short SHA-256 over all that the model reads of it, and what that is compared with."""
-
-    def __len__(self) -> int:
-        """Number of samples."""
-
-
-class Tasks(Protocol):
-    """A data module, as far as keys go."""
-
-    splits: dict[str, dict[str, Any]]
-    """:class:`Samples` by task and split."""
-
-
-def scoring_key(module: Scoring, data: Tasks, task: str, split: str) -> str:
+def scoring_key(module: Module, data: Data, task: str, split: str) -> str:
     """What decides a score of any given weights, but for these weights: all else that the value depends on.
 
     Args:
@@ -62,12 +40,12 @@ def scoring_key(module: Scoring, data: Tasks, task: str, split: str) -> str:
         task: name of the task.
         split: ``validation`` or ``test``.
     """
-    samples: Samples = data.splits[task][split]
+    samples = data.splits[task][split]
     read = [samples.reading_version, len(samples)]
     return key_of({"formulas": FORMULAS, "read": read, "settings": plain(module.scoring_settings(task))})
 
 
-def keyed(rows: Iterable[dict[str, Any]], module: Scoring, data: Tasks) -> list[dict[str, Any]]:
+def keyed(rows: Iterable[Row], module: Module, data: Data) -> list[Row]:
     """Result rows with ``scored_by``, the key of how each was scored."""
     rows, known = list(rows), {}
     for place in dict.fromkeys((row["task"], row["split"]) for row in rows):

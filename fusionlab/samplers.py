@@ -144,3 +144,10 @@ def evaluation_batches(
         indices = torch.arange(start, start + batch_size)
         mask = indices < num_samples
         yield torch.where(mask, indices, torch.zeros_like(indices)), mask
+
+
+def exact_batches(split: Split, batch_size: int, *, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
+    """The evaluation batches of ``rank``, each with a bool ``"mask"`` of shape ``(batch_size,)``, False on padding."""
+    for positions, mask in evaluation_batches(len(split), batch_size, rank=rank, world_size=world_size):
+        indices = positions if split.evaluation_order is None else split.evaluation_order[positions]
+        yield {**split.batch(indices), "mask": mask}

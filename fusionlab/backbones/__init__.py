@@ -15,13 +15,13 @@ from fusionlab.files import is_there, path_of
 from fusionlab.foreign import ModelConfig, read_json
 from fusionlab.tensors.hub import ASSETS, at_hand, is_hub_id
 
-Backbone: TypeAlias = CausalBackbone | ClipBackbone | T5Backbone | ViTBackbone | TimmBackbone
+KnownBackbone: TypeAlias = CausalBackbone | ClipBackbone | T5Backbone | ViTBackbone | TimmBackbone
 
 __all__ = [
     "ASSETS",
-    "Backbone",
     "CausalBackbone",
     "ClipBackbone",
+    "KnownBackbone",
     "OpenClipBackbone",
     "T5Backbone",
     "TimmBackbone",
@@ -62,7 +62,7 @@ def own_folder(name: str) -> Path | None:
     return path if path is not None and path.is_dir() else None
 
 
-def load_backbone(name: str, dtype: str = "float32", *, causal: bool = True) -> Backbone:
+def load_backbone(name: str, dtype: str = "float32", *, causal: bool = True) -> KnownBackbone:
     """The frozen backbone that ``name`` stands for.
 
     Args:

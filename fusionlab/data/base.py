@@ -12,11 +12,11 @@ import numpy as np
 from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 
-from fusionlab.data.loader import StepLoader, exact_batches
+from fusionlab.data.loader import StepLoader
 from fusionlab.data.splits import SPLITS, SplitName
 from fusionlab.data.tasks import Samples, Task
 from fusionlab.errors import InputError, did_you_mean, name_list
-from fusionlab.samplers import Batch, FirstSamples, Split, bounded, derive_seed
+from fusionlab.samplers import Batch, FirstSamples, Split, bounded, derive_seed, exact_batches
 
 _STAGE_SPLITS: dict[str, tuple[SplitName, ...]] = {
     "fit": SPLITS,

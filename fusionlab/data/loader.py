@@ -1,4 +1,4 @@
-"""Batches of every task at once: the training loader, and the exact evaluation batches of one split."""
+"""Batches of every task at once: the training loader."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fusionlab.errors import InputError, name_list
-from fusionlab.samplers import Batch, Split, TrainingOrder, bounded, evaluation_batches
+from fusionlab.samplers import Batch, Split, TrainingOrder, bounded
 
 
 class StepLoader:
@@ -116,10 +116,3 @@ class StepLoader:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue after the batches that the saved loader had handed out."""
         self.step = state_dict["step"]
-
-
-def exact_batches(split: Split, batch_size: int, *, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
-    """The evaluation batches of ``rank``, each with a bool ``"mask"`` of shape ``(batch_size,)``, False on padding."""
-    for positions, mask in evaluation_batches(len(split), batch_size, rank=rank, world_size=world_size):
-        indices = positions if split.evaluation_order is None else split.evaluation_order[positions]
-        yield {**split.batch(indices), "mask": mask}

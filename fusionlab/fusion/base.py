@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TypeAlias
 
 from torch import Tensor, nn
 
 from fusionlab.adapters import base_state
-from fusionlab.backbones import Backbone
 from fusionlab.backbones.layout import Layout
+from fusionlab.contracts import Backbone, Source, is_backbone, is_source
 from fusionlab.engine import StateWeights
 from fusionlab.tensors.state import State
 
@@ -32,14 +33,15 @@ class Base:
     name: str = ""
 
     @classmethod
-    def of(cls, source: Base | State | nn.Module) -> Base:
+    def of(cls, source: AnyBase) -> Base:
         """The base that ``source`` is: a backbone, a module or a model, or a state under its names on disk."""
         if isinstance(source, Base):
             return source
-        if not isinstance(source, nn.Module):
+        if isinstance(source, Mapping):
             return cls({name: tensor.detach().cpu() for name, tensor in source.items()})
-        inner: Any = getattr(source, "backbone", source)
-        model, name = (inner.model, inner.name) if isinstance(inner, Backbone) else (inner, "")
+        inner = source.backbone if is_source(source) else source
+        model, name = (inner.model, inner.name) if is_backbone(inner) else (inner, "")
+        assert isinstance(model, nn.Module), f"no base: {type(source).__name__}"
         state = {name: tensor.cpu() for name, tensor in base_state(model).items()}
         return cls(state, Layout.of(model), model, name)
 
@@ -52,3 +54,7 @@ class Base:
     def weights(self) -> StateWeights:
         """The same, for the engine."""
         return StateWeights(self.stored)
+
+
+AnyBase: TypeAlias = Base | State | nn.Module | Backbone | Source
+"""What is a base, or has one."""

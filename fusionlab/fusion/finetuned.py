@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fusionlab.adapters import Adapter, combine_factors
 from fusionlab.adapters.weights import Weights, is_linearized, state_of
 from fusionlab.errors import InputError, name_list
-from fusionlab.fusion.base import Base
+from fusionlab.fusion.base import AnyBase, Base
 from fusionlab.fusion.making import Inputs
 from fusionlab.linearize import LinearizedState
 from fusionlab.rules import Rule, coefficients_by_norms
@@ -78,7 +78,7 @@ class Finetuned:
 
     def __init__(
         self,
-        base: Base | State | nn.Module,
+        base: AnyBase,
         weights: Mapping[str, Weights],
         space: Literal["delta_weight", "factor"] = "delta_weight",
     ) -> None:

@@ -15,6 +15,7 @@ from fusionlab.adapters.weights import Weights, is_linearized, state_of
 from fusionlab.backbones import own_folder
 from fusionlab.backbones.layout import names_on_disk, to_disk
 from fusionlab.blocks.sums import squared_norm
+from fusionlab.contracts import Backbone
 from fusionlab.fusion.adapted import task_vector
 from fusionlab.fusion.making import FusedModel
 from fusionlab.rules.config import to_config
@@ -40,7 +41,7 @@ linearization point (SHA-256 over its weights): {point}
 
 
 def save_finetuned(
-    folder: Path, weights: Weights, backbone: Any, row: dict[str, Any], known_hash: str | None = None
+    folder: Path, weights: Weights, backbone: Backbone, row: dict[str, Any], known_hash: str | None = None
 ) -> None:
     """Write what was trained for a task, whole or not at all: an adapter, or a full model in the base's own layout.
 
@@ -63,7 +64,7 @@ def save_finetuned(
             _write_stats(unfinished, weights, backbone)
 
 
-def _write_stats(folder: Path, adapter: Adapter, backbone: Any) -> None:
+def _write_stats(folder: Path, adapter: Adapter, backbone: Backbone) -> None:
     """Keep the task vector's squared norms beside it, so that MetaGPT need not measure it again."""
     units = task_vector(adapter, names_on_disk(backbone.model), apart=True)
     squared_norms = {name: squared_norm(tensor) for name, tensor in units.items()}
@@ -71,7 +72,7 @@ def _write_stats(folder: Path, adapter: Adapter, backbone: Any) -> None:
 
 
 def save_fused(
-    folder: Path, fused: FusedModel, backbone: Any, row: dict[str, Any], more: Mapping[str, Any] | None = None
+    folder: Path, fused: FusedModel, backbone: Backbone, row: dict[str, Any], more: Mapping[str, Any] | None = None
 ) -> None:
     """Write a fused model, whole or not at all: an adapter, or a full model in the base's own layout.
 
@@ -105,7 +106,7 @@ def save_fused(
 def _write_weights(
     folder: Path,
     weights: Weights,
-    backbone: Any,
+    backbone: Backbone,
     record: dict[str, Any],
     save: Callable[[Path, Adapter], Any] = save_adapter,
 ) -> None:
@@ -124,7 +125,7 @@ def _write_weights(
         (folder / "README.md").write_text(TANGENT_CARD.format(base=backbone.name, point=record["linearization_point"]))
 
 
-def _write_companions(folder: Path, backbone: Any) -> None:
+def _write_companions(folder: Path, backbone: Backbone) -> None:
     """Write what belongs beside full weights: what the backbone knows of itself, all else as its own folder has it."""
     backbone.save_files(folder)
     source = own_folder(backbone.name)

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fusionlab.adapters import Adapter, combine, fuse_in_core_space
 from fusionlab.adapters.weights import Weights, is_linearized, state_of
@@ -21,7 +21,7 @@ from fusionlab.engine import Job, Plan, Resources, StateWeights, TaskInput, Tens
 from fusionlab.engine.job import Coefficients, Sums
 from fusionlab.errors import InputError, name_list
 from fusionlab.fusion.adapted import parts_of, task_vector
-from fusionlab.fusion.base import Base
+from fusionlab.fusion.base import AnyBase, Base
 from fusionlab.fusion.units import UnitWeights
 from fusionlab.linearize import LinearizedState
 from fusionlab.rules import LinearRule, Rule, TaskArithmetic
@@ -67,7 +67,7 @@ class FusedModel:
 
 def fuse_weights(
     rule: Rule,
-    base: Base | State | nn.Module,
+    base: AnyBase,
     finetuned: Mapping[str, Weights],
     *,
     dtype: torch.dtype | None = None,

@@ -7,8 +7,8 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 
-from fusionlab.data.loader import StepLoader, exact_batches
-from fusionlab.samplers import training_indices
+from fusionlab.data.loader import StepLoader
+from fusionlab.samplers import exact_batches, training_indices
 
 
 class Numbers:

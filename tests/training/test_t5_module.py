@@ -19,12 +19,13 @@ from transformers import T5ForConditionalGeneration
 from fusionlab import rules
 from fusionlab.adapters import base_state
 from fusionlab.callbacks import FusionCallback
-from fusionlab.data.loader import StepLoader, exact_batches
+from fusionlab.data.loader import StepLoader
 from fusionlab.evaluation.scores import evaluate
 from fusionlab.fusion.folders import save_fused
 from fusionlab.fusion.making import fuse_weights
 from fusionlab.modules import T5Module
 from fusionlab.runs.loading import load_weights
+from fusionlab.samplers import exact_batches
 from fusionlab.tensors import open_checkpoint, save_state
 
 # PEFT asks transformers for a property under its old name

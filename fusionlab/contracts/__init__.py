@@ -1,0 +1,38 @@
+"""What fusing, scoring, searching and the commands ask of networks, modules, data and fine-tuned weights.
+
+A module and a data module of any package fit where they have the members of :class:`Module` and :class:`Data`, beside
+what Lightning asks. :class:`ModuleDefaults` and :class:`DataDefaults` give what most need not say. Names of parameters
+are those in the memory of ``backbone.model`` without adapters; tensors of batches are on the module's device where a
+module is given them, and on the CPU where data give them.
+"""
+
+from fusionlab.contracts.checks import as_data, as_module, is_backbone, is_source
+from fusionlab.contracts.defaults import DataDefaults, ModuleDefaults, Network
+from fusionlab.contracts.protocols import (
+    Application,
+    Backbone,
+    Batch,
+    Data,
+    LinearOutputs,
+    Module,
+    Row,
+    Source,
+)
+
+__all__ = [
+    "Application",
+    "Backbone",
+    "Batch",
+    "Data",
+    "DataDefaults",
+    "LinearOutputs",
+    "Module",
+    "ModuleDefaults",
+    "Network",
+    "Row",
+    "Source",
+    "as_data",
+    "as_module",
+    "is_backbone",
+    "is_source",
+]

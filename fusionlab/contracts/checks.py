@@ -1,0 +1,66 @@
+"""Whether an object keeps a contract, asked once, where it comes in."""
+
+from __future__ import annotations
+
+from typing import TypeGuard
+
+from fusionlab.contracts.protocols import Backbone, Data, Module, Source
+from fusionlab.errors import InputError
+
+
+def as_module(given: object) -> Module:
+    """``given`` as a module.
+
+    Raises:
+        InputError: it lacks members; the message names them.
+    """
+    if not _is_module(given):
+        raise InputError(_told(given, Module, "module"))
+    return given
+
+
+def as_data(given: object) -> Data:
+    """``given`` as a data module.
+
+    Raises:
+        InputError: it lacks members; the message names them.
+    """
+    if not _is_data(given):
+        raise InputError(_told(given, Data, "data"))
+    return given
+
+
+def is_source(given: object) -> TypeGuard[Source]:
+    """Whether ``given`` holds fine-tuned weights of a base."""
+    return not missing_members(given, Source)
+
+
+def is_backbone(given: object) -> TypeGuard[Backbone]:
+    """Whether ``given`` is a network with what is known of it."""
+    return not missing_members(given, Backbone)
+
+
+def missing_members(given: object, contract: type) -> list[str]:
+    """The members of a contract that ``given`` lacks.
+
+    Asked by name: parts and parameters of torch's modules are no attributes that ``isinstance`` would find.
+    """
+    parts = [part for part in reversed(contract.__mro__) if part.__module__ == contract.__module__]
+    names = dict.fromkeys(name for part in parts for name in (*part.__annotations__, *vars(part)) if name[0] != "_")
+    return [name for name in names if not hasattr(given, name)]
+
+
+def _is_module(given: object) -> TypeGuard[Module]:
+    return not missing_members(given, Module)
+
+
+def _is_data(given: object) -> TypeGuard[Data]:
+    return not missing_members(given, Data)
+
+
+def _told(given: object, contract: type, kind: str) -> str:
+    missing = ", ".join(missing_members(given, contract))
+    return (
+        f"{type(given).__name__} lacks members {missing} that fusionlab's {kind} contract asks for; see "
+        f"fusionlab.contracts.{contract.__name__}"
+    )
