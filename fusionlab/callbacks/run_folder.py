@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from fusionlab.distributed.ranks import raise_together, same_on_all_ranks
 from fusionlab.errors import InputError, name_list
 from fusionlab.runs.folder import LEASES, RunFolder, RunState
-from fusionlab.runs.leases import TaskLeases
+from fusionlab.runs.leases import Leases
 
 # how Lightning's messages about options begin, where they have no type of their own
 _OF_OPTIONS = ("Early stopping conditioned on metric", "`val_check_interval`")
@@ -46,7 +46,7 @@ class RunFolderCallback(Callback):
         self.folder, self.config, self.state, self.overwrite = folder, config, state, overwrite
         self.taken, self.begins = dict(taken), begins
         self._leases_folder = leases or folder.path / LEASES
-        self._leases: TaskLeases | None = None
+        self._leases: Leases | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Make what is trained, and fill in what other jobs have trained; only the rest is trained."""
@@ -85,8 +85,8 @@ class RunFolderCallback(Callback):
             print(f"{report.num_adapted_layers} adapted layers, {report.num_trainable:,} trained values, {tasks} tasks")
 
     def _begin(self, tasks: list[str]) -> None:
-        leases = TaskLeases(self._leases_folder, [task for task in tasks if task not in self.taken])
-        leases.acquire()
+        leases = Leases(self._leases_folder)
+        leases.take_tasks(task for task in tasks if task not in self.taken)
         self._leases = leases
         if self.folder.check(self.config, overwrite=self.overwrite) != self.state:
             raise InputError(f"another job has written to {str(self.folder.path)!r} meanwhile; give the command again")
@@ -95,7 +95,7 @@ class RunFolderCallback(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give the tasks back."""
         if self._leases is not None:
-            self._leases.release()
+            self._leases.close()
             self._leases = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -16,11 +16,12 @@ from fusionlab.backbones import own_folder
 from fusionlab.backbones.layout import names_on_disk, to_disk
 from fusionlab.blocks.sums import squared_norm
 from fusionlab.contracts import Backbone
+from fusionlab.files import write_folder
 from fusionlab.fusion.adapted import task_vector
 from fusionlab.fusion.making import FusedModel
 from fusionlab.rules.config import to_config
 from fusionlab.runs.loading import base_hash, point_hash
-from fusionlab.tensors import save_state, write_folder
+from fusionlab.tensors import save_state
 from fusionlab.tensors.companions import carry
 from fusionlab.tensors.dtypes import say_dtype
 from fusionlab.tensors.fingerprints import file_records

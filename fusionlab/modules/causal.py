@@ -22,10 +22,11 @@ from fusionlab.backbones.layout import to_disk
 from fusionlab.backbones.tokenizers import generating
 from fusionlab.errors import InputError
 from fusionlab.evaluation.metrics import Accuracy, Perplexity, RankedAccuracy, ScoreCorrelation
+from fusionlab.files import write_folder
 from fusionlab.modules.answering import Evaluation, check_evaluation, is_generated
 from fusionlab.modules.applying import Linearized
 from fusionlab.modules.base import FusionModule, Method
-from fusionlab.tensors import save_state, write_folder
+from fusionlab.tensors import save_state
 
 Ranking = Literal["whole", "without_end", "per_token", "per_byte"]
 IGNORED = -100

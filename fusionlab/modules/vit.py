@@ -17,10 +17,11 @@ from fusionlab.adapters.injection import adapter_name
 from fusionlab.backbones import TimmBackbone, ViTBackbone, load_backbone
 from fusionlab.distributed.sharding import gathered, split, split_like
 from fusionlab.errors import InputError, name_list
+from fusionlab.files import write_folder
 from fusionlab.keys import key_of, plain
 from fusionlab.modules.base import Method
 from fusionlab.modules.images import ImageClassifier
-from fusionlab.tensors import save_state, write_folder
+from fusionlab.tensors import save_state
 
 HEADS = "heads"
 

@@ -1,132 +1,168 @@
-"""Leases: at most one job trains a task of a run folder, also over machines; a dead job's lease runs out."""
+"""Leases: one process at a time works on something, also over machines; a dead process's lease runs out."""
 
 from __future__ import annotations
 
 import json
 import os
+import secrets
 import socket
 import threading
-import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 from fusionlab.errors import InputError
+from fusionlab.files import create_text, unfinished_files
 
-LEASE_SECONDS = 120
-_RENEW_SECONDS = 20
+LEASE_SECONDS = 120.0
+_TOKEN = secrets.token_hex(16)  # tells this process from an earlier one of its number
 
 
-class TaskLeases:
-    """The right to train some tasks of a run folder: one file a task, renewed by a thread while it is held.
+class Leases:
+    """Leases in a folder that processes share: one file a lease, renewed by a thread while it is held.
 
-    A lease counts as dead where its process is gone from this machine, where SLURM started the same job again, or
-    where it was not renewed for :data:`LEASE_SECONDS` by the file server's clock.
+    A lease counts as dead where its process is gone from this machine, where SLURM has restarted its job since, or
+    where it was not renewed for ``seconds`` by the file server's clock.
 
     Args:
-        folder: where the files lie.
-        tasks: names of the tasks.
+        folder: where the files lie; created when first written to.
+        seconds: how long a lease lives without a sign of life.
     """
 
-    def __init__(self, folder: Path, tasks: Sequence[str]) -> None:
-        self.folder = folder
-        self.paths = {task: folder / f"{urllib.parse.quote(task, safe='')}.json" for task in tasks}
-        self.owner = {"host": socket.gethostname(), "pid": os.getpid(), "job": _job()}
-        self._held: list[Path] = []
+    def __init__(self, folder: Path, seconds: float = LEASE_SECONDS) -> None:
+        self.folder, self.seconds = folder, seconds
+        self.owner = {"host": socket.gethostname(), "pid": os.getpid(), "token": _TOKEN, **_job()}
+        self._held: set[Path] = set()
+        self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def acquire(self) -> None:
-        """Take all of them, or none.
+    def take(self, name: str) -> str | None:
+        """Hold the lease of ``name``.
+
+        Returns:
+            None; or, where another process holds it, which one, and how old its last sign of life is.
+        """
+        path = self._path(name)
+        while not create_text(path, json.dumps(self.owner)):
+            try:
+                holder = json.loads(path.read_text())
+                age = self._now() - path.stat().st_mtime
+            except FileNotFoundError:
+                continue  # it was given back just now
+            if not self._is_dead(holder, age):
+                job = f", job {holder['job']}" if holder.get("job") else ""
+                return f"process {holder['pid']} on {holder['host']}{job}; its last sign of life is {age:.0f} s old"
+            _move_away(path, holder)
+        with self._lock:
+            self._held.add(path)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._renew, daemon=True)
+                self._thread.start()
+        return None
+
+    def take_tasks(self, tasks: Iterable[str]) -> None:
+        """Hold the right to train all of these tasks, or none.
 
         Raises:
-            InputError: another job holds one.
+            InputError: another job trains one.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            for task, path in self.paths.items():
-                self._take(task, path)
-        except InputError:
-            self.release()
-            raise
-        self._thread = threading.Thread(target=self._renew, daemon=True)
-        self._thread.start()
+        for task in tasks:
+            holder = self.take(task)
+            if holder is not None:
+                self.close()
+                raise InputError(
+                    f"task {task!r} is being trained by {holder}. Wait for it, or, if it is dead, for "
+                    f"{self.seconds:.0f} s"
+                )
 
-    def release(self) -> None:
-        """Give them back."""
+    def give_back(self, name: str) -> None:
+        """Give a lease back; one that was taken over, since it seemed dead, stays whose it is."""
+        path = self._path(name)
+        with self._lock:
+            self._held.discard(path)
+        self._remove(path)
+
+    def close(self) -> None:
+        """Give all back."""
         self._stopped.set()
         if self._thread is not None:
             self._thread.join()
-            self._thread = None
         for path in self._held:
-            path.unlink(missing_ok=True)
-        self._held = []
-        if self.folder.is_dir() and not any(self.folder.iterdir()):
+            self._remove(path)
+        self._held = set()
+        with suppress(OSError):  # it is not there, or holds leases of others
             self.folder.rmdir()
 
-    def _take(self, task: str, path: Path) -> None:
-        while not self._create(path):
-            owner, age = _read(path), self._age(path)
-            if owner is None:
-                continue  # it was given back, or is being written, just now
-            if not self._is_dead(owner, age):
-                raise InputError(
-                    f"task {task!r} is being trained by process {owner['pid']} on {owner['host']}"
-                    f"{', job ' + owner['job'] if owner['job'] else ''}; its last sign of life is {age:.0f} s old. "
-                    f"Wait for it, or, if it is dead, for {LEASE_SECONDS} s"
-                )
-            aside = path.with_name(f".{path.name}.{os.getpid()}")
-            path.rename(aside)  # of several that take it over, one
-            aside.unlink()
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{quote(name, safe='')}.json"
 
-    def _create(self, path: Path) -> bool:
-        """Create the file with its content at once; False where there is one."""
-        unfinished = path.with_name(f".{path.name}.new-{self.owner['host']}-{os.getpid()}")
-        unfinished.write_text(json.dumps(self.owner))
-        try:
-            os.link(unfinished, path)
-        except FileExistsError:
-            return False
-        finally:
-            unfinished.unlink()
-        self._held.append(path)
-        return True
+    def _remove(self, path: Path) -> None:
+        with suppress(FileNotFoundError):
+            if json.loads(path.read_text()) == self.owner:
+                path.unlink()
 
-    def _age(self, path: Path) -> float:
-        """Seconds since the lease was renewed, by the clock of the file server."""
-        probe = self.folder / f".clock-{self.owner['host']}-{os.getpid()}"
+    def _now(self) -> float:
+        """The time as the file system has it, which machines agree on."""
+        probe = self.folder / f".clock-{secrets.token_hex(8)}"
         probe.touch()
         now = probe.stat().st_mtime
         probe.unlink()
-        return now - path.stat().st_mtime if path.exists() else 0.0
+        return now
 
-    def _is_dead(self, owner: dict, age: float) -> bool:
-        if age > LEASE_SECONDS or (owner["job"] is not None and owner["job"] == self.owner["job"]):
+    def _is_dead(self, holder: dict[str, Any], age: float) -> bool:
+        own = self.owner
+        restarted = own["job"] is not None and own["job"] == holder.get("job")
+        if age > self.seconds or (restarted and own["restart"] > holder.get("restart", 0)):
             return True
-        return owner["host"] == self.owner["host"] and not _is_alive(owner["pid"])
+        if holder["host"] != own["host"]:
+            return False
+        return holder.get("token") != _TOKEN if holder["pid"] == own["pid"] else not is_alive(holder["pid"])
 
     def _renew(self) -> None:
-        while not self._stopped.wait(_RENEW_SECONDS):
-            for path in self._held:
-                if path.exists():
-                    os.utime(path)
+        while not self._stopped.wait(self.seconds / 4):
+            with self._lock:
+                for path in self._held:
+                    with suppress(FileNotFoundError):
+                        os.utime(path)
 
 
-def _read(path: Path) -> dict | None:
-    return json.loads(path.read_text()) if path.exists() else None
+def _move_away(path: Path, dead: dict[str, Any]) -> None:
+    """Remove a dead lease; what others did with it since it was read stands."""
+    aside = path.with_name(f".{path.name}.dead-{secrets.token_hex(8)}")
+    try:
+        os.rename(path, aside)  # of several that take it over, one succeeds
+    except FileNotFoundError:
+        return
+    if json.loads(aside.read_text()) != dead:  # another took it over meanwhile
+        with suppress(FileExistsError):
+            os.link(aside, path)
+    aside.unlink()
 
 
-def _job() -> str | None:
+def _job() -> dict[str, Any]:
+    """SLURM's job, and how often it was restarted."""
     array, job = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_JOB_ID")
-    return job if array is None else f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    name = job if array is None else f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    return {"job": name, "restart": int(os.environ.get("SLURM_RESTART_COUNT", 0))}
 
 
-def _is_alive(pid: int) -> bool:
-    if pid == os.getpid():
-        return False  # an earlier run of this very process; it holds none now
+def remove_unfinished(folder: Path) -> None:
+    """Remove what dead processes of this machine left half-written."""
+    for path, pid in unfinished_files(folder):
+        if not is_alive(pid):
+            path.unlink(missing_ok=True)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of this machine runs; one that ended and that nobody waited for does not."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
         return True
-    return True
+    stat = Path(f"/proc/{pid}/stat")
+    return not (stat.is_file() and stat.read_text().rpartition(")")[2].split()[0] == "Z")

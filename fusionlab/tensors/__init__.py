@@ -1,6 +1,6 @@
-"""Tensors in files and in memory: what a parameter is, lazy readers, and atomic writers of exported weights."""
+"""Tensors in files and in memory: what a parameter is, lazy readers, and writers of exported weights."""
 
 from fusionlab.tensors.readers import Checkpoint, open_checkpoint
-from fusionlab.tensors.writers import WeightsWriter, save_state, write_folder
+from fusionlab.tensors.writers import WeightsWriter, save_state
 
-__all__ = ["Checkpoint", "WeightsWriter", "open_checkpoint", "save_state", "write_folder"]
+__all__ = ["Checkpoint", "WeightsWriter", "open_checkpoint", "save_state"]

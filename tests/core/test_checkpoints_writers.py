@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from fusionlab.errors import InputError
-from fusionlab.tensors import open_checkpoint, save_state, write_folder
+from fusionlab.files import write_folder
+from fusionlab.tensors import open_checkpoint, save_state
 
 STATE = {
     "half": torch.randn(3, 5).half(),
@@ -88,6 +89,23 @@ def test_leftovers_go_unless_a_process_holds_them(tmp_path: Path) -> None:
         pass
     assert names(tmp_path) == [held.name, other.name, "out"]
     os.close(handle)
+
+
+def test_a_folder_that_was_taken_for_a_leftover_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process looks between its making and its lock."""
+    lock, removed = fcntl.flock, []
+
+    def locked(handle: int, how: int) -> None:
+        if not removed:
+            removed.extend(tmp_path.glob(".out.tmp-*"))
+            removed[0].rmdir()
+        lock(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", locked)
+    with write_folder(tmp_path / "out") as staging:
+        (staging / "file").touch()
+    assert names(tmp_path / "out") == ["file"]
+    assert len(removed) == 1
 
 
 def test_an_output_that_was_moved_aside_is_put_back(tmp_path: Path) -> None:

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from fusionlab.commands.sweep.ledger import Ledger, key_of
+from fusionlab.commands.sweep.ledger import Ledger
 from fusionlab.errors import InputError
+from fusionlab.keys import key_of
+from fusionlab.runs import leases
 
 
 def dead_pid() -> int:
@@ -58,6 +60,44 @@ def test_a_dead_lease_is_taken_over(tmp_path: Path, case: str) -> None:
     assert not list((tmp_path / "leases").iterdir())
 
 
+@pytest.mark.parametrize("meanwhile", ["given back", "taken over"])
+def test_a_dead_lease_that_changes_between_look_and_rename(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, meanwhile: str
+) -> None:
+    path = tmp_path / "leases" / "job.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"host": os.uname().nodename, "pid": dead_pid(), "token": "x"}))
+    taken = json.dumps({"host": "elsewhere", "pid": 1, "token": "y"})
+    look = leases.Leases._is_dead
+
+    def looked(*given: object) -> bool:
+        found = look(*given)
+        if found:
+            path.unlink() if meanwhile == "given back" else path.write_text(taken)
+        return found
+
+    monkeypatch.setattr(leases.Leases, "_is_dead", looked)
+    with Ledger(tmp_path).lease("job") as held:
+        assert held == (meanwhile == "given back")
+        assert (path.read_text() == taken) == (meanwhile == "taken over")
+    assert [file.name for file in path.parent.iterdir()] == ["job.json"] * (meanwhile == "taken over")
+
+
+def test_a_lease_that_was_taken_over_is_not_given_back(tmp_path: Path) -> None:
+    path = tmp_path / "leases" / "job.json"
+    with Ledger(tmp_path).lease("job"):
+        path.write_text(json.dumps({"host": "elsewhere", "pid": 1}))
+    assert path.is_file()
+
+
+def test_a_lease_of_an_earlier_process_of_this_number_is_dead(tmp_path: Path) -> None:
+    with Ledger(tmp_path).lease("job"):
+        path = tmp_path / "leases" / "job.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "token": "x"}))
+        with Ledger(tmp_path).lease("job") as held:
+            assert held
+
+
 def test_a_holder_keeps_its_lease_alive(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path, lease_seconds=0.2)
     with ledger.lease("job"):
@@ -88,6 +128,6 @@ def test_leftovers_of_dead_processes_are_removed(tmp_path: Path) -> None:
     dead, own = (tmp_path / "points" / "ab" / f".x.json.tmp-{host}-{pid}-0" for pid in (dead_pid(), os.getpid()))
     dead.write_text("{")
     own.write_text("{")
-    ledger.sweep_up()
+    leases.remove_unfinished(tmp_path)
     assert not dead.exists()
     assert own.exists()

@@ -15,7 +15,7 @@ from fusionlab import ClipModule
 from fusionlab.__main__ import main
 from fusionlab.errors import InputError
 from fusionlab.runs.folder import RunFolder
-from fusionlab.runs.leases import LEASE_SECONDS, TaskLeases
+from fusionlab.runs.leases import LEASE_SECONDS, Leases
 
 FIT = [
     "fit", "--data.max_samples", "40", "--data.batch_size", "8", "--model.rank", "2", "--model.dropout", "0.2",
@@ -130,7 +130,7 @@ def test_train_only_needs_a_folder_and_steps(
 def lease(folder: Path, **owner: object) -> Path:
     path = folder / "digits.json"
     folder.mkdir(parents=True, exist_ok=True)
-    own = TaskLeases(folder, []).owner
+    own = Leases(folder).owner
     path.write_text(json.dumps({**own, **owner}))
     return path
 
@@ -142,32 +142,43 @@ def test_no_two_jobs_train_one_task(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"leases"}
 
 
-def test_leases_are_held_and_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_leases_are_held_and_given_back(tmp_path: Path) -> None:
     held = lease(tmp_path, pid=os.getppid())
     with pytest.raises(InputError, match=f"by process {os.getppid()} on"):
-        TaskLeases(tmp_path, ["signs", "digits"]).acquire()
+        Leases(tmp_path).take_tasks(["signs", "digits"])
     assert [path.name for path in tmp_path.iterdir()] == ["digits.json"]  # signs was given back
     aged = time.time() - LEASE_SECONDS - 5
     os.utime(held, (aged, aged))
-    monkeypatch.setattr("fusionlab.runs.leases._RENEW_SECONDS", 0.01)
-    leases = TaskLeases(tmp_path, ["signs", "digits"])
-    leases.acquire()
+    leases = Leases(tmp_path, seconds=0.04)
+    leases.take_tasks(["signs", "digits"])
     os.utime(held, (aged, aged))
     deadline = time.monotonic() + 10
     while held.stat().st_mtime < aged + LEASE_SECONDS and time.monotonic() < deadline:
         time.sleep(0.01)
     assert held.stat().st_mtime > aged + LEASE_SECONDS  # the thread renews it
     assert json.loads(held.read_text())["pid"] == os.getpid()
-    leases.release()
+    leases.close()
     assert not tmp_path.exists()
 
 
 @pytest.mark.parametrize("dead", ["process", "job"])
 def test_a_dead_job_s_lease_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dead: str) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "5")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     folder = tmp_path / "leases"
-    path = lease(folder, pid=2**22 + 1, job="4") if dead == "process" else lease(folder, host="elsewhere", job="5")
-    leases = TaskLeases(folder, ["digits"])
-    leases.acquire()
+    path = (
+        lease(folder, pid=2**22 + 1, job="4")
+        if dead == "process"
+        else lease(folder, host="elsewhere", job="5", restart=0)
+    )
+    leases = Leases(folder)
+    leases.take_tasks(["digits"])
     assert json.loads(path.read_text()) == leases.owner
-    leases.release()
+    leases.close()
+
+
+def test_a_process_of_the_same_job_is_not_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "5")
+    lease(tmp_path, host="elsewhere")
+    with pytest.raises(InputError, match="on elsewhere, job 5; its last sign of life"):
+        Leases(tmp_path).take_tasks(["digits"])

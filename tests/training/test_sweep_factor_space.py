@@ -17,11 +17,11 @@ from fusionlab import rules
 from fusionlab.__main__ import main
 from fusionlab.adapters import Adapter, combine, combine_factors, load_adapter
 from fusionlab.commands.sweep.identity import Point, RunIdentity
-from fusionlab.commands.sweep.ledger import key_of
 from fusionlab.commands.sweep.recipe import SweepRecipe
 from fusionlab.commands.sweep.sources import RunSource
 from fusionlab.errors import InputError
 from fusionlab.fusion.finetuned import Finetuned
+from fusionlab.keys import key_of
 from fusionlab.search.workbench import Workbench
 
 TASKS = ["digits", "signs", "textures"]

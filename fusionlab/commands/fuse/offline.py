@@ -40,16 +40,14 @@ from fusionlab.engine import (
     run,
 )
 from fusionlab.errors import InputError
-from fusionlab.files import path_of
+from fusionlab.files import check_writable, path_of, write_folder
 from fusionlab.fusion.streamed import adapted_units, output_dtype, write_weights
 from fusionlab.fusion.units import UnitWeights
 from fusionlab.rules import LinearRule, Rule
 from fusionlab.rules.matrix_rule import has_core
-from fusionlab.tensors import write_folder
 from fusionlab.tensors.identity import Ties
 from fusionlab.tensors.lazy import NamedWeights
 from fusionlab.tensors.parts import ignored
-from fusionlab.tensors.writers import check_writable
 
 UNTUNED = 0.3
 

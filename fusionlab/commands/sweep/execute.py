@@ -25,6 +25,7 @@ from fusionlab.keys import FORMULAS, key_of
 from fusionlab.memory import peak_bytes
 from fusionlab.reporting import check_reference, single_task_values
 from fusionlab.rules import Rule, is_open, with_coefficient
+from fusionlab.runs.leases import remove_unfinished
 from fusionlab.search import Search, check_data
 from fusionlab.search.coefficients import best_coefficient, next_coefficients
 from fusionlab.search.workbench import Workbench, workbench
@@ -145,7 +146,7 @@ class Sweep:
         """Fit what is missing and compute every point, sharing the work with other processes."""
         self.output.mkdir(parents=True, exist_ok=True)
         self.ledger.check_inputs(self._inputs())
-        self.ledger.sweep_up()
+        remove_unfinished(self.ledger.folder)
         self._tell_earlier()
         fits = [source for source in self.sources if not source.is_finished]
         _until_done(fits, self._fit)

@@ -7,11 +7,6 @@ even if its work was done twice because a lease seemed dead. A lease is a file t
 from __future__ import annotations
 
 import json
-import os
-import socket
-import threading
-import time
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,9 +14,8 @@ from typing import Any
 from urllib.parse import quote
 
 from fusionlab.errors import InputError, name_list
-from fusionlab.keys import key_of
-
-__all__ = ["Ledger", "key_of"]
+from fusionlab.files import create_text
+from fusionlab.runs.leases import Leases
 
 
 class Ledger:
@@ -33,10 +27,8 @@ class Ledger:
     """
 
     def __init__(self, folder: Path, lease_seconds: float = 60.0) -> None:
-        self.folder, self.lease_seconds = folder, lease_seconds
-        self._held: set[Path] = set()
-        self._heart: threading.Thread | None = None
-        self._lock = threading.Lock()
+        self.folder = folder
+        self._leases = Leases(folder / "leases", lease_seconds)
 
     def get(self, key: str) -> dict[str, Any] | None:
         """The record, or None."""
@@ -45,7 +37,7 @@ class Ledger:
 
     def put(self, key: str, record: Mapping[str, Any]) -> bool:
         """Record, whole or not at all; False where ``key`` has a record already, which stays."""
-        return self._create(self._path(key), json.dumps({"key": key, **record}, allow_nan=False) + "\n")
+        return create_text(self._path(key), json.dumps({"key": key, **record}, allow_nan=False) + "\n")
 
     def records(self) -> Iterator[dict[str, Any]]:
         """All records, by key."""
@@ -73,106 +65,20 @@ class Ledger:
                 f"inputs it was made with, or another --output."
             )
         for path, value in new.items() if write else ():
-            self._create(path, json.dumps(value, sort_keys=True) + "\n")
+            create_text(path, json.dumps(value, sort_keys=True) + "\n")
 
     @contextmanager
     def lease(self, name: str) -> Iterator[bool]:
         """Hold the lease of ``name`` in the block; False where another process holds it."""
-        path = self.folder / "leases" / f"{quote(name, safe='')}.json"
-        held = self._acquire(path)
+        held = self._leases.take(name) is None
         try:
             yield held
         finally:
             if held:
-                with self._lock:
-                    self._held.discard(path)
-                path.unlink(missing_ok=True)
-
-    def _acquire(self, path: Path) -> bool:
-        holder = {"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex}
-        if not self._create(path, json.dumps(holder)):
-            if not self._is_dead(path):
-                return False
-            stale = path.with_name(f".{path.name}.stale-{uuid.uuid4().hex}")
-            try:
-                os.rename(path, stale)  # of several that find it dead, one succeeds
-            except FileNotFoundError:
-                return False
-            stale.unlink()
-            if not self._create(path, json.dumps(holder)):
-                return False
-        with self._lock:
-            self._held.add(path)
-            if self._heart is None:
-                self._heart = threading.Thread(target=self._beat, daemon=True)
-                self._heart.start()
-        return True
-
-    def _is_dead(self, path: Path) -> bool:
-        try:
-            holder, touched = json.loads(path.read_text()), path.stat().st_mtime
-        except FileNotFoundError:
-            return False  # released at this moment: the next round takes it
-        if holder["host"] == socket.gethostname() and not _is_alive(holder["pid"]):
-            return True
-        return self._now() - touched > self.lease_seconds
-
-    def _now(self) -> float:
-        """The time as the file system has it, which machines agree on."""
-        probe = self.folder / "leases" / f".probe-{uuid.uuid4().hex}"
-        probe.touch()
-        now = probe.stat().st_mtime
-        probe.unlink()
-        return now
-
-    def _beat(self) -> None:
-        while True:
-            time.sleep(self.lease_seconds / 4)
-            with self._lock:
-                for path in self._held:
-                    if path.exists():
-                        os.utime(path)
+                self._leases.give_back(name)
 
     def _path(self, key: str) -> Path:
         return self.folder / "points" / key[:2] / f"{key}.json"
-
-    def _create(self, path: Path, text: str) -> bool:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.tmp-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex}")
-        try:
-            with beside.open("w") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.link(beside, path)
-        except FileExistsError:
-            return False
-        finally:
-            beside.unlink(missing_ok=True)
-        return True
-
-    def sweep_up(self) -> None:
-        """Remove what dead processes of this machine left half-written."""
-        prefix = f".tmp-{socket.gethostname()}-"
-        for path in self.folder.rglob(".*.tmp-*"):
-            _, found, rest = path.name.partition(prefix)
-            if found and not _is_alive(int(rest.split("-")[0])):
-                path.unlink(missing_ok=True)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return not _is_zombie(pid)
-
-
-def _is_zombie(pid: int) -> bool:
-    stat = Path(f"/proc/{pid}/stat")
-    return stat.is_file() and stat.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 def _differences(name: str, known: Any, value: Any) -> list[str]:
