@@ -22,10 +22,10 @@ from fusionlab.evaluation import Candidate, TangentOutputs, score_candidates
 from fusionlab.fusion.finetuned import Finetuned
 from fusionlab.fusion.making import fuse_weights
 from fusionlab.rules import TaskArithmetic
-from fusionlab.search import GRID
 
 TASKS = sorted(DRAWN_TASKS)[:7]
 AT_ONCE = 64
+GRID = tuple(round(0.05 * step, 2) for step in range(21))
 
 
 def build(samples: int) -> tuple[fusionlab.ClipModule, fusionlab.ImageTasks]:
@@ -76,7 +76,11 @@ def measure(method: str, args: argparse.Namespace) -> dict[str, float]:
     module, data = build(args.samples)
     finetuned = random_adapters(method, base_state(module.base_model))
     subsets = [subset for size in range(2, 8) for subset in itertools.combinations(TASKS, size)]
-    points = [(subset, value) for subset in subsets[:: max(1, len(subsets) // args.subsets)] for value in GRID]
+    points = [
+        (subset, value)
+        for subset in subsets[:: max(1, len(subsets) // args.subsets)]
+        for value in (0.05 * step for step in range(21))
+    ]
     sampled = points[10 :: max(1, len(points) // args.points)][: args.points]
     grid(method, finetuned, module, data, points[:2])  # warm up
     whole = seconds(grid, method, finetuned, module, data, points)

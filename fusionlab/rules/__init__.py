@@ -18,7 +18,7 @@ from fusionlab.rules.localize_and_stitch import LocalizeAndStitch
 from fusionlab.rules.metagpt import Metagpt
 from fusionlab.rules.model_stock import ModelStock
 from fusionlab.rules.nuslerp import Nuslerp
-from fusionlab.rules.open import coefficient_of, is_open, with_coefficient
+from fusionlab.rules.open import coefficient_of, is_open, with_argument, with_coefficient
 from fusionlab.rules.sce import Sce
 from fusionlab.rules.slerp import Slerp
 from fusionlab.rules.task_arithmetic import TaskArithmetic
@@ -60,5 +60,6 @@ __all__ = [
     "is_open",
     "rule_name",
     "to_config",
+    "with_argument",
     "with_coefficient",
 ]

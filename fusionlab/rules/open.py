@@ -1,8 +1,8 @@
-"""Rules that leave a coefficient open: task arithmetic without one, by itself or inside transforms."""
+"""Rules with other arguments, and those that leave a coefficient open: task arithmetic without one, or around it."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from fusionlab.rules.task_arithmetic import TaskArithmetic
@@ -20,16 +20,36 @@ def is_open(rule: Any) -> bool:
     return isinstance(inner, TaskArithmetic) and inner.scaling_coefficient is None
 
 
+def with_argument(rule: Any, name: str, value: Any) -> Any:
+    """The rule with another value of an argument, its own or that of a rule inside.
+
+    Raises:
+        LookupError: neither has such an argument.
+
+    Example:
+        >>> from fusionlab.rules import Dare
+        >>> with_argument(Dare(TaskArithmetic(0.3), drop_rate=0.5), "drop_rate", 0.1).drop_rate
+        0.1
+    """
+    names = [item.name for item in fields(rule)]
+    if name in names:
+        return replace(rule, **{name: value})
+    if "rule" not in names:
+        raise LookupError(f"{type(rule).__name__} has no argument {name!r}; it has {', '.join(names) or 'none'}")
+    return replace(rule, rule=with_argument(rule.rule, name, value))
+
+
 def with_coefficient(rule: Any, value: float) -> Any:
-    """An open rule with ``value`` as its coefficient.
+    """The rule with ``value`` as its scaling coefficient, or that of the rule inside.
+
+    Raises:
+        LookupError: it has none.
 
     Example:
         >>> with_coefficient(TaskArithmetic(), 0.3)
         TaskArithmetic(scaling_coefficient=0.3, by_name=None)
     """
-    if isinstance(rule, TaskArithmetic):
-        return replace(rule, scaling_coefficient=value)
-    return replace(rule, rule=with_coefficient(rule.rule, value))
+    return with_argument(rule, "scaling_coefficient", value)
 
 
 def coefficient_of(rule: Any) -> float:

@@ -2,26 +2,31 @@
 
 from fusionlab.search.adamerging import Adamerging
 from fusionlab.search.base import Found, Problem, Search, is_search, rule_or_search, search_from_config, to_config
-from fusionlab.search.coefficients import GRID, MetagptMultiplier, Validated, next_coefficients
+from fusionlab.search.coefficients import START, MetagptMultiplier, Validated
+from fusionlab.search.looks import Exhaustive, Looks, ToTheTop, best, look
 from fusionlab.search.lorahub import Lorahub
 from fusionlab.search.validation import ValidationProblem, check_data, complete, looks_at_data, mean_scores
 
 __all__ = [
-    "GRID",
+    "START",
     "Adamerging",
+    "Exhaustive",
     "Found",
+    "Looks",
     "Lorahub",
     "MetagptMultiplier",
     "Problem",
     "Search",
+    "ToTheTop",
     "Validated",
     "ValidationProblem",
+    "best",
     "check_data",
     "complete",
     "is_search",
+    "look",
     "looks_at_data",
     "mean_scores",
-    "next_coefficients",
     "rule_or_search",
     "search_from_config",
     "to_config",

@@ -89,7 +89,7 @@ def known_searches() -> dict[str, type]:
     """Every search by its name in a config."""
     from fusionlab import search
 
-    exported = (search.Adamerging, search.Lorahub, search.MetagptMultiplier)
+    exported = (search.Adamerging, search.Lorahub, search.MetagptMultiplier, search.Validated)
     return {_name(item.__name__): item for item in exported}
 
 

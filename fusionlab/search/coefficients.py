@@ -1,66 +1,77 @@
-"""One number chosen on validation: task arithmetic's coefficient, or a factor on MetaGPT's."""
+"""One number chosen on validation: a rule's coefficient, or a factor on MetaGPT's; and a rule's other arguments."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from fusionlab.errors import InputError
-from fusionlab.rules import Metagpt, Rule, TaskArithmetic, with_coefficient
+from fusionlab.rules import Metagpt, Rule, TaskArithmetic, with_argument, with_coefficient
 from fusionlab.search.base import Found, Problem
+from fusionlab.search.looks import Exhaustive, Looks, ToTheTop, best, look
 
-GRID = tuple(round(0.05 * step, 2) for step in range(21))
-"""Coefficients to try first, 0..1 by 0.05 as in the literature."""
-BEYOND, LIMIT = 5, 3.0
-
-
-def next_coefficients(scores: Mapping[float, float], grid: Sequence[float] = GRID) -> tuple[float, ...]:
-    """What to try next: the grid, then the next few beyond its largest value while that edge wins, at most up to 3.
-
-    Example:
-        >>> next_coefficients({0.0: 0.1, 0.5: 0.2, 1.0: 0.3}, (0.0, 0.5, 1.0))
-        (1.5, 2.0, 2.5, 3.0)
-        >>> next_coefficients({0.0: 0.1, 0.5: 0.3, 1.0: 0.2}, (0.0, 0.5, 1.0))
-        ()
-    """
-    grid = sorted(dict.fromkeys(grid))
-    missing = tuple(value for value in grid if value not in scores)
-    if missing or len(grid) < 2:
-        return missing
-    edge = max(scores)
-    if best_coefficient(scores) != edge:
-        return ()
-    step = grid[-1] - grid[-2]
-    values = (round(edge + step * k, 10) for k in range(1, BEYOND + 1))
-    return tuple(value for value in values if value <= LIMIT)
-
-
-def best_coefficient(scores: Mapping[float, float]) -> float:
-    """The one that scores best; ties go to the smaller."""
-    return max(sorted(scores), key=lambda value: scores[value])
+START = 0.4
+"""Where the best coefficient of task arithmetic is looked for first."""
+Numbers = list | tuple | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Validated:
-    """An open rule with the coefficient that scores best on validation; ties go to the smaller.
+    """A rule with the coefficient that scores best on validation; ties go to the smaller.
 
     Args:
-        rule: task arithmetic without a coefficient, by itself or inside transforms.
-        grid: coefficients to try first, 0..1 by 0.05 as in the literature; beyond its largest value while that wins,
-            up to 3.
+        rule: with a ``scaling_coefficient``, by itself or inside transforms; task arithmetic by default.
+        grid: coefficients that are all tried, beyond its largest value while that wins, up to 3; by default a few looks
+            find the top, by steps of 0.05 between 0 and 3.
+        others: values of the rule's other arguments, such as ``{density: [0.1, 0.2]}``: each argument's are tried at
+            the coefficient found, the best stays, and at the end the coefficient is looked for again.
 
-    Source: Ilharco et al. 2023, section 2.
+    Source: Ilharco et al. 2023, section 2, for the grid.
     """
 
     rule: Rule = dataclasses.field(default_factory=TaskArithmetic)
-    grid: tuple[float, ...] = GRID
+    grid: Numbers = None
+    others: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_numbers("validated.grid", self.grid)
+        try:
+            with_coefficient(self.rule, START)
+            for name, values in self.others.items():
+                _check_numbers(f"validated.others.{name}", values)
+                for value in values:
+                    with_argument(self.rule, name, value)
+        except LookupError as error:
+            raise InputError(f"validated: {error.args[0]}") from error
 
     def search(self, problem: Problem) -> Found:
-        """Score all coefficients of the grid in one pass."""
-        scores = climb(
-            lambda values: problem.scores([with_coefficient(self.rule, value) for value in values]), self.grid
-        )
-        return _found(with_coefficient(self.rule, best_coefficient(scores)), scores, problem)
+        """A few looks, or the whole grid in one pass; no model is scored twice."""
+        models: dict[str, float] = {}
+        told: dict[str, float] = {}
+
+        def scored(rules: Mapping[str, Rule]) -> list[float]:
+            new = {repr(rule): rule for rule in rules.values() if repr(rule) not in models}
+            models.update(zip(new, problem.scores(list(new.values())), strict=True))
+            told.update({name: models[repr(rule)] for name, rule in rules.items()})
+            return [models[repr(rule)] for rule in rules.values()]
+
+        rule, settings = self.rule, ""
+
+        def coefficient(start: float) -> float:
+            looks: Looks = ToTheTop(start) if self.grid is None else Exhaustive(tuple(self.grid))
+            found = look(lambda values: scored({f"{settings}{v}": with_coefficient(rule, v) for v in values}), looks)
+            return best(found)
+
+        chosen = coefficient(START)
+        for name, values in self.others.items():
+            tried = {value: with_coefficient(with_argument(rule, name, value), chosen) for value in values}
+            named = {f"{settings}{name} {value}, {chosen}": rule for value, rule in tried.items()}
+            value = best(dict(zip(tried, scored(named), strict=True)))
+            rule, settings = with_argument(rule, name, value), f"{settings}{name} {value}, "
+        if self.others:
+            chosen = coefficient(chosen)
+        return _found(with_coefficient(rule, chosen), told, problem, len(models))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,35 +80,36 @@ class MetagptMultiplier:
 
     Args:
         scope: of the norms, as in MetaGPT.
-        grid: multipliers to try first; beyond its largest value while that wins.
+        grid: multipliers that are all tried, beyond its largest value while that wins; by default a few looks find the
+            top, by steps of 0.1 between 0 and 3.
     """
 
     scope: str = "model"
-    grid: list | tuple = tuple(round(0.25 * step, 2) for step in range(1, 9))
+    grid: Numbers = None
 
     def __post_init__(self) -> None:
         Metagpt(self.scope)  # type: ignore[arg-type]
-        if not self.grid or not all(isinstance(value, (int, float)) for value in self.grid):
-            raise InputError(f"metagpt_multiplier.grid: expected numbers, at least one, got {list(self.grid)}")
+        _check_numbers("metagpt_multiplier.grid", self.grid)
 
     def search(self, problem: Problem) -> Found:
-        """Score all multipliers of the grid in one pass."""
+        """A few looks, or the whole grid in one pass."""
 
         def rule(value: float) -> Metagpt:
             return Metagpt(self.scope, value)  # type: ignore[arg-type]
 
-        scores = climb(lambda values: problem.scores([rule(value) for value in values]), self.grid)
-        return _found(rule(best_coefficient(scores)), scores, problem)
+        looks: Looks = ToTheTop(1.0, 0.1) if self.grid is None else Exhaustive(tuple(self.grid))
+        scores = look(lambda values: problem.scores([rule(value) for value in values]), looks)
+        told = {str(value): score for value, score in sorted(scores.items())}
+        return _found(rule(best(scores)), told, problem, len(scores))
 
 
-def climb(score: Callable[[Sequence[float]], Sequence[float]], grid: Sequence[float]) -> dict[float, float]:
-    """The scores of the grid's coefficients, and of those beyond it that are tried while the largest one wins."""
-    scores: dict[float, float] = {}
-    while values := next_coefficients(scores, grid):
-        scores |= dict(zip(values, score(values), strict=True))
-    return scores
+def _check_numbers(what: str, values: Numbers) -> None:
+    if values is not None and not (
+        isinstance(values, Sequence) and values and all(isinstance(value, (int, float)) for value in values)
+    ):
+        raise InputError(f"{what}: expected numbers, at least one, got {values!r}")
 
 
-def _found(rule: Rule, scores: Mapping[float, float], problem: Problem) -> Found:
+def _found(rule: Rule, scores: Mapping[str, float], problem: Problem, passes: int) -> Found:
     seen = problem.num_samples()
-    return Found(rule, {str(value): score for value, score in sorted(scores.items())}, seen, seen, float(len(scores)))
+    return Found(rule, dict(scores), seen, seen, float(passes))

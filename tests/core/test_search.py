@@ -1,5 +1,6 @@
 """The coefficient that validation chooses, and searches that look at data, on problems small enough to know."""
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,14 +10,16 @@ import torch
 from torch import Tensor
 
 from fusionlab.errors import InputError
-from fusionlab.rules import Metagpt, Rule, TaskArithmetic
+from fusionlab.rules import Dare, Metagpt, Rule, TaskArithmetic, Ties, from_config
 from fusionlab.search import (
-    GRID,
     Adamerging,
     Lorahub,
     MetagptMultiplier,
+    ToTheTop,
     Validated,
+    best,
     is_search,
+    look,
     search_from_config,
     to_config,
 )
@@ -36,20 +39,94 @@ class Peaked:
         return 1
 
 
+GRID = tuple(round(0.05 * step, 2) for step in range(21))
+
+
 def test_best_of_the_grid_and_the_smaller_of_equals() -> None:
-    scores = {value: -abs(value - 0.375) for value in GRID}
-    found = Validated().search(Peaked(lambda value: round(scores[value], 6)))
+    found = Validated(grid=GRID).search(Peaked(lambda value: round(-abs(value - 0.375), 6)))
     assert found.rule == TaskArithmetic(0.35)
     assert list(found.scores) == list(map(str, GRID))
-    assert len(GRID) == 21
-    assert (GRID[0], GRID[1], GRID[-1]) == (0.0, 0.05, 1.0)
 
 
 @pytest.mark.parametrize(("peak", "found", "tried"), [(1.0, 1.0, 26), (1.4, 1.4, 31), (9.0, 3.0, 61)])
-def test_beyond_one_while_the_edge_wins(peak: float, found: float, tried: int) -> None:
-    result = Validated().search(Peaked(lambda value: -abs(value - peak)))
+def test_beyond_one_while_the_edge_of_a_grid_wins(peak: float, found: float, tried: int) -> None:
+    result = Validated(grid=GRID).search(Peaked(lambda value: -abs(value - peak)))
     assert result.rule.scaling_coefficient == pytest.approx(found)
     assert len(result.scores) == tried
+
+
+@pytest.mark.parametrize("start", [0.0, 0.05, 0.3, 0.4, 1.0, 3.0, 7.0])
+@pytest.mark.parametrize("peak", [0.0, 0.05, 0.15, 0.4, 0.65, 1.0, 1.9, 3.0, 9.0])
+def test_a_few_looks_find_the_top_from_any_start(peak: float, start: float) -> None:
+    asked: list[float] = []
+
+    def score(values: Sequence[float]) -> list[float]:
+        asked.extend(values)
+        return [-((value - peak) ** 2) for value in values]
+
+    scores = look(score, ToTheTop(start))
+    assert best(scores) == min(peak, 3.0)
+    assert len(asked) == len(set(asked)) <= 16
+    assert all(0 <= value <= 3 and round(value / 0.05, 6).is_integer() for value in asked)
+
+
+def test_a_flat_top_and_a_line_end() -> None:
+    assert best(look(lambda values: [0.5] * len(values), ToTheTop(0.4))) == 0.0
+    plateau = look(lambda values: [min(value, 0.5) - max(0.0, value - 0.8) for value in values], ToTheTop(0.4))
+    assert 0.5 <= best(plateau) <= 0.8
+    assert best(look(lambda values: list(values), ToTheTop(0.4))) == 3.0
+
+
+def test_looks_follow_from_the_scores_alone() -> None:
+    """A search that goes on with what is known asks for the same numbers as one that was not stopped."""
+    looks, scores = ToTheTop(0.4), {}
+    whole = look(lambda values: [-((value - 0.9) ** 2) for value in values], looks)
+    while values := looks(scores):
+        scores = dict(reversed(scores.items())) | {value: -((value - 0.9) ** 2) for value in values}
+    assert scores == whole
+
+
+def test_other_arguments_are_chosen_one_after_another() -> None:
+    class Rugged(Peaked):
+        def scores(self, rules: Sequence[Rule]) -> list[float]:
+            return [-abs(rule.scaling_coefficient - 2 * rule.density) - (rule.density - 0.3) ** 2 for rule in rules]
+
+    rule = from_config({"class_path": "ties", "init_args": {"density": 0.1}})
+    found = Validated(rule, others={"density": [0.1, 0.2, 0.3, 0.4]}).search(Rugged(lambda value: 0.0))
+    assert found.rule.density == 0.1  # at the first coefficient, .2, none is better
+    assert found.rule.scaling_coefficient == 0.2
+    assert {"0.2", "density 0.3, 0.2", "density 0.1, 0.2"} <= found.scores.keys()
+    assert found.scores["0.2"] == found.scores["density 0.1, 0.2"]
+    assert found.passes < len(found.scores)  # one model under two names is scored once
+
+
+def test_coefficients_of_rules_inside_transforms() -> None:
+    class Inner(Peaked):
+        def scores(self, rules: Sequence[Rule]) -> list[float]:
+            return super().scores([rule.rule for rule in rules])
+
+    search = search_from_config(
+        {"class_path": "validated", "init_args": {"rule": {"class_path": "dare", "init_args": {"rule": "ties"}}}}
+    )
+    found = search.search(Inner(lambda value: -((value - 0.7) ** 2)))
+    assert found.rule == Dare(Ties(scaling_coefficient=0.7))
+    assert search_from_config(to_config(search)) == search
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"rule": "metagpt"}, "Metagpt has no argument 'scaling_coefficient'; it has scope, multiplier"),
+        ({"others": {"density": [0.1]}}, "TaskArithmetic has no argument 'density'"),
+        ({"rule": "ties", "others": {"density": []}}, "validated.others.density: expected numbers"),
+        ({"grid": []}, "validated.grid: expected numbers, at least one, got []"),
+        ({"grid": ["a"]}, "validated.grid: expected numbers"),
+        ({"rule": "ties", "others": {"density": [7.0]}}, "density"),
+    ],
+)
+def test_validated_refuses(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        search_from_config({"class_path": "validated", "init_args": arguments})
 
 
 class Known:
@@ -87,9 +164,10 @@ class Known:
 
 
 def test_validated_coefficient_and_multiplier_go_beyond_their_grid() -> None:
-    found = Validated().search(Known())
+    found = Validated(grid=GRID).search(Known())
     assert found.rule == TaskArithmetic(1.6)
     assert (found.num_samples, found.num_labels, found.passes) == (80, 80, 36)
+    assert Validated().search(Known()).rule == TaskArithmetic(1.6)
     multiplier = MetagptMultiplier(grid=(0.5, 1.0)).search(Known())
     assert multiplier.rule == Metagpt("model", 1.5)
     assert "1.5" in multiplier.scores

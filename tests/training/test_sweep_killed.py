@@ -67,7 +67,6 @@ RECIPE = {
     },
     "methods": ["lora"],
     "rules": ["average", "task_arithmetic", "metagpt"],
-    "scaling_coefficients": [0.3, 0.6],
     "output": "given by the script",
 }
 

@@ -13,12 +13,12 @@ from fusionlab.adapters import combine, load_adapter
 from fusionlab.backbones import ASSETS
 from fusionlab.commands.parser import parse
 from fusionlab.commands.sweep import scores
+from fusionlab.commands.sweep.choosing import share_of_all
 from fusionlab.commands.sweep.command import SWITCHES
 from fusionlab.commands.sweep.execute import Sweep
 from fusionlab.commands.sweep.identity import Point
 from fusionlab.commands.sweep.ledger import Ledger
 from fusionlab.commands.sweep.recipe import SweepRecipe
-from fusionlab.commands.sweep.results import share_of_all
 from fusionlab.commands.sweep.worker import RunWorker
 from fusionlab.evaluation import score_candidates
 from fusionlab.rules import TaskArithmetic

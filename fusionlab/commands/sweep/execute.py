@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from fusionlab.commands.sweep.choosing import (
+    SPLITS,
+    Score,
+    Tried,
+    by_size,
+    choose,
+    choose_of_size,
+    score_of,
+    start_of,
+)
 from fusionlab.commands.sweep.identity import Point, RunIdentity
 from fusionlab.commands.sweep.ledger import Ledger
 from fusionlab.commands.sweep.recipe import SweepRecipe
@@ -19,18 +29,19 @@ from fusionlab.commands.sweep.sources import (
     sources,
 )
 from fusionlab.commands.sweep.worker import RunWorker, chunks, validation_point
-from fusionlab.evaluation.scores import mean_score
+from fusionlab.evaluation.scores import Row
 from fusionlab.fusion.finetuned import Finetuned
 from fusionlab.keys import FORMULAS, key_of
 from fusionlab.memory import peak_bytes
 from fusionlab.reporting import check_reference, single_task_values
 from fusionlab.rules import Rule, is_open, with_coefficient
 from fusionlab.runs.leases import remove_unfinished
-from fusionlab.search import Search, check_data
-from fusionlab.search.coefficients import best_coefficient, next_coefficients
+from fusionlab.search import START, Search, check_data
 from fusionlab.search.workbench import Workbench, workbench
 
-SUBSETS_IN_A_JOB = 8
+SUBSETS_IN_A_JOB = 10
+MEAN_LOOKS = 5.5
+"""Looks a subset of a search for a coefficient; measured in benchmarks/results/coefficient_search."""
 _log = logging.getLogger(__name__)
 Advance = Callable[[int], None]
 
@@ -81,6 +92,7 @@ class Sweep:
         self._loaded: dict[str, Finetuned] = {}
         self._identities: dict[str, RunIdentity] = {}
         self._workers: dict[str, RunWorker] = {}
+        self._advance: Advance = lambda count: None
         for source in self.sources:
             if source.is_finished:
                 self.finetuned(source)
@@ -126,24 +138,25 @@ class Sweep:
 
     def single_task(self, source: RunSource) -> dict[str, float]:
         """Each task's test score of the model fine-tuned on it, by its first metric, scored as the points are."""
-        return self._worker(source, lambda count: None).single_task(self._singles)
+        return self._worker(source).single_task(self._singles)
 
     def num_points(self) -> dict[str, int]:
-        """How many runs to fit and how many points to score; more where a coefficient beyond 1 wins."""
-        strict, published = ("strict" in self.recipe.protocols), ("published" in self.recipe.protocols)
-        by_rule = 0
+        """How many runs to fit and about how many points to score."""
+        grid, by_rule = self.recipe.grid, 0.0
         for rule in self.rules.values():
             if isinstance(rule, Search):
                 by_rule += 2  # the search and its result
             elif is_open(rule):
-                by_rule += strict * (len(self.recipe.grid) + 1) + published * len(self.recipe.grid)
+                by_rule += len(self.recipe.protocols) * (MEAN_LOOKS if grid is None else len(grid))
+                by_rule += "strict" in self.recipe.protocols  # on test
             else:
                 by_rule += 1
         fits = sum(not source.is_finished for source in self.sources)
-        return {"fits": fits, "points": len(self.sources) * len(self.subsets) * by_rule}
+        return {"fits": fits, "points": round(len(self.sources) * len(self.subsets) * by_rule)}
 
     def run(self, advance: Advance = lambda count: None) -> None:
         """Fit what is missing and compute every point, sharing the work with other processes."""
+        self._advance = advance
         self.output.mkdir(parents=True, exist_ok=True)
         self.ledger.check_inputs(self._inputs())
         remove_unfinished(self.ledger.folder)
@@ -154,9 +167,10 @@ class Sweep:
             Job(source, name, tuple(subsets))
             for source in self.sources
             for name in self.rules
-            for subsets in chunks(self.subsets, SUBSETS_IN_A_JOB)
+            for of_size in by_size(self.subsets).values()
+            for subsets in chunks(of_size, SUBSETS_IN_A_JOB)
         ]
-        _until_done(jobs, lambda job: self._do(job, advance))
+        _until_done(jobs, self._do)
 
     def _fit(self, source: RunSource) -> bool:
         with self.ledger.lease(f"fit-{source.name}") as held:
@@ -168,14 +182,18 @@ class Sweep:
                 self.ledger.put(key_of({"fit": dict(source.config or {})}), record)
             return held
 
-    def _do(self, job: Job, advance: Advance) -> bool:
+    def _do(self, job: Job) -> bool:
+        starts = self._starts(job)
+        if starts is None:
+            return False
         with self.ledger.lease(job.lease) as held:
             if held:
-                self._score(job, advance)
+                self._score(job, starts)
             return held
 
-    def _score(self, job: Job, advance: Advance) -> None:
-        worker = self._worker(job.source, advance)
+    def _score(self, job: Job, starts: Mapping[str, float]) -> None:
+        """Score the job's points; ``starts`` says where an open rule's searches start, by protocol."""
+        worker = self._worker(job.source)
         rule, name = self.rules[job.rule_name], job.rule_name
         if isinstance(rule, Search):
             found = {subset: worker.search(name, rule, subset) for subset in job.subsets}
@@ -183,34 +201,53 @@ class Sweep:
         elif not is_open(rule):
             worker.score([self._test_point(name, rule, subset) for subset in job.subsets])
         else:
-            if "strict" in self.recipe.protocols:
-                chosen = self._choose(worker, name, rule, job.subsets)
-                worker.score([self._test_point(name, chosen[subset], subset) for subset in job.subsets])
-            if "published" in self.recipe.protocols:
-                tried = [
-                    (subset, with_coefficient(rule, value)) for subset in job.subsets for value in self.recipe.grid
-                ]
-                worker.score([self._test_point(name, candidate, subset) for subset, candidate in tried])
+            for protocol, start in starts.items():
+                score = self._scored_by(worker.score, job, protocol)
+                chosen = choose_of_size(job.subsets, score, self.recipe.grid, start)
+                worker.score([self._point(job, "test", subset, value) for subset, value in chosen.items()])
 
-    def _choose(
-        self, worker: RunWorker, name: str, rule: Rule, subsets: Sequence[tuple[str, ...]]
-    ) -> dict[tuple[str, ...], Rule]:
-        """Each subset's coefficient by its mean validation score; all that is to be tried goes into one pass."""
-        scores: dict[tuple[str, ...], dict[float, float]] = {subset: {} for subset in subsets}
-        while tried := [(s, value) for s in subsets for value in next_coefficients(scores[s], self.recipe.grid)]:
-            points = [validation_point(name, with_coefficient(rule, value), subset) for subset, value in tried]
-            for (subset, value), rows in zip(tried, worker.score(points), strict=True):
-                scores[subset][value] = mean_score(rows)
-        return {subset: with_coefficient(rule, best_coefficient(scores[subset])) for subset in subsets}
+    def _starts(self, job: Job) -> dict[str, float] | None:
+        """By protocol, where the job's searches start; None while smaller subsets are not searched yet."""
+        if not is_open(self.rules[job.rule_name]):
+            return {}
+        if self.recipe.grid is not None:
+            return dict.fromkeys(self.recipe.protocols, START)
+        size = len(job.subsets[0])
+        smaller = [subset for subset in self.subsets if len(subset) < size]
+        known = self._worker(job.source).known
+        try:
+            return {
+                protocol: start_of(size, choose(smaller, self._scored_by(known, job, protocol), None))
+                for protocol in self.recipe.protocols
+            }
+        except KeyError:
+            return None
+
+    def _scored_by(self, score: Callable[[Sequence[Point]], list[list[Row]]], job: Job, protocol: str) -> Score:
+        """What the protocol chooses by, of points that ``score`` gives the rows of."""
+        single = {} if protocol == "strict" else self.single_task(job.source)
+
+        def scores(tried: Sequence[Tried]) -> list[float]:
+            points = [self._point(job, SPLITS[protocol], subset, value) for subset, value in tried]
+            return [score_of(protocol, rows, single) for rows in score(points)]
+
+        return scores
+
+    def _point(self, job: Job, split: str, subset: tuple[str, ...], value: float) -> Point:
+        """An open rule's point with a coefficient."""
+        rule = with_coefficient(self.rules[job.rule_name], value)
+        if split == "validation":
+            return validation_point(job.rule_name, rule, subset)
+        return self._test_point(job.rule_name, rule, subset)
 
     def _test_point(self, name: str, rule: Rule, subset: tuple[str, ...]) -> Point:
         return Point(name, rule, subset, "test", self.tasks)
 
-    def _worker(self, source: RunSource, advance: Advance) -> RunWorker:
+    def _worker(self, source: RunSource) -> RunWorker:
         if source.name not in self._workers:
             self._workers = {  # one run at a time: what it keeps in memory may be large
                 source.name: RunWorker(
-                    source, self.finetuned(source), self.identity(source), self.bench, self.ledger, advance
+                    source, self.finetuned(source), self.identity(source), self.bench, self.ledger, self._advance
                 )
             }
         return self._workers[source.name]

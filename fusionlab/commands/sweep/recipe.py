@@ -15,7 +15,7 @@ from fusionlab.errors import InputError, did_you_mean, name_list
 from fusionlab.files import path_of
 from fusionlab.foreign import read_yaml
 from fusionlab.samplers import derive_seed
-from fusionlab.search import GRID, Adamerging, Search, rule_or_search
+from fusionlab.search import Adamerging, Search, Validated, rule_or_search
 
 Protocol = Literal["strict", "published"]
 Space = Literal["delta_weight", "factor"]
@@ -35,11 +35,11 @@ class SweepRecipe:
         methods: fine-tuning methods.
         seeds: seeds of the runs.
         rules: rules or searches by name, the name being what tables call it; or a list of names. Searches:
-            lorahub, adamerging, metagpt_multiplier.
+            lorahub, adamerging, metagpt_multiplier, validated.
         space: delta_weight, or factor: A and B fused apart, as published LoRA results did; exact for l_lora, wrong by
             cross terms where A trains; for comparison only, and every rule's name says so.
-        scaling_coefficients: coefficients to try for task_arithmetic without one; 0..1 by 0.05 by default, and
-            beyond 1 where 1 wins.
+        scaling_coefficients: coefficients that are all tried for task_arithmetic without one, and beyond the largest
+            where that wins; by default a few looks find the best of 0..3 by 0.05.
         sizes: numbers of fused tasks; from 2 to all by default.
         subsets_per_size: this many subsets of each size, a seeded choice; all by default.
         subset_seed: seed of that choice.
@@ -90,9 +90,9 @@ class SweepRecipe:
             )
 
     @property
-    def grid(self) -> tuple[float, ...]:
-        """The coefficients to try."""
-        return GRID if self.scaling_coefficients is None else tuple(dict.fromkeys(self.scaling_coefficients))
+    def grid(self) -> tuple[float, ...] | None:
+        """The coefficients that are all tried; None: a few looks find the best one."""
+        return None if self.scaling_coefficients is None else tuple(dict.fromkeys(self.scaling_coefficients))
 
     @property
     def named_rules(self) -> dict[str, fusion_rules.Rule | Search]:
@@ -151,6 +151,8 @@ class SweepRecipe:
 def _is_sum(rule: fusion_rules.Rule | Search) -> bool:
     """Whether its model is decided by coefficients that are found without dense task vectors."""
     if isinstance(rule, Search):
+        if isinstance(rule, Validated):
+            return fusion_rules.coefficients_by_norms(fusion_rules.with_coefficient(rule.rule, 1.0))
         return not isinstance(rule, Adamerging)  # its gradients go through θ₀ + Σ λτ
     return fusion_rules.coefficients_by_norms(rule)
 

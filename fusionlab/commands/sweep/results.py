@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fusionlab.commands.sweep.choosing import SPLITS, Tried, choose, score_of
 from fusionlab.commands.sweep.execute import Sweep
 from fusionlab.commands.sweep.identity import RunIdentity
 from fusionlab.evaluation.scores import ROW_FIELDS, Row
@@ -18,7 +19,6 @@ from fusionlab.reporting import share, single_task_values
 from fusionlab.reporting.protocols import Denominators, Score, measure
 from fusionlab.rules import coefficient_of, from_config, is_open, to_config
 from fusionlab.search import Search
-from fusionlab.search.coefficients import best_coefficient, climb
 
 SCHEMA = 1
 
@@ -101,37 +101,34 @@ def _chosen(
 ) -> dict[str, list[dict[str, Any]]]:
     """By run, the test record that counts for every rule and subset."""
     found: dict[str, list[dict[str, Any]]] = {source.name: [] for source in sweep.sources}
-    points = [record for record in records if record["kind"] == "point"]
     for source in sweep.sources:
-        own = [point for point in points if (point["method"], point["seed"]) == (source.method, source.seed)]
         for name, rule in sweep.rules.items():
+            of = [
+                record
+                for record in records
+                if record["kind"] == "point"
+                and (record["method"], record["seed"], record["rule"]) == (source.method, source.seed, name)
+            ]
+            if is_open(rule):
+                found[source.name] += _with_coefficients_chosen(sweep, of, protocol, singles[source.name])
+                continue
             for subset in sweep.subsets:
-                of = [point for point in own if point["rule"] == name and tuple(point["fused_tasks"]) == subset]
-                tested = [point for point in of if point["split"] == "test"]
-                if not is_open(rule):
-                    found[source.name] += _found_by_search(tested, records, source, name, subset, rule)
-                elif protocol == "strict":
-                    found[source.name].append(_validated(of, tested, sweep.recipe.grid))
-                else:
-                    on_grid = [point for point in tested if _coefficient(point) in sweep.recipe.grid]
-                    on_grid.sort(key=_coefficient)
-                    shares = [share_of_all(point["values"], singles[source.name]) for point in on_grid]
-                    found[source.name].append(on_grid[shares.index(max(shares))])
+                tested = [point for point in of if point["split"] == "test" and tuple(point["fused_tasks"]) == subset]
+                found[source.name] += _found_by_search(tested, records, source, name, subset, rule)
     return found
 
 
-def share_of_all(rows: Iterable[Mapping[str, Any]], single: Mapping[str, float]) -> float:
-    """The published criterion, ``own_all``: the mean over the tasks of the share of their single-task score.
+def _with_coefficients_chosen(
+    sweep: Sweep, points: Iterable[dict[str, Any]], protocol: str, single: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """Of an open rule's points, each subset's test point of the coefficient that the protocol chooses."""
+    by_place = {(tuple(each["fused_tasks"]), _coefficient(each), each["split"]): each for each in points}
 
-    Tasks whose single-task score is not positive have no share and do not count; where none has one, the mean score.
+    def score(tried: Sequence[Tried]) -> list[float]:
+        return [score_of(protocol, by_place[(*each, SPLITS[protocol])]["values"], single) for each in tried]
 
-    Example:
-        >>> share_of_all([{"task": "a", "value": 0.4}, {"task": "b", "value": 0.3}], {"a": 0.8, "b": 0.0})
-        0.5
-    """
-    values = {row["task"]: row["value"] for row in rows}
-    known = {task: single[task] for task in values if single.get(task, 0.0) > 0} or dict.fromkeys(values, 1.0)
-    return math.fsum(values[task] / known[task] for task in known) / len(known)
+    chosen = choose(sweep.subsets, score, sweep.recipe.grid)
+    return [by_place[subset, chosen[subset], "test"] for subset in sweep.subsets]
 
 
 def _found_by_search(
@@ -149,19 +146,8 @@ def _found_by_search(
     return [point for point in tested if point["rule_config"] in wanted]
 
 
-def _validated(of: list[dict[str, Any]], tested: list[dict[str, Any]], grid: Sequence[float]) -> dict[str, Any]:
-    """The test point of the coefficient that validation chose, of those that this recipe tries."""
-    known = {_coefficient(point): _mean(point) for point in of if point["split"] == "validation"}
-    best = best_coefficient(climb(lambda values: [known[value] for value in values], grid))
-    return next(point for point in tested if _coefficient(point) == best)
-
-
 def _coefficient(point: Mapping[str, Any]) -> float:
     return coefficient_of(from_config(point["rule_config"]))
-
-
-def _mean(point: Mapping[str, Any]) -> float:
-    return sum(row["value"] for row in point["values"]) / len(point["values"])
 
 
 def _score(point: Mapping[str, Any]) -> Score:

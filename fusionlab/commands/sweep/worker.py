@@ -59,6 +59,20 @@ class RunWorker:
             records |= self._compute({key: point for key, point in missing.items() if point.split == split}, split)
         return [records[key]["values"] for key in keys]  # type: ignore[index]
 
+    def known(self, points: Sequence[Point]) -> list[list[Row]]:
+        """Each point's rows from the ledger.
+
+        Raises:
+            KeyError: one is not there.
+        """
+        found = []
+        for key in map(self.identity.of_point, points):
+            record = self.ledger.get(key)
+            if record is None:
+                raise KeyError(key)
+            found.append(record["values"])
+        return found
+
     def single_task(self, singles: Ledger) -> dict[str, float]:
         """What each fine-tuned model scores on its own task's test split, by the first metric.
 

@@ -1,0 +1,81 @@
+"""Which coefficient of an open rule counts for each subset, and which ones are looked at to find it.
+
+A size's search starts at the median choice of the next smaller size, so that few looks are needed; what is looked at
+follows from scores alone, whichever process made them.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from fusionlab.evaluation.scores import Row, mean_score
+from fusionlab.search import START, Exhaustive, Looks, ToTheTop, best
+
+Subset = tuple[str, ...]
+Tried = tuple[Subset, float]
+Score = Callable[[Sequence[Tried]], Sequence[float]]
+SPLITS = {"strict": "validation", "published": "test"}
+"""Where a protocol chooses."""
+
+
+def by_size(subsets: Iterable[Subset]) -> dict[int, list[Subset]]:
+    """Subsets by their number of tasks."""
+    found: dict[int, list[Subset]] = {}
+    for subset in subsets:
+        found.setdefault(len(subset), []).append(subset)
+    return found
+
+
+def choose(subsets: Iterable[Subset], score: Score, grid: Sequence[float] | None) -> dict[Subset, float]:
+    """The best coefficient of every subset, size after size.
+
+    Args:
+        subsets: of all sizes up to one.
+        score: of subsets with a coefficient each, many at once.
+        grid: coefficients that are all tried; None: a few looks.
+    """
+    chosen: dict[Subset, float] = {}
+    for size, of_size in sorted(by_size(subsets).items()):
+        chosen |= choose_of_size(of_size, score, grid, start_of(size, chosen))
+    return chosen
+
+
+def choose_of_size(
+    subsets: Sequence[Subset], score: Score, grid: Sequence[float] | None, start: float
+) -> dict[Subset, float]:
+    """The best coefficient of subsets of one size; what all of them look at next is scored at once."""
+    looks: Looks = ToTheTop(start) if grid is None else Exhaustive(tuple(grid))
+    scores: dict[Subset, dict[float, float]] = {subset: {} for subset in subsets}
+    while tried := [(subset, value) for subset in subsets for value in looks(scores[subset])]:
+        for (subset, value), found in zip(tried, score(tried), strict=True):
+            scores[subset][value] = found
+    return {subset: best(found) for subset, found in scores.items()}
+
+
+def start_of(size: int, chosen: Mapping[Subset, float]) -> float:
+    """Where the search of a size starts: the median choice of the largest smaller size."""
+    smaller = [len(subset) for subset in chosen if len(subset) < size]
+    values = [value for subset, value in chosen.items() if smaller and len(subset) == max(smaller)]
+    return statistics.median_low(values) if values else START
+
+
+def score_of(protocol: str, rows: Iterable[Row], single: Mapping[str, float]) -> float:
+    """What a protocol chooses by: the mean validation score, or the published criterion on test."""
+    return mean_score(rows) if protocol == "strict" else share_of_all(rows, single)
+
+
+def share_of_all(rows: Iterable[Mapping[str, Any]], single: Mapping[str, float]) -> float:
+    """The published criterion, ``own_all``: the mean over the tasks of the share of their single-task score.
+
+    Tasks whose single-task score is not positive have no share and do not count; where none has one, the mean score.
+
+    Example:
+        >>> share_of_all([{"task": "a", "value": 0.4}, {"task": "b", "value": 0.3}], {"a": 0.8, "b": 0.0})
+        0.5
+    """
+    values = {row["task"]: row["value"] for row in rows}
+    known = {task: single[task] for task in values if single.get(task, 0.0) > 0} or dict.fromkeys(values, 1.0)
+    return math.fsum(values[task] / known[task] for task in known) / len(known)
