@@ -35,11 +35,10 @@ from fusionlab.adapters.same_base import agree
 from fusionlab.errors import InputError, name_list
 from fusionlab.files import accessed, is_there, mistaken
 from fusionlab.foreign import OwnRecord, PeftConfig, read_json
+from fusionlab.layout import ADAPTER_CONFIG, ADAPTER_FACTORS, ADAPTER_MODEL, ADAPTER_PICKLED, LINEARIZED_WEIGHTS, OWN
 from fusionlab.tensors import save_state
 from fusionlab.tensors.readers import load_pickle
 
-CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
-PUBLISHED, OWN, OWN_FACTORS = "linearized_adapter_model.safetensors", "fusionlab.json", "fusionlab_factors.safetensors"
 UNPADDED = "unpadded_ranks"
 _RAW = ("lora_a", "lora_b", "lora_a0", "lora_b0")
 _KEPT = ("lora_dropout", "task_type", "revision", "auto_mapping")
@@ -47,7 +46,7 @@ _KEPT = ("lora_dropout", "task_type", "revision", "auto_mapping")
 
 def is_adapter(folder: str | Path) -> bool:
     """Whether ``folder`` holds an adapter rather than a full model."""
-    return is_there(Path(folder) / CONFIG)
+    return is_there(Path(folder) / ADAPTER_CONFIG)
 
 
 def save_adapter(folder: str | Path, adapter: Adapter) -> None:
@@ -92,12 +91,12 @@ def write_adapter(
     tensors = {}
     for module, factors in stored.items():
         tensors |= {f"{PREFIX}{module}.{part}": tensor for part, tensor in in_peft_shapes(factors).items()}
-    save_state(folder, tensors, name=WEIGHTS, max_shard_size=sys.maxsize)
+    save_state(folder, tensors, name=ADAPTER_MODEL, max_shard_size=sys.maxsize)
     moved = {module: factors for module, factors in adapter.factors.items() if factors.lora_b0 is not None}
-    (folder / OWN_FACTORS).unlink(missing_ok=True)
+    (folder / ADAPTER_FACTORS).unlink(missing_ok=True)
     if moved:
         raw = {f"{name}.{part}": getattr(factors, part) for name, factors in moved.items() for part in _RAW}
-        save_state(folder, raw, name=OWN_FACTORS, max_shard_size=sys.maxsize)
+        save_state(folder, raw, name=ADAPTER_FACTORS, max_shard_size=sys.maxsize)
         own["lora_alpha"] = {module: [factors.lora_alpha, factors.use_rslora] for module, factors in moved.items()}
     settings = {
         module: (factors.rank, factors.lora_alpha, factors.use_rslora)
@@ -109,7 +108,7 @@ def write_adapter(
     layouts = {factors.layout for factors in stored.values() if factors.layout != "embedding"}
     if layouts == {"transposed"}:
         config[FAN_IN_FAN_OUT] = True
-    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def _written_out(adapter: Adapter, module: str) -> Factors:
@@ -169,11 +168,11 @@ def load_adapter(folder: str | Path, base: Callable[[str], Tensor | None] | None
     """
     folder = Path(folder)
     if not is_adapter(folder):
-        raise InputError(f"no {CONFIG} in {str(folder)!r}; give a folder that holds a PEFT adapter")
-    config = read_json(folder / CONFIG, PeftConfig)
+        raise InputError(f"no {ADAPTER_CONFIG} in {str(folder)!r}; give a folder that holds a PEFT adapter")
+    config = read_json(folder / ADAPTER_CONFIG, PeftConfig)
     check_config(config, str(folder))
     own = read_json(folder / OWN, OwnRecord) if is_there(folder / OWN) else {}
-    if is_there(folder / PUBLISHED):
+    if is_there(folder / LINEARIZED_WEIGHTS):
         return _read_published(folder, config)
     tensors = _read_tensors(folder)
     if base is not None:
@@ -187,7 +186,7 @@ def load_adapter(folder: str | Path, base: Callable[[str], Tensor | None] | None
         lora_a, lora_b = padded.lora_a[:rank].contiguous(), padded.lora_b[:, :rank].contiguous()
         factors[module] = padded.with_matrices(lora_a, lora_b, padded.scaling * rank)
     if own.get("lora_alpha"):
-        factors |= _read_own_factors(folder / OWN_FACTORS, own["lora_alpha"])
+        factors |= _read_own_factors(folder / ADAPTER_FACTORS, own["lora_alpha"])
     return Adapter(
         factors,
         method=own.get("method", "lora"),
@@ -230,7 +229,7 @@ def _read_published(folder: Path, config: Mapping[str, Any]) -> Adapter:
     tensors: dict[str, Tensor] = {}
     initial: dict[str, list[Tensor]] = {}
     factors: dict[str, Factors] = {}
-    for name, tensor in _load(folder / PUBLISHED).items():
+    for name, tensor in _load(folder / LINEARIZED_WEIGHTS).items():
         if ".params0_values." in name:
             initial.setdefault(name.removeprefix(PREFIX).partition(".params0_values.")[0], []).append(tensor)
         elif ".model.lora_" in name:
@@ -260,11 +259,11 @@ def _plain(value: float) -> float:
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    if is_there(folder / WEIGHTS):
-        return _load(folder / WEIGHTS)
-    if is_there(folder / PICKLED):
-        return load_pickle(folder / PICKLED)
-    raise InputError(f"the adapter {str(folder)!r} has neither {name_list([WEIGHTS, PICKLED])}")
+    if is_there(folder / ADAPTER_MODEL):
+        return _load(folder / ADAPTER_MODEL)
+    if is_there(folder / ADAPTER_PICKLED):
+        return load_pickle(folder / ADAPTER_PICKLED)
+    raise InputError(f"the adapter {str(folder)!r} has neither {name_list([ADAPTER_MODEL, ADAPTER_PICKLED])}")
 
 
 def _load(path: Path) -> dict[str, Tensor]:

@@ -29,9 +29,9 @@ from fusionlab.fusion.folders import save_fused
 from fusionlab.fusion.making import FusedModel
 from fusionlab.harness import HarnessTasks
 from fusionlab.keys import keyed
+from fusionlab.layout import FUSED, PLOTS, RESULTS, SCORES, TABLE
 from fusionlab.linearize import LINEARIZED_METHODS
 from fusionlab.reporting.diagnostics import Diagnostics, write_diagnostics
-from fusionlab.runs.folder import RESULTS
 from fusionlab.samplers import FirstSamples
 
 DEFAULT_RULES = ("average", "task_arithmetic", "metagpt", "ties")
@@ -182,10 +182,10 @@ class FusionCallback(Callback):
         for name, each in made.items():
             row = _row_of(name, each.model, tasks) | method
             searched = {"search": each.found.looked_at} if each.found.scores else {}
-            save_fused(root / "fused" / name, each.model, backbone, row, searched)
+            save_fused(root / FUSED / name, each.model, backbone, row, searched)
         title = f"{module.backbone.name}, {module.method}: {len(data.tasks)} tasks"
-        write_text(root / "results.md", reporting.markdown(rows, title))
-        reporting.plot_scores(rows, root / "plots" / "scores.png")
+        write_text(root / TABLE, reporting.markdown(rows, title))
+        reporting.plot_scores(rows, root / PLOTS / SCORES)
         reporting.write_results(root / RESULTS, rows)
         reporting.print_table(rows, title)
 

@@ -15,8 +15,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins import TorchCheckpointIO
 
 from fusionlab.errors import InputError
-
-LAST = "last.ckpt"
+from fusionlab.files import written_whole
+from fusionlab.layout import LAST
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -26,15 +26,11 @@ class WholeCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write ``.NAME.tmp-PID`` beside ``path`` and rename it."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-        with unfinished.open("wb") as file:
+        """Write ``.NAME.tmp-*`` beside ``path`` and rename it."""
+        with written_whole(Path(path)) as unfinished, unfinished.open("wb") as file:
             torch.save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(unfinished, path)
 
 
 class LastCheckpoint(Checkpoint):

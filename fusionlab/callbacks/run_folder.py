@@ -12,7 +12,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from fusionlab.distributed.ranks import raise_together, same_on_all_ranks
 from fusionlab.errors import InputError, name_list
-from fusionlab.runs.folder import LEASES, RunFolder, RunState
+from fusionlab.layout import LEASES
+from fusionlab.runs.folder import RunFolder, RunState
 from fusionlab.runs.leases import Leases
 
 # how Lightning's messages about options begin, where they have no type of their own

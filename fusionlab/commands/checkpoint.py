@@ -11,9 +11,11 @@ import torch
 import yaml
 
 from fusionlab.errors import InputError, name_list
-from fusionlab.runs.folder import CONFIG, RunFolder
+from fusionlab.layout import CHECKPOINTS, CONFIG, LAST
+from fusionlab.runs.folder import RunFolder
 
 KEYWORDS = ("last", "best", "hpc", "registry")
+_LAST = f"RUN/{CHECKPOINTS}/{LAST}"
 _NEEDED = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "global_step")
 
 
@@ -55,10 +57,10 @@ def _checked(path: str, config: Any) -> Path:
             f"--ckpt_path {path!r}: give a file; an unfinished run goes on from its last checkpoint without --ckpt_path"
         )
     if not Path(path).is_file():
-        raise InputError(f"--ckpt_path: no file {path!r}; give a checkpoint, such as RUN/checkpoints/last.ckpt")
+        raise InputError(f"--ckpt_path: no file {path!r}; give a checkpoint, such as {_LAST}")
     weights_only = config.weights_only is not False
     if not zipfile.is_zipfile(path):
-        raise InputError(f"--ckpt_path {path!r} is no checkpoint, or is cut short; give RUN/checkpoints/last.ckpt")
+        raise InputError(f"--ckpt_path {path!r} is no checkpoint, or is cut short; give {_LAST}")
     try:
         found = torch.load(path, map_location="cpu", weights_only=weights_only, mmap=True)
     except (pickle.UnpicklingError, RuntimeError) as error:

@@ -56,9 +56,10 @@ from fusionlab.distributed.ranks import (
 )
 from fusionlab.errors import InputError, name_list
 from fusionlab.harness import HarnessTasks
+from fusionlab.layout import CHECKPOINTS, LEASES
 from fusionlab.linearize import LINEARIZED_METHODS
 from fusionlab.modules import CausalModule, ClipModule, FusionModule
-from fusionlab.runs.folder import CHECKPOINTS, LEASES, RunFolder
+from fusionlab.runs.folder import RunFolder
 
 TRAINER_DEFAULTS = {
     "max_steps": 80,

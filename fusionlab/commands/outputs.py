@@ -8,8 +8,8 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from fusionlab.evaluation.predicting import write_predictions
+from fusionlab.layout import RESULTS, SCORED
 from fusionlab.reporting import print_table, write_results
-from fusionlab.runs.folder import RESULTS
 
 
 def write_scores(command: str, config: Any, trainer: Trainer, module: Any) -> None:
@@ -21,7 +21,7 @@ def write_scores(command: str, config: Any, trainer: Trainer, module: Any) -> No
         return
     path = Path(config.output) if config.output else Path(config.trainer.default_root_dir) / RESULTS
     if path.exists() and not config.output:  # the results of the run itself stay as they are
-        path = path.with_name(f"{command}.json")
+        path = path.with_name(SCORED[command])
     write_results(path, module.rows)
     print(f"rows: {path}")
 

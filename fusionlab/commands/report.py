@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fusionlab.commands.parser import parse
 from fusionlab.errors import InputError
+from fusionlab.layout import PAGE, REPORT
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def main(argv: list[str]) -> int:
     sections = [section for run in recipe.runs for section in sections_of(Path(run).expanduser(), published)]
     output = Path(recipe.output).expanduser()
     write_report(output, recipe.title, sections)
-    print(f"report: {output / 'report.html'}, {output / 'report.md'}")
+    print(f"report: {output / PAGE}, {output / REPORT}")
     return 0
 
 

@@ -19,6 +19,7 @@ from fusionlab.contracts import Backbone
 from fusionlab.files import write_folder
 from fusionlab.fusion.adapted import task_vector
 from fusionlab.fusion.making import FusedModel
+from fusionlab.layout import CARD, FUSION, OWN, STATS
 from fusionlab.rules.config import to_config
 from fusionlab.runs.loading import base_hash, point_hash
 from fusionlab.tensors import save_state
@@ -26,7 +27,7 @@ from fusionlab.tensors.companions import carry
 from fusionlab.tensors.dtypes import say_dtype
 from fusionlab.tensors.fingerprints import file_records
 from fusionlab.tensors.state import State
-from fusionlab.tensors.stats import STATS, adapter_files, task_vector_key, write_squared_norms
+from fusionlab.tensors.stats import adapter_files, task_vector_key, write_squared_norms
 
 _CONFIGS = ("config.json", "open_clip_config.json")  # which says how the weights are laid out
 _PIXELS = ("preprocessor_config.json", "processor_config.json")
@@ -58,7 +59,7 @@ def save_finetuned(
         own["base_hash"] = known_hash
     with write_folder(folder, overwrite=True) as unfinished:
         _write_weights(unfinished, weights, backbone, own)
-        path = unfinished / "fusionlab.json"
+        path = unfinished / OWN
         written = json.loads(path.read_text()) if path.is_file() else {}
         path.write_text(json.dumps(written | own, indent=2, sort_keys=True) + "\n")
         if isinstance(weights, Adapter):
@@ -101,7 +102,7 @@ def save_fused(
     )
     with write_folder(folder, overwrite=True) as unfinished:
         _write_weights(unfinished, fused.weights, backbone, record, save_fused_adapter)
-        (unfinished / "fusion.json").write_text(json.dumps(record, indent=2) + "\n")
+        (unfinished / FUSION).write_text(json.dumps(record, indent=2) + "\n")
 
 
 def _write_weights(
@@ -123,7 +124,7 @@ def _write_weights(
         say_dtype(folder, dtype)
     if is_linearized(weights):
         record["linearization_point"] = point_hash(backbone.model)
-        (folder / "README.md").write_text(TANGENT_CARD.format(base=backbone.name, point=record["linearization_point"]))
+        (folder / CARD).write_text(TANGENT_CARD.format(base=backbone.name, point=record["linearization_point"]))
 
 
 def _write_companions(folder: Path, backbone: Backbone) -> None:

@@ -22,6 +22,7 @@ from fusionlab.errors import InputError, name_list
 from fusionlab.evaluation.scores import Row, evaluate, mean_over_ranks
 from fusionlab.fusion.folders import save_finetuned
 from fusionlab.keys import keyed
+from fusionlab.layout import ADAPTERS, FINETUNED
 from fusionlab.linearize import LINEARIZED_METHODS
 from fusionlab.modules.adaptation import Method, make_adaptation
 from fusionlab.modules.applying import (
@@ -269,7 +270,7 @@ class FusionModule(LightningModule, ABC):
     def _export(self, root: Path, task: str, weights: Weights) -> None:
         if self.global_rank:
             return
-        kind = "adapters" if isinstance(weights, Adapter) else "finetuned"
+        kind = ADAPTERS if isinstance(weights, Adapter) else FINETUNED
         row = {"model": "finetuned", "finetuned_on": task, "method": self.method}
         save_finetuned(root / kind / task, weights, self.backbone, row, self.adapted_base_hash)
 

@@ -23,6 +23,7 @@ from fusionlab.backbones.tokenizers import generating
 from fusionlab.errors import InputError
 from fusionlab.evaluation.metrics import Accuracy, Perplexity, RankedAccuracy, ScoreCorrelation
 from fusionlab.files import write_folder
+from fusionlab.layout import BASE
 from fusionlab.modules.answering import Evaluation, check_evaluation, is_generated
 from fusionlab.modules.applying import Linearized
 from fusionlab.modules.base import FusionModule, Method
@@ -118,7 +119,7 @@ class CausalModule(FusionModule):
 
     @property
     def _converted(self) -> Path:
-        return Path(self.trainer.default_root_dir) / "base"
+        return Path(self.trainer.default_root_dir) / BASE
 
     def on_fit_start(self) -> None:
         """As every module; a base that is on disk in another form only is written once."""

@@ -19,11 +19,10 @@ from fusionlab.distributed.sharding import gathered, split, split_like
 from fusionlab.errors import InputError, name_list
 from fusionlab.files import write_folder
 from fusionlab.keys import key_of, plain
+from fusionlab.layout import HEADS
 from fusionlab.modules.base import Method
 from fusionlab.modules.images import ImageClassifier
 from fusionlab.tensors import save_state
-
-HEADS = "heads"
 
 
 class ViTModule(ImageClassifier):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fusionlab.files import write_text, written_whole
+from fusionlab.layout import PAGE, PLOTS, REPORT
 from fusionlab.reporting.charts import Chart
 from fusionlab.reporting.results import markdown_table
 
@@ -59,10 +60,10 @@ def write_report(folder: Path, title: str, sections: Sequence[Section]) -> None:
     for section in sections:
         for part in section.parts:
             if not isinstance(part, Table):
-                with written_whole(folder / "plots" / f"{part.name}.png") as beside:
+                with written_whole(folder / PLOTS / f"{part.name}.png") as beside:
                     beside.write_bytes(part.png)
-    write_text(folder / "report.md", as_markdown(title, sections))
-    write_text(folder / "report.html", as_html(title, sections))
+    write_text(folder / REPORT, as_markdown(title, sections))
+    write_text(folder / PAGE, as_html(title, sections))
 
 
 def as_markdown(title: str, sections: Sequence[Section]) -> str:
@@ -76,7 +77,7 @@ def as_markdown(title: str, sections: Sequence[Section]) -> str:
             if isinstance(part, Table):
                 lines += [f"{part.caption}:", "", markdown_table(part.header, part.body), ""]
             else:
-                lines += [f"![{part.caption}](plots/{part.name}.png)", "", f"*{part.caption}*", ""]
+                lines += [f"![{part.caption}]({PLOTS}/{part.name}.png)", "", f"*{part.caption}*", ""]
     return "\n".join(lines)
 
 

@@ -12,7 +12,7 @@ from fusionlab.errors import InputError, name_list
 from fusionlab.evaluation.scores import COUNTS, LM_EVAL, LOWER_IS_BETTER, Row, primary_rows
 from fusionlab.files import write_text, written_whole
 from fusionlab.keys import scoring_key
-from fusionlab.runs.folder import RESULTS
+from fusionlab.layout import RESULTS
 
 SCHEMA = 1
 _log = logging.getLogger(__name__)

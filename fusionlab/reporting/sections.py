@@ -9,13 +9,12 @@ from typing import Any
 
 from fusionlab.errors import InputError
 from fusionlab.evaluation.scores import LM_EVAL
+from fusionlab.layout import FUSED, FUSION, PLOTS, RESULTS, SCORES, SWEEP
 from fusionlab.reporting.charts import Chart, Line, bar_chart, heat_maps, line_chart
 from fusionlab.reporting.page import Picture, Section, Table
 from fusionlab.reporting.published import METHOD_OF_MODE, RULE_OF_METHOD, PublishedSummary
 from fusionlab.reporting.results import harness_table, limits, line_name, table
-from fusionlab.runs.folder import RESULTS
 
-SWEEP = "sweep.json"
 PROTOCOLS = {
     "strict": "strict: coefficients chosen on validation, reported on test",
     "published": "published protocol: coefficients chosen on the reported test scores, which flatters",
@@ -65,15 +64,15 @@ def _of_run(folder: Path) -> Section:
     if cosines:
         caption = f"{folder.name}: cosine similarity of the task vectors"
         section.parts.append(heat_maps(f"{name}-cosines", caption, {folder.name: cosines}))
-    for path in sorted((folder / "plots").glob("*.png")):
-        if path.name != "scores.png":  # drawn above
+    for path in sorted((folder / PLOTS).glob("*.png")):
+        if path.name != SCORES:  # drawn above
             caption = f"{folder.name}: {path.stem.replace('_', ' ')}"
             section.parts.append(Picture(f"{name}-{path.stem}", caption, path.read_bytes()))
     return section
 
 
 def _cosines_of_run(folder: Path) -> dict[str, dict[str, float]]:
-    for path in sorted((folder / "fused").glob("*/fusion.json")):
+    for path in sorted((folder / FUSED).glob(f"*/{FUSION}")):
         cosines = json.loads(path.read_text()).get("cosines") or {}
         names = list(dict.fromkeys([*cosines, *(other for row in cosines.values() for other in row)]))
         if len(names) > 1:

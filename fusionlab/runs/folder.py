@@ -15,10 +15,24 @@ import yaml
 
 from fusionlab.errors import InputError, name_list
 from fusionlab.files import write_text
+from fusionlab.layout import (
+    ADAPTERS,
+    BASE,
+    CHECKPOINTS,
+    CONFIG,
+    DIAGNOSTICS,
+    FINETUNED,
+    FUSED,
+    HEADS,
+    LAST,
+    PARTS,
+    PLOTS,
+    RESULTS,
+    RUNS,
+    TAKEN,
+    TRAINED,
+)
 
-CONFIG, RESULTS, CHECKPOINTS = "config.yaml", "results.json", "checkpoints"
-# tasks that were trained by other jobs: parts/<tasks>/ with config.yaml, checkpoints and, once done, trained.json
-PARTS, TRAINED, TAKEN, LEASES = "parts", "trained.json", "parts/taken.json", "leases"
 RunState = Literal["new", "unfinished", "extended"]
 # what may differ when a run is taken up again: where and how it runs, not what it computes
 _FREE_KEYS = (
@@ -44,7 +58,7 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def next_free(cls, stem: str, parent: Path = Path("runs")) -> RunFolder:
+    def next_free(cls, stem: str, parent: Path = Path(RUNS)) -> RunFolder:
         """``runs/<stem>-<k>`` with the lowest k that is not taken by a finished or started run."""
         stem = "".join(char if char.isalnum() or char in "._-" else "-" for char in stem)
         k = 1
@@ -55,7 +69,7 @@ class RunFolder:
     @property
     def last_checkpoint(self) -> Path | None:
         """The newest complete checkpoint, or None."""
-        path = self.path / CHECKPOINTS / "last.ckpt"
+        path = self.path / CHECKPOINTS / LAST
         return path if path.is_file() else None
 
     def state(self) -> Literal["new", "unfinished", "finished"]:
@@ -124,7 +138,7 @@ class RunFolder:
                     f"{name_list(tasks)} in {str(record.parent)!r} was trained with another configuration: "
                     f"{name_list(changes)}. Give the same configuration, or --overwrite to train all tasks anew."
                 )
-            found |= dict.fromkeys(tasks, record.parent / CHECKPOINTS / "last.ckpt")
+            found |= dict.fromkeys(tasks, record.parent / CHECKPOINTS / LAST)
         return found
 
     def taken(self) -> list[str]:
@@ -143,9 +157,9 @@ class RunFolder:
             self._keep_as_part(yaml.safe_load((self.path / CONFIG).read_text()))
         for name in (RESULTS, TRAINED):
             (self.path / name).unlink(missing_ok=True)
-        for name in (CHECKPOINTS, "adapters", "finetuned", "heads", "base", PARTS) if overwrite else ():
+        for name in (CHECKPOINTS, ADAPTERS, FINETUNED, HEADS, BASE, PARTS) if overwrite else ():
             shutil.rmtree(self.path / name, ignore_errors=True)
-        for name in ("fused", "plots", "diagnostics"):
+        for name in (FUSED, PLOTS, DIAGNOSTICS):
             shutil.rmtree(self.path / name, ignore_errors=True)
         taken = list(taken)
         if taken:

@@ -18,8 +18,8 @@ from fusionlab.backbones.layout import from_disk, names_on_disk
 from fusionlab.errors import InputError, name_list
 from fusionlab.files import accessed, is_there, path_of
 from fusionlab.foreign import Results, RunConfig, read_json, read_yaml
+from fusionlab.layout import ADAPTER_CONFIG, ADAPTERS, CONFIG, FINETUNED, FUSED, RESULTS
 from fusionlab.linearize import LINEARIZED_METHODS, LinearizedState
-from fusionlab.runs.folder import CONFIG, RESULTS
 from fusionlab.tensors import open_checkpoint
 from fusionlab.tensors.lazy import StateWeights
 from fusionlab.tensors.records import own_record
@@ -114,7 +114,7 @@ def load_weights(
     with accessed(folder):
         inside = sorted(path.name for path in folder.iterdir() if path.is_dir())
     raise InputError(
-        f"{str(folder)!r} holds neither adapter_config.json nor config.json; expected an adapter or a model folder"
+        f"{str(folder)!r} holds neither {ADAPTER_CONFIG} nor config.json; expected an adapter or a model folder"
         + (f". It has the folders {name_list(inside)}: give one below them." if inside else "")
     )
 
@@ -176,9 +176,9 @@ def _load_run(folder: Path) -> Run:
         path=folder,
         config=read_yaml(folder / CONFIG, RunConfig),
         rows=read_json(results, Results)["rows"] if is_there(results) else [],
-        adapters={path.name: adapters.load_adapter(path) for path in _folders(folder / "adapters")},
-        finetuned={path.name: load_weights(path) for path in _folders(folder / "finetuned")},
-        fused={path.name: load_weights(path) for path in _folders(folder / "fused")},
+        adapters={path.name: adapters.load_adapter(path) for path in _folders(folder / ADAPTERS)},
+        finetuned={path.name: load_weights(path) for path in _folders(folder / FINETUNED)},
+        fused={path.name: load_weights(path) for path in _folders(folder / FUSED)},
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from fusionlab.errors import InputError, name_list
 from fusionlab.files import path_of
 from fusionlab.foreign import ModelConfig, WeightIndex, read_json
+from fusionlab.layout import ADAPTER_CONFIG
 from fusionlab.tensors.companions import NOT_FETCHED, has_custom_code, named_folders
 from fusionlab.tensors.stats import ADAPTER_FILES, ADAPTER_WEIGHTS
 from fusionlab.tensors.weight_files import first_file, is_index, shard_names
@@ -21,7 +22,7 @@ _SCHEMES = ("timm:", "local-dir:", "hf-hub:")
 _ROOT_FILES = ("config.json", "open_clip_config.json")
 _CONFIGS = (
     "config.json",
-    "adapter_config.json",
+    ADAPTER_CONFIG,
 )  # in every request: the hub warns where nothing matches
 
 
@@ -69,7 +70,7 @@ def _download(name: str, variant: str | None) -> Path:
         return (fetch(file) / file).is_file()
 
     folder = Path(download(ignore_patterns=list(NOT_FETCHED)))
-    if (folder / "adapter_config.json").is_file():
+    if (folder / ADAPTER_CONFIG).is_file():
         fetch(*(file for file in ADAPTER_FILES if file not in ADAPTER_WEIGHTS))
         if not any(has(file) for file in ADAPTER_WEIGHTS):
             raise InputError(f"{name!r} on the hub holds none of {name_list(ADAPTER_WEIGHTS)}.")

@@ -7,11 +7,12 @@ from typing import Any
 
 from fusionlab.files import is_there
 from fusionlab.foreign import OwnRecord, read_json
+from fusionlab.layout import FUSION, OWN
 
 
 def own_record(folder: Path) -> dict[str, Any]:
     """The content of ``fusion.json``, or else of ``fusionlab.json``; empty for folders of other tools."""
-    for name in ("fusion.json", "fusionlab.json"):
+    for name in (FUSION, OWN):
         if is_there(folder / name):
             return read_json(folder / name, OwnRecord)
     return {}

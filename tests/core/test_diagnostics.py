@@ -9,14 +9,13 @@ import torch
 import fusionlab
 from fusionlab.adapters import Adapter, Factors, base_state
 from fusionlab.errors import InputError
+from fusionlab.evaluation.plane import grid_of, measure_plane
 from fusionlab.evaluation.scores import evaluate
 from fusionlab.fusion.making import fuse_weights
 from fusionlab.reporting.diagnostics import (
     Diagnostics,
     cosines,
     gram_matrix,
-    grid_of,
-    measure_plane,
     norm_shares,
     norms,
     write_diagnostics,

@@ -8,7 +8,7 @@ import structure
 
 # From the ground up: a room imports rooms that stand before it, and no other.
 ROOMS = (
-    "errors", "files", "memory", "samplers",
+    "errors", "files", "layout", "memory", "samplers",
     "foreign", "blocks", "rules", "tensors", "engine",
     "linearize", "adapters", "contracts", "keys", "backbones", "runs", "fusion",
     "data", "evaluation", "search", "distributed",

@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from fusionlab.errors import InputError
-from fusionlab.runs.folder import CONFIG, RESULTS, RunFolder, changed_keys
+from fusionlab.layout import CONFIG, RESULTS
+from fusionlab.runs.folder import RunFolder, changed_keys
 
 CONFIGURATION = {"model": {"init_args": {"rank": 16}}, "trainer": {"max_steps": 10, "devices": 1}, "overwrite": False}
 

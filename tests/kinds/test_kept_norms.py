@@ -16,9 +16,9 @@ from torch import Tensor
 
 from fusionlab.__main__ import main
 from fusionlab.adapters import Adapter, Factors, save_adapter
+from fusionlab.layout import STATS
 from fusionlab.tensors import fingerprints
 from fusionlab.tensors.fingerprints import END_BYTES, file_records, fingerprint
-from fusionlab.tensors.stats import STATS
 
 SHAPES = {"layers.0.w": (80, 70), "layers.1.w": (4, 3), "bias": (5,)}  # the first is longer than both of its ends
 

@@ -18,6 +18,7 @@ from fusionlab.engine import Job, StateWeights, TensorInfo
 from fusionlab.errors import InputError, name_list
 from fusionlab.files import is_there
 from fusionlab.foreign import PeftConfig, read_json
+from fusionlab.layout import ADAPTER_CONFIG
 from fusionlab.tensors import open_checkpoint
 from fusionlab.tensors.hub import embedded, resolve
 from fusionlab.tensors.lazy import NamedWeights
@@ -49,7 +50,7 @@ def open_base(name: str, variant: str | None = None) -> Opened:
         InputError: not there, not readable, or an adapter.
     """
     path = embedded(name) or resolve(name, variant)
-    if is_there(path / "adapter_config.json"):
+    if is_there(path / ADAPTER_CONFIG):
         raise InputError(f"base {name!r} is an adapter; give the full model it was made for, and it under finetuned.")
     return full_model(name, path, open_checkpoint(path, variant))
 
@@ -71,7 +72,7 @@ def open_input(
         InputError: not there, not readable, of another architecture, or an adapter for another base.
     """
     path = resolve(name, variant)
-    if not is_there(path / "adapter_config.json"):
+    if not is_there(path / ADAPTER_CONFIG):
         _refuse_tangent(task, path)
         opened = _related(task, base, full_model(name, path, open_checkpoint(path, variant)))
         if not opened.is_part:
@@ -87,7 +88,7 @@ def open_input(
             f"adapter {task!r} is a tangent_lora: it acts under the linearized forward only and is no task vector of "
             "weights. Fuse such adapters in a run (fit), or use lora or l_lora adapters."
         )
-    config = read_json(path / "adapter_config.json", PeftConfig)
+    config = read_json(path / ADAPTER_CONFIG, PeftConfig)
     placed = placed_in(task, base, adapter, str((config.get("auto_mapping") or {}).get("base_model_class") or ""))
     given = GivenBase(base.name, placed.layers, lambda: placed.own_names, base.path, _OTHER_BASE)
     recorded = own_record(path).get("base_hash")

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from fusionlab.commands.fuse.opened import Opened
 from fusionlab.engine import Outcome, Plan
-from fusionlab.tensors.stats import STATS, read_squared_norms, task_vector_key, write_squared_norms
+from fusionlab.layout import STATS
+from fusionlab.tensors.stats import read_squared_norms, task_vector_key, write_squared_norms
 
 
 def _stats(base: Opened, opened: Opened) -> tuple[Path, str]:

@@ -17,6 +17,7 @@ from fusionlab.engine import Outcome
 from fusionlab.engine.job import num_reads
 from fusionlab.errors import name_list
 from fusionlab.foreign import read_json
+from fusionlab.layout import CARD, FUSION
 from fusionlab.tensors.companions import carried_files, carry
 from fusionlab.tensors.dtypes import say_dtype
 from fusionlab.tensors.weight_files import EXPLICIT
@@ -96,8 +97,8 @@ def fusion_record(prepared: Prepared, outcome: Outcome, details: Mapping[str, An
 
 def write_reports(folder: Path, prepared: Prepared, record: Mapping[str, Any]) -> None:
     """Write ``fusion.json`` and the card beside the weights, and what full weights need from the base's folder."""
-    (folder / "fusion.json").write_text(json.dumps(record, indent=2) + "\n")
-    (folder / "README.md").write_text(_card(prepared, record))
+    (folder / FUSION).write_text(json.dumps(record, indent=2) + "\n")
+    (folder / CARD).write_text(_card(prepared, record))
     source = _model_folder(prepared)
     if source is None:
         return

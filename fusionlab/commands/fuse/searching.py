@@ -11,6 +11,7 @@ from fusionlab import rules
 from fusionlab.commands.fuse.offline import UNTUNED, Prepared, prepare
 from fusionlab.commands.fuse.recipe import Recipe, parse_size
 from fusionlab.errors import InputError, name_list
+from fusionlab.layout import HEADS
 from fusionlab.rules.config import known_rules
 from fusionlab.tensors.stats import adapter_files
 
@@ -153,7 +154,7 @@ def _bytes_in_memory(prepared: Prepared) -> int:
 def _runs(prepared: Prepared) -> list[Path]:
     """The run folders that the inputs lie in, whose heads belong to them."""
     parents = dict.fromkeys(each.path.resolve().parents[1] for each in prepared.inputs.values())
-    return [parent for parent in parents if (parent / "heads").is_dir()]
+    return [parent for parent in parents if (parent / HEADS).is_dir()]
 
 
 def _with_class(given: str | Mapping[str, Any] | None) -> dict[str, Any]:

@@ -12,10 +12,11 @@ from safetensors import SafetensorError, safe_open
 from fusionlab.errors import InputError, name_list
 from fusionlab.files import accessed, is_there
 from fusionlab.foreign import TokenizerFile, read_json
+from fusionlab.layout import ADAPTER_MODEL, ADAPTER_PICKLED
 from fusionlab.tensors.readers import load_pickle
 
 _TOKENIZER = "tokenizer.json"
-_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
+_ADAPTERS = (ADAPTER_MODEL, ADAPTER_PICKLED)
 _PREFIX = "base_model.model."
 _WRAPPED = re.compile(r"\.(base_layer|modules_to_save|original_module)\.")  # PEFT's own names around a layer's
 Shapes = Mapping[str, tuple[int, ...]]

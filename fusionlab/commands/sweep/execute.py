@@ -32,6 +32,7 @@ from fusionlab.commands.sweep.worker import RunWorker, chunks, validation_point
 from fusionlab.evaluation.scores import Row
 from fusionlab.fusion.finetuned import Finetuned
 from fusionlab.keys import FORMULAS, key_of
+from fusionlab.layout import LEDGER, SINGLE_TASK
 from fusionlab.memory import peak_bytes
 from fusionlab.reporting import check_reference, single_task_values
 from fusionlab.rules import Rule, is_open, with_coefficient
@@ -86,8 +87,8 @@ class Sweep:
         self.subsets = recipe.subsets(self.tasks)
         strict = "strict" in recipe.protocols  # else open rules are chosen on test
         check_data({name: rule for name, rule in self.rules.items() if strict or not is_open(rule)}, self.bench.data)
-        self.ledger = Ledger(self.output / "ledger", recipe.lease_seconds)
-        self._singles = Ledger(self.output / "ledger" / "single_task", recipe.lease_seconds)
+        self.ledger = Ledger(self.output / LEDGER, recipe.lease_seconds)
+        self._singles = Ledger(self.ledger.folder / SINGLE_TASK, recipe.lease_seconds)
         self.ledger.check_inputs(self._inputs(), write=False)
         self._loaded: dict[str, Finetuned] = {}
         self._identities: dict[str, RunIdentity] = {}

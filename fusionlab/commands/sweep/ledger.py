@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 from fusionlab.errors import InputError, name_list
 from fusionlab.files import create_text
+from fusionlab.layout import INPUTS, LEASES, POINTS
 from fusionlab.runs.leases import Leases
 
 
@@ -28,7 +29,7 @@ class Ledger:
 
     def __init__(self, folder: Path, lease_seconds: float = 60.0) -> None:
         self.folder = folder
-        self._leases = Leases(folder / "leases", lease_seconds)
+        self._leases = Leases(folder / LEASES, lease_seconds)
 
     def get(self, key: str) -> dict[str, Any] | None:
         """The record, or None."""
@@ -41,7 +42,7 @@ class Ledger:
 
     def records(self) -> Iterator[dict[str, Any]]:
         """All records, by key."""
-        for path in sorted((self.folder / "points").glob("*/*.json")):
+        for path in sorted((self.folder / POINTS).glob("*/*.json")):
             yield json.loads(path.read_text())
 
     def check_inputs(self, inputs: Mapping[str, Any], *, write: bool = True) -> None:
@@ -54,7 +55,7 @@ class Ledger:
         """
         differences, new = [], {}
         for name, value in inputs.items():
-            path = self.folder / "inputs" / f"{quote(name, safe='')}.json"
+            path = self.folder / INPUTS / f"{quote(name, safe='')}.json"
             if not path.is_file():
                 new[path] = value
             elif (known := json.loads(path.read_text())) != value:
@@ -78,7 +79,7 @@ class Ledger:
                 self._leases.give_back(name)
 
     def _path(self, key: str) -> Path:
-        return self.folder / "points" / key[:2] / f"{key}.json"
+        return self.folder / POINTS / key[:2] / f"{key}.json"
 
 
 def _differences(name: str, known: Any, value: Any) -> list[str]:

@@ -15,6 +15,7 @@ from fusionlab.commands.sweep.identity import RunIdentity
 from fusionlab.evaluation.scores import ROW_FIELDS, Row
 from fusionlab.files import write_text
 from fusionlab.keys import plain
+from fusionlab.layout import RESULTS, SWEEP
 from fusionlab.reporting import share, single_task_values
 from fusionlab.reporting.protocols import Denominators, Score, measure
 from fusionlab.rules import coefficient_of, from_config, is_open, to_config
@@ -55,7 +56,7 @@ def write_sweep(sweep: Sweep) -> Path:
         "searches": _searches(records),
         "cosines": {source.name: _cosines(sweep, source) for source in sweep.sources},
     }
-    path = sweep.output / "sweep.json"
+    path = sweep.output / SWEEP
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
     rows = [
         row
@@ -64,7 +65,7 @@ def write_sweep(sweep: Sweep) -> Path:
         for record in found
         for row in _rows(record, protocol, singles[name], full.get(name))
     ]
-    write_text(sweep.output / "results.json", json.dumps({"schema": 1, "rows": rows}, indent=1, allow_nan=False) + "\n")
+    write_text(sweep.output / RESULTS, json.dumps({"schema": 1, "rows": rows}, indent=1, allow_nan=False) + "\n")
     return path
 
 

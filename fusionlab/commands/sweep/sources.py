@@ -16,7 +16,8 @@ from fusionlab.commands.sweep.recipe import Space, SweepRecipe
 from fusionlab.errors import InputError, name_list
 from fusionlab.files import write_text
 from fusionlab.fusion.finetuned import Finetuned
-from fusionlab.runs.folder import CONFIG, RESULTS, RunFolder, changed_keys
+from fusionlab.layout import ADAPTERS, CONFIG, FINETUNED, FITS, RESULTS, RUNS
+from fusionlab.runs.folder import RunFolder, changed_keys
 from fusionlab.runs.loading import load_weights
 from fusionlab.search.workbench import Workbench
 
@@ -72,7 +73,7 @@ class RunSource:
             )
 
     def _given(self, output: Path) -> Path:
-        return output / "fit" / f"{self.name}.yaml"
+        return output / FITS / f"{self.name}.yaml"
 
     def fit(self, output: Path) -> None:
         """Run ``fit`` in this process; an unfinished run goes on."""
@@ -99,7 +100,7 @@ def sources(recipe: SweepRecipe) -> list[RunSource]:
 
 def _sources(recipe: SweepRecipe) -> list[RunSource]:
     if not recipe.runs:
-        root = Path(recipe.output) / "runs"
+        root = Path(recipe.output) / RUNS
         return [
             RunSource(method, seed, (root / f"{method}-seed{seed}",),
                       recipe.fit_config(method, seed, root / f"{method}-seed{seed}"))
@@ -138,7 +139,7 @@ def load_finetuned(source: RunSource, bench: Workbench, space: Space = "delta_we
     """
     found: dict[str, tuple[Path, Any]] = {}
     for folder in source.folders:
-        for parent in (folder / "adapters", folder / "finetuned"):
+        for parent in (folder / ADAPTERS, folder / FINETUNED):
             for path in sorted(item for item in parent.glob("*") if item.is_dir() and not item.name.startswith(".")):
                 if path.name in found:
                     raise InputError(

@@ -14,6 +14,7 @@ from fusionlab.data.tasks import without_classes as tasks_without_classes
 from fusionlab.errors import InputError, name_list
 from fusionlab.evaluation.plane import Plane, grid_of, measure_plane
 from fusionlab.files import written_whole
+from fusionlab.layout import COSINES, DIAGNOSTICS, NORM_SHARES, NORMS, PLANE, PLANE_TASKS, PLOTS
 from fusionlab.reporting import save_figure
 from fusionlab.reporting.diagnostics.geometry import Gram, check_several, cosines, gram_matrix, norm_shares, norms
 from fusionlab.tensors.state import State
@@ -88,17 +89,15 @@ def write_diagnostics(root: Path, base: State, finetuned: Mapping[str, Weights],
     """
     gram = gram_matrix(base, finetuned)
     similarity, lengths, shares = cosines(gram), norms(gram), norm_shares(base, finetuned)
-    folder = root / "diagnostics"
-    pairs = [(one, other) for one in gram for other in gram]
-    _write(
-        folder / "cosines.csv", ("task", "other", "cosine"), ((*pair, similarity[pair[0]][pair[1]]) for pair in pairs)
-    )
-    _write(folder / "norms.csv", ("task", "norm"), lengths.items())
+    folder = root / DIAGNOSTICS
+    by_pair = ((one, other, similarity[one][other]) for one in gram for other in gram)
+    _write(folder / f"{COSINES}.csv", ("task", "other", "cosine"), by_pair)
+    _write(folder / f"{NORMS}.csv", ("task", "norm"), lengths.items())
     by_layer = ((task, layer, share) for task, row in shares.items() for layer, share in row.items())
-    _write(folder / "norm_shares.csv", ("task", "layer", "share"), by_layer)
-    _draw(root / "plots" / "cosines.png", lambda figure: _matrix(figure, similarity, "cosine similarity", (-1, 1)))
+    _write(folder / f"{NORM_SHARES}.csv", ("task", "layer", "share"), by_layer)
+    _draw(root / PLOTS / f"{COSINES}.png", lambda figure: _matrix(figure, similarity, "cosine similarity", (-1, 1)))
     _draw(
-        root / "plots" / "norm_shares.png",
+        root / PLOTS / f"{NORM_SHARES}.png",
         lambda figure: _matrix(figure, shares, "share of the squared norm", (0, None)),
     )
     if plane is not None:
@@ -112,8 +111,8 @@ def _write_plane(root: Path, plane: Plane) -> None:
         (*point, error, *(values[point][task] for values in (plane.loss, plane.accuracy) for task in plane.tasks))
         for point, error in plane.disentanglement.items()
     )
-    _write(root / "diagnostics" / "plane.csv", header, lines)
-    _write(root / "diagnostics" / "plane_tasks.csv", ("number", "task"), ((1, first), (2, second)))
+    _write(root / DIAGNOSTICS / f"{PLANE}.csv", header, lines)
+    _write(root / DIAGNOSTICS / f"{PLANE_TASKS}.csv", ("number", "task"), ((1, first), (2, second)))
     maps = {
         "disentanglement": plane.disentanglement,
         "loss": {point: sum(values.values()) / 2 for point, values in plane.loss.items()},
@@ -126,7 +125,7 @@ def _write_plane(root: Path, plane: Plane) -> None:
     }
     for name, values in maps.items():
         draw = partial(_contours, plane=plane, values=values, title=titles[name])
-        _draw(root / "plots" / f"plane_{name}.png", draw)
+        _draw(root / PLOTS / f"{PLANE}_{name}.png", draw)
 
 
 def _write(path: Path, header: Sequence[str], lines: Iterable[Sequence[Any]]) -> None:
