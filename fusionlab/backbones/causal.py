@@ -157,18 +157,21 @@ class CausalBackbone(nn.Module):
             shape ``(batch, columns, vocab)``.
         """
         if position_ids is not None:
-            self.check_packing()
+            self.check_packing(input_ids.shape[1])
         return self._packed_logits(input_ids, position_ids, self._apart_by or "positions", positions)
 
-    def check_packing(self) -> None:
+    def check_packing(self, longest: int) -> None:
         """Find out, once, how samples of one row are kept apart.
+
+        Args:
+            longest: tokens of the longest sample.
 
         Raises:
             InputError: the architecture does not keep them apart.
         """
         if self._apart_by is None:
             vocabulary = self.model.config.get_text_config().vocab_size
-            self._apart_by = find_apart(self.model, vocabulary, self._packed_logits, self.name)
+            self._apart_by = find_apart(self.model, vocabulary, self._packed_logits, self.name, longest)
 
     def _packed_logits(
         self, input_ids: Tensor, position_ids: Tensor | None, way: Apart, positions: Tensor | int = 0

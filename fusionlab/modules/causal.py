@@ -140,8 +140,8 @@ class CausalModule(FusionModule):
         self.tasks = dict(tasks)
         self.trees = {}
         for name, task in tasks.items():
-            if task.is_packed:
-                self.backbone.check_packing()
+            if task.packed_length is not None:
+                self.backbone.check_packing(task.packed_length)
             if task.label_words is None:
                 continue
             end, unknown = self.backbone.tokenizer.eos_token_id, self.backbone.tokenizer.unk_token_id

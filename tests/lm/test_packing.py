@@ -65,7 +65,7 @@ def test_positions_keep_samples_apart_where_transformers_masks_by_them(
 ) -> None:
     backbone = CausalBackbone.load(str(causal_folder(kind)), name=kind)
     before = torch.get_rng_state()
-    backbone.check_packing()
+    backbone.check_packing(64)
     assert backbone._apart_by == "positions"
     assert torch.equal(torch.get_rng_state(), before)
     assert not any(part.training for part in backbone.model.modules())
@@ -95,7 +95,9 @@ def test_architectures_that_carry_a_state_along_are_refused_before_anything_is_w
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("fault", ["ignores both", "shifted positions", "sees all", "drops positions", "forgets"])
+@pytest.mark.parametrize(
+    "fault", ["ignores both", "shifted positions", "sees all", "drops positions", "forgets", "leaks a little"]
+)
 def test_architectures_of_which_neither_way_is_exact_are_refused(
     causal_folder: Callable[[str], Path], fault: str
 ) -> None:
@@ -115,11 +117,41 @@ def test_architectures_of_which_neither_way_is_exact_are_refused(
             given = {"position_ids": None, "attention_mask": attention_mask}
         if fault == "forgets" and isinstance(attention_mask, Tensor):
             given["attention_mask"] = attention_mask[:, :, -1:, :].expand_as(attention_mask)
+        if fault == "leaks a little" and isinstance(attention_mask, Tensor):
+            given["attention_mask"] = attention_mask.clamp(min=-6.0)
         return forward(input_ids=input_ids, **given, **more)
 
     backbone.model.forward = odd
     with pytest.raises(InputError, match=r"'odd', a .*, does not keep samples of one row apart"):
-        backbone.check_packing()
+        backbone.check_packing(64)
+
+
+@pytest.mark.parametrize(("longest", "is_refused"), [(24, False), (64, True)])
+def test_a_window_counts_where_a_sample_can_be_longer(
+    causal_folder: Callable[[str], Path], longest: int, is_refused: bool
+) -> None:
+    """A mask of ours that forgets a window of 40 is exact for samples that the window holds, and for no longer ones."""
+    backbone = CausalBackbone.load(str(causal_folder("mistral")), name="mistral")
+    config = backbone.model.config
+    config.sliding_window = 40
+    forward = backbone.model.forward
+
+    def odd(input_ids: Tensor, position_ids: Tensor | None = None, attention_mask: Any = None, **more: Any) -> Any:
+        if position_ids is not None:
+            if attention_mask is None:
+                attention_mask = torch.ones_like(input_ids)
+            else:
+                visible = visible_within(position_ids)[:, None]
+                attention_mask = torch.zeros(visible.shape).masked_fill(~visible, torch.finfo(torch.float32).min)
+        return forward(input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask, **more)
+
+    backbone.model.forward = odd
+    if is_refused:
+        with pytest.raises(InputError, match="does not keep samples of one row apart"):
+            backbone.check_packing(longest)
+    else:
+        backbone.check_packing(longest)
+        assert backbone._apart_by == "mask"
 
 
 def test_padding_is_a_sample_of_its_own() -> None:

@@ -67,7 +67,7 @@ class ChatTask:
         label_words: of a ranked task, in label order; None for others.
         answer_ids: the tokens of each label word with what closes it.
         end_ids: tokens that end an answer beside those that the model itself says.
-        is_packed: whether training rows hold several samples.
+        packed_length: tokens of a training row that holds several samples; None where a row is one sample.
     """
 
     name: str
@@ -76,7 +76,7 @@ class ChatTask:
     label_words: tuple[str, ...] | None
     answer_ids: tuple[tuple[int, ...], ...]
     end_ids: tuple[int, ...]
-    is_packed: bool = False
+    packed_length: int | None = None
 
 
 class ChatTasks(TaskData):
@@ -286,7 +286,8 @@ class ChatTasks(TaskData):
             )
         words = source.label_words
         answers = tuple(_learnt(self.encoder.encode(self._answered("x", word))) for word in words or ())
-        return ChatTask(task.name, source.kind, metric, words, answers, self._end_ids, self.packing)
+        packed = self.max_length if self.packing else None
+        return ChatTask(task.name, source.kind, metric, words, answers, self._end_ids, packed)
 
     def _split_of(self, task: str, source: Source, split: SplitName) -> ChatSplit | PackedSplit:
         table, numbers, targets = source.table(split)
