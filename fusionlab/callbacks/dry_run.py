@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 
+from fusionlab.callbacks.attached import attached
+from fusionlab.contracts import Data, Module
 from fusionlab.evaluation.scores import to_device
 from fusionlab.memory import peak_bytes
 
@@ -39,14 +41,13 @@ class DryRun(Callback):
         Raises:
             DryRunEnds: always.
         """
-        module: Any = pl_module
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        module, data = attached(trainer, pl_module)
         losses = self._first_losses(trainer, module)
         if trainer.is_global_zero:
             print("\n".join([*self._plan(trainer, module, data, losses), *_samples(data), _NOT_YET]))
         raise DryRunEnds
 
-    def _plan(self, trainer: Trainer, module: Any, data: Any, losses: Mapping[str, float]) -> list[str]:
+    def _plan(self, trainer: Trainer, module: Module, data: Data, losses: Mapping[str, float]) -> list[str]:
         steps = trainer.estimated_stepping_batches
         verb = "would go on with" if self.state == "unfinished" else "would write"
         lines = [f"fit of {module.backbone.name} by {module.method}: {verb} {self.folder}, {steps} updates"]
@@ -64,10 +65,10 @@ class DryRun(Callback):
         )
         return [*lines, f"memory of each process: {'; '.join(shown)}"]
 
-    def _first_losses(self, trainer: Trainer, module: Any) -> dict[str, float]:
+    def _first_losses(self, trainer: Trainer, module: Module) -> dict[str, float]:
         """The loss of each task's first micro-batch, after a backward pass whose gradients are dropped."""
         found = {}
-        batch = next(iter(trainer.datamodule.train_dataloader()))  # type: ignore[attr-defined]
+        batch = next(iter(trainer.train_dataloader))
         with trainer.precision_plugin.train_step_context():
             for task, part in batch.items():
                 module.activate(task)
@@ -77,7 +78,7 @@ class DryRun(Callback):
         return found
 
 
-def _samples(data: Any) -> list[str]:
+def _samples(data: Data) -> list[str]:
     """The first training samples of tasks that show theirs."""
     lines = []
     for task in data.tasks:
@@ -86,7 +87,7 @@ def _samples(data: Any) -> list[str]:
     return lines
 
 
-def _bytes(tensors: Any) -> int:
+def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 

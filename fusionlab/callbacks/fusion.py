@@ -17,15 +17,17 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from fusionlab import reporting, rules, search
 from fusionlab.adapters import base_state
-from fusionlab.callbacks.harness import harness_rows
+from fusionlab.callbacks.attached import attached
+from fusionlab.callbacks.harness import causal, harness_rows
 from fusionlab.callbacks.progress import FusionProgressBar
+from fusionlab.contracts import Data, Module
 from fusionlab.data.tasks import without_classes
 from fusionlab.engine import try_rule
 from fusionlab.errors import InputError, name_list
 from fusionlab.evaluation.scores import Row, evaluate, rank_and_world_size
 from fusionlab.files import write_text
 from fusionlab.fusion.finetuned import Finetuned
-from fusionlab.fusion.folders import save_fused
+from fusionlab.fusion.folders import export_finetuned, save_fused
 from fusionlab.fusion.making import FusedModel
 from fusionlab.harness import HarnessTasks
 from fusionlab.keys import keyed
@@ -87,64 +89,68 @@ class FusionCallback(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what cannot be had, before anything is trained."""
-        if self.dtype is not None and pl_module.method in LINEARIZED_METHODS:
+        module, data = attached(trainer, pl_module)
+        if self.dtype is not None and module.method in LINEARIZED_METHODS:
             raise InputError(
-                f"fusion.dtype {self.dtype}: models of method {pl_module.method!r} act to first order about the base's "
+                f"fusion.dtype {self.dtype}: models of method {module.method!r} act to first order about the base's "
                 f"own weights, which rounding would move; leave it out"
             )
         if self._reference is not None:
-            pl_module.prepare_tasks(trainer.datamodule.tasks)
-            reporting.check_reference(self._reference, pl_module, trainer.datamodule)
+            module.prepare_tasks(data.tasks)
+            reporting.check_reference(self._reference, module, data)
         if trainer.limit_test_batches == 0:
             raise InputError(
                 "trainer.limit_test_batches 0 leaves nothing to score; leave it out, or give --train_only to train only"
             )
         for rule in self.rules.values():
             if not search.looks_at_data(rule) and not _names_parameters(rule):
-                try_rule(rule, trainer.datamodule.tasks)
-        search.check_data(self.rules, trainer.datamodule)
+                try_rule(rule, data.tasks)
+        search.check_data(self.rules, data)
         if self.diagnostics is not None:
-            self.diagnostics.check(list(trainer.datamodule.tasks), without_classes(trainer.datamodule.tasks))
+            self.diagnostics.check(list(data.tasks), without_classes(data.tasks))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Score on the validation splits and log."""
         if self.should_fuse(trainer):
             with _random_states_preserved():
-                rows, _ = self._score(trainer, pl_module, "validation")
+                rows, _ = self._score(trainer, *attached(trainer, pl_module), "validation")
             pl_module.log_dict({_log_key(row): row["value"] for row in rows if _log_key(row)}, rank_zero_only=True)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Score on the test splits and write the run folder."""
+        module, data = attached(trainer, pl_module)
         with _random_states_preserved():
-            rows, made = self._score(trainer, pl_module, "test")
-            rows += self._harness_rows(trainer, pl_module, made)
-            diagnose = self._diagnosis(trainer, pl_module)
+            rows, made = self._score(trainer, module, data, "test")
+            rows += self._harness_rows(trainer, pl_module, data, made)
+            diagnose = self._diagnosis(module, data)
         if trainer.is_global_zero:
             with _folder_to_write(trainer) as root:
                 diagnose(root)
-                self._write(root, pl_module, trainer.datamodule, rows, made)
+                self._write(root, module, data, rows, made)
         trainer.strategy.barrier("run folder written")
 
-    def _harness_rows(self, trainer: Trainer, module: Any, made: Mapping[str, _Made]) -> list[Row]:
+    def _harness_rows(
+        self, trainer: Trainer, pl_module: LightningModule, data: Data, made: Mapping[str, _Made]
+    ) -> list[Row]:
         """Rows of pretrained, fine-tuned and fused models on lm-eval's tasks; of the first process alone."""
         if self.harness is None:
             return []
-        labels, tasks = {"method": module.method, "seed": module.seed}, list(trainer.datamodule.tasks)
+        module = causal(pl_module)
+        labels, tasks = {"method": module.method, "seed": module.seed}, list(data.tasks)
         models: list[tuple[Any, dict[str, Any]]] = [(None, {"model": "pretrained"})]
         models += [(task, {"model": "finetuned", "finetuned_on": task}) for task in tasks]
         models += [(each.model.weights, _row_of(name, each.model, tasks)) for name, each in made.items()]
         return harness_rows(self.harness, trainer, module, [(weights, row | labels) for weights, row in models])
 
-    def _diagnosis(self, trainer: Trainer, module: Any) -> Callable[[Path], None]:
+    def _diagnosis(self, module: Module, data: Data) -> Callable[[Path], None]:
         """What is to be written into the run folder of how the task vectors lie; all ranks take part."""
         if self.diagnostics is None:
             return lambda root: None
-        finetuned = {task: module.finetuned(task) for task in trainer.datamodule.tasks}
-        plane = self.diagnostics.plane(module, trainer.datamodule, finetuned)
+        finetuned = {task: module.finetuned(task) for task in data.tasks}
+        plane = self.diagnostics.plane(module, data, finetuned)
         return lambda root: write_diagnostics(root, base_state(module.base_model), finetuned, plane)
 
-    def _score(self, trainer: Trainer, module: Any, split: str) -> tuple[list[Row], dict[str, _Made]]:
-        data = trainer.datamodule
+    def _score(self, trainer: Trainer, module: Module, data: Data, split: str) -> tuple[list[Row], dict[str, _Made]]:
         labels = {"method": module.method, "seed": module.seed}
         score = _Scorer(module, data, trainer.progress_bar_callback)
         tasks = list(data.tasks)
@@ -176,9 +182,9 @@ class FusionCallback(Callback):
     def _rounded_name(self, name: str) -> str:
         return f"{name}-{self.dtype}"
 
-    def _write(self, root: Path, module: Any, data: Any, rows: list[Row], made: dict[str, _Made]) -> None:
+    def _write(self, root: Path, module: Module, data: Data, rows: list[Row], made: dict[str, _Made]) -> None:
         tasks, backbone, method = list(data.tasks), module.backbone, {"method": module.method}
-        module.export(root, tasks)
+        export_finetuned(module, root, tasks)
         for name, each in made.items():
             row = _row_of(name, each.model, tasks) | method
             searched = {"search": each.found.looked_at} if each.found.scores else {}
@@ -215,8 +221,8 @@ class _Made:
 class _Scorer:
     """Scores weights on tasks, with a progress line."""
 
-    module: Any
-    data: Any
+    module: Module
+    data: Data
     progress: Any
 
     def __call__(self, what: str, weights: Any, tasks: list[str], split: str, **labels: Any) -> list[Row]:
@@ -237,7 +243,7 @@ class _Scorer:
         return self.progress.scoring(f"scoring {what} on {split}", batches)
 
 
-def _with_bounds_of_choice(rows: list[Row], data: Any) -> list[Row]:
+def _with_bounds_of_choice(rows: list[Row], data: Data) -> list[Row]:
     """The rows, which say so where the coefficient was chosen on a part of the validation samples."""
     bounds = [
         f"{task} {split.limited}"

@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from fusionlab.adapters.weights import is_linearized
 from fusionlab.evaluation.scores import Row
 from fusionlab.harness import HarnessTasks
+from fusionlab.modules import CausalModule
 
 _log = logging.getLogger(__name__)
 
@@ -25,25 +26,26 @@ class HarnessScores(Callback):
     def __init__(self, tasks: HarnessTasks) -> None:
         self.tasks = tasks
 
-    def on_test_start(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what cannot be scored.
 
         Raises:
             InputError: tasks that generate, and weights that are linearized over the whole network.
         """
-        loaded = pl_module.loaded
+        loaded = causal(pl_module).loaded
         self.tasks.check([], linearized=loaded is not None and is_linearized(loaded.weights))
 
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Score by lm-eval."""
-        loaded = pl_module.loaded
+        module = causal(pl_module)
+        loaded = module.loaded
         labels = {"model": "pretrained"} if loaded is None else loaded.labels
         weights = None if loaded is None else loaded.weights
-        pl_module.rows += harness_rows(self.tasks, trainer, pl_module, [(weights, {"seed": pl_module.seed, **labels})])
+        module.rows += harness_rows(self.tasks, trainer, module, [(weights, {"seed": module.seed, **labels})])
 
 
 def harness_rows(
-    tasks: HarnessTasks, trainer: Trainer, module: LightningModule | Any, models: Iterable[tuple[Any, dict[str, Any]]]
+    tasks: HarnessTasks, trainer: Trainer, module: CausalModule, models: Iterable[tuple[Any, dict[str, Any]]]
 ) -> list[Row]:
     """lm-eval's rows of several weights, on the first process alone; the others wait, and have none.
 
@@ -62,3 +64,9 @@ def harness_rows(
                 rows += tasks.rows(module, trainer.datamodule.eval_batch_size, **labels)
         trainer.strategy.barrier("scored by lm-eval")
     return rows
+
+
+def causal(module: LightningModule) -> CausalModule:
+    """``module``, which was found to have a language model when lm-eval's tasks were given."""
+    assert isinstance(module, CausalModule), type(module)
+    return module

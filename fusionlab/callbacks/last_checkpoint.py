@@ -14,6 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins import TorchCheckpointIO
 
+from fusionlab.callbacks.attached import attached
 from fusionlab.errors import InputError
 from fusionlab.files import written_whole
 from fusionlab.layout import LAST
@@ -58,8 +59,8 @@ class LastCheckpoint(Checkpoint):
         if trainer.is_global_zero and self.path.parent.is_dir():
             for leftover in self.path.parent.glob(f".{LAST}.tmp-*"):
                 leftover.unlink(missing_ok=True)
-        batch_size = getattr(trainer.datamodule, "batch_size", 0)
-        self._run = {"processes": trainer.world_size, "batch_size": batch_size * trainer.world_size}
+        _, data = attached(trainer, pl_module)
+        self._run = {"processes": trainer.world_size, "batch_size": data.batch_size * trainer.world_size}
         if self._restored is not None and self._restored["run"] != self._run and trainer.is_global_zero:
             print(_what_changed(self._restored["run"], self._run), file=sys.stderr)
 

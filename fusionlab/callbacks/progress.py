@@ -10,6 +10,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from fusionlab.callbacks.attached import attached
+
 
 class FusionProgressBar(ProgressBar):
     """Says what is running: the training step with its loss, or which model is scored on which split."""
@@ -30,10 +32,11 @@ class FusionProgressBar(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the training line at the step that the run is at."""
-        tasks = len(trainer.datamodule.tasks)
+        module, data = attached(trainer, pl_module)
+        tasks = len(data.tasks)
         total = trainer.estimated_stepping_batches
         self._training = self._draw().add_task(
-            f"fine-tuning {tasks} task{'s' * (tasks != 1)} ({pl_module.method})",
+            f"fine-tuning {tasks} task{'s' * (tasks != 1)} ({module.method})",
             total=None if total == float("inf") else int(total),
             completed=trainer.global_step,
             detail="",

@@ -10,8 +10,11 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from fusionlab.callbacks.attached import attached
+from fusionlab.contracts import Module
 from fusionlab.distributed.ranks import raise_together, same_on_all_ranks
 from fusionlab.errors import InputError, name_list
+from fusionlab.fusion.folders import export_finetuned
 from fusionlab.layout import LEASES
 from fusionlab.runs.folder import RunFolder, RunState
 from fusionlab.runs.leases import Leases
@@ -53,8 +56,7 @@ class RunFolderCallback(Callback):
         """Make what is trained, and fill in what other jobs have trained; only the rest is trained."""
         if stage != "fit" or not self.taken:
             return
-        module: Any = pl_module
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        module, data = attached(trainer, pl_module)
         module.add_adapters(list(data.tasks))
         for path in dict.fromkeys(self.taken.values()):
             fill_in(module, [task for task, of in self.taken.items() if of == path], path)
@@ -72,18 +74,19 @@ class RunFolderCallback(Callback):
             "taken over": sorted(self.taken),
             "checkpoint": self.folder.last_checkpoint is None,
         }
+        module, data = attached(trainer, pl_module)
         same_on_all_ranks(trainer.strategy, f"the run folder {str(self.folder.path)!r}", seen)
         problem = None
         if trainer.is_global_zero and self.begins:
             try:
-                self._begin(list(trainer.datamodule.tasks))  # type: ignore[attr-defined]
+                self._begin(list(data.tasks))
             except InputError as error:
                 problem = error
         raise_together(trainer.strategy, problem)
-        report = pl_module.injection
+        report = module.injection
         if trainer.is_global_zero and report is not None:
-            tasks = len(trainer.datamodule.tasks)  # type: ignore[attr-defined]
-            print(f"{report.num_adapted_layers} adapted layers, {report.num_trainable:,} trained values, {tasks} tasks")
+            what = f"{report.num_adapted_layers} adapted layers, {report.num_trainable:,} trained values"
+            print(f"{what}, {len(data.tasks)} tasks")
 
     def _begin(self, tasks: list[str]) -> None:
         leases = Leases(self._leases_folder)
@@ -128,9 +131,9 @@ class TrainOnly(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the adapters, or weights, then the mark."""
-        module: Any = pl_module
-        tasks = list(trainer.datamodule.tasks)  # type: ignore[attr-defined]
-        module.export(self.root, tasks)
+        module, data = attached(trainer, pl_module)
+        tasks = list(data.tasks)
+        export_finetuned(module, self.root, tasks)
         if trainer.is_global_zero:
             self.part.finish_part(tasks)
             print(f"trained {name_list(tasks)}: {self.root}")
@@ -138,7 +141,7 @@ class TrainOnly(Callback):
 
 
 @torch.no_grad()
-def fill_in(module: Any, tasks: list[str], path: Path) -> None:
+def fill_in(module: Module, tasks: list[str], path: Path) -> None:
     """Copy what a checkpoint holds for ``tasks`` into ``module``.
 
     Raises:

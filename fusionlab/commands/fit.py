@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies import DDPStrategy
 
@@ -41,6 +41,7 @@ from fusionlab.commands.trainer import (
     profiler_of,
     quiet,
 )
+from fusionlab.contracts import as_data, as_module
 from fusionlab.data import ImageTasks
 from fusionlab.data.tasks import check_samples
 from fusionlab.distributed.ranks import (
@@ -58,7 +59,7 @@ from fusionlab.errors import InputError, name_list
 from fusionlab.harness import HarnessTasks
 from fusionlab.layout import CHECKPOINTS, LEASES
 from fusionlab.linearize import LINEARIZED_METHODS
-from fusionlab.modules import CausalModule, ClipModule, FusionModule
+from fusionlab.modules import CausalModule, ClipModule
 from fusionlab.runs.folder import RunFolder
 
 TRAINER_DEFAULTS = {
@@ -139,8 +140,6 @@ class FusionCLI(LightningCLI):
             raise InputError("seed_everything must be a number, so that the run can be repeated")
         if self.subcommand == "predict" and config.output is None:
             raise InputError("predict needs --output, the file for the predictions, such as predictions.csv")
-        if "tasks" not in config.data.init_args:
-            raise InputError(f"data: {config.data.class_path} has no tasks; give ImageTasks, TextTasks or ChatTasks")
         check_given(self.subcommand, self.given, config.data.class_path)
         if self.subcommand == "validate" and "trainer.limit_val_batches" not in self.given:
             config.trainer.limit_val_batches = config.trainer.limit_val_batches or 1.0  # 0 is what fit has
@@ -148,7 +147,7 @@ class FusionCLI(LightningCLI):
         check_strategy(config.trainer.strategy)
         if config.trainer.strategy == SHARDED:
             check_sharded(
-                config.model.init_args.method,
+                config.model.init_args.get("method"),
                 train_only=self.subcommand == "fit" and config.train_only,
                 limit_val_batches=config.trainer.limit_val_batches,
             )
@@ -201,12 +200,13 @@ class FusionCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Decide between a new run, a resumed one, and a refusal; nothing is written before the data is checked."""
-        check_samples(self.model, self.datamodule)
+        module, data = as_module(self.model), as_data(self.datamodule)
+        check_samples(module, data)
         config = self.config[self.subcommand]
-        for key, value in self.model.resolved.items():
+        for key, value in module.resolved.items():
             config.model.init_args[key] = value
-        if config.data.init_args.tasks is None:
-            config.data.init_args.tasks = list(self.datamodule.definitions)
+        if "tasks" in config.data.init_args and config.data.init_args.tasks is None:
+            config.data.init_args.tasks = list(data.task_names)
         self._add_harness(config)
         if self.subcommand != "fit":
             return
@@ -214,7 +214,7 @@ class FusionCLI(LightningCLI):
         resolved = yaml.safe_load(written)[self.subcommand]
         check_monitors(
             self.trainer.callbacks,
-            self.datamodule.definitions,
+            data.task_names,
             validates=bool(self.trainer.limit_val_batches),
             fuses=config.fusion.every_n_epochs is not None,
         )
@@ -267,7 +267,7 @@ class FusionCLI(LightningCLI):
         entries = [entry if isinstance(entry, str) else dict(entry) for entry in config.harness]
         tasks = HarnessTasks.load(entries, config.harness_limit, config.harness_num_fewshot)
         linearized = self.subcommand == "fit" or self.model.weights is not None
-        tasks.check(self.datamodule.definitions, linearized=linearized and self.model.method in LINEARIZED_METHODS)
+        tasks.check(self.datamodule.task_names, linearized=linearized and self.model.method in LINEARIZED_METHODS)
         if self.subcommand == "test":
             self.trainer.callbacks.append(HarnessScores(tasks))
             return
@@ -340,7 +340,7 @@ def _run(argv: list[str]) -> int:
     argv = [argv[0], *checked_flags(argv[1:], ["fusion.rules"])]
     try:
         FusionCLI(
-            FusionModule,
+            LightningModule,
             LightningDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,

@@ -9,10 +9,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from fusionlab.contracts import ModuleDefaults
 from fusionlab.distributed.ranks import RUN_FOLDER_VARIABLE, started_world_size
 from fusionlab.errors import InputError
 from fusionlab.modules import FusionModule
 from fusionlab.runs.folder import RunFolder
+from fusionlab.search.workbench import class_of
 
 
 def folder_of(config: Any) -> RunFolder:
@@ -20,6 +22,8 @@ def folder_of(config: Any) -> RunFolder:
     root = RunFolder(Path(config.trainer.default_root_dir))
     if not config.train_only:
         return root
+    if not config.data.init_args.get("tasks"):
+        raise InputError(f"train_only: name the tasks to train in --data.tasks; {config.data.class_path} takes none")
     return root.part(task if isinstance(task, str) else task["name"] for task in config.data.init_args.tasks)
 
 
@@ -47,17 +51,13 @@ def next_run_folder(command: str, config: Any) -> RunFolder:
             f"{what} were started: give --trainer.default_root_dir, a folder that all of them see, so that they "
             f"agree on it"
         )
-    backbone = config.model.init_args.backbone or _import(config.model.class_path).default_backbone
-    return RunFolder.next_free(
-        f"{Path(backbone).name}-{config.model.init_args.method if command == 'fit' else command}"
-    )
+    own = class_of(config.model.class_path, "fusionlab.modules")
+    default = own.default_backbone if issubclass(own, FusionModule) else own.__name__
+    backbone = config.model.init_args.get("backbone") or default
+    method = config.model.init_args.get("method", ModuleDefaults.method)
+    return RunFolder.next_free(f"{Path(backbone).name}-{method if command == 'fit' else command}")
 
 
 def _chosen_by_first() -> str | None:
     """The folder that the process which started this one has chosen."""
     return os.environ.get(RUN_FOLDER_VARIABLE) if os.environ.get("LOCAL_RANK", "0") != "0" else None
-
-
-def _import(class_path: str) -> type[FusionModule]:
-    module, _, name = class_path.rpartition(".")
-    return getattr(__import__(module, fromlist=[name]), name)

@@ -7,15 +7,16 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
+from fusionlab.contracts import Module
 from fusionlab.evaluation.predicting import write_predictions
 from fusionlab.layout import RESULTS, SCORED
 from fusionlab.reporting import print_table, write_results
 
 
-def write_scores(command: str, config: Any, trainer: Trainer, module: Any) -> None:
+def write_scores(command: str, config: Any, trainer: Trainer, module: Module) -> None:
     """Draw the rows that were scored, and write them: to ``output``, else into the run folder."""
     if config.verbose:
-        print_table(module.rows, f"{module.backbone.name}: {config.model.init_args.weights or 'pretrained'}")
+        print_table(module.rows, f"{module.backbone.name}: {config.model.init_args.get('weights') or 'pretrained'}")
     if trainer.fast_dev_run:
         print("fast_dev_run: nothing is written")
         return
@@ -26,7 +27,7 @@ def write_scores(command: str, config: Any, trainer: Trainer, module: Any) -> No
     print(f"rows: {path}")
 
 
-def write_labels(config: Any, trainer: Trainer, module: Any) -> None:
+def write_labels(config: Any, trainer: Trainer, module: Module) -> None:
     """Write the predictions to ``output``, and say so where they are of a part of the inputs."""
     what = f"{len(module.predictions)} predictions"
     if trainer.limit_predict_batches != 1.0:

@@ -6,7 +6,7 @@ are those in the memory of ``backbone.model`` without adapters; tensors of batch
 module is given them, and on the CPU where data give them.
 """
 
-from fusionlab.contracts.checks import as_data, as_module, is_backbone, is_source
+from fusionlab.contracts.checks import as_data, as_module, as_tokenizing, is_backbone, is_source
 from fusionlab.contracts.defaults import DataDefaults, ModuleDefaults, Network
 from fusionlab.contracts.protocols import (
     Application,
@@ -17,6 +17,7 @@ from fusionlab.contracts.protocols import (
     Module,
     Row,
     Source,
+    Tokenizing,
 )
 
 __all__ = [
@@ -31,8 +32,10 @@ __all__ = [
     "Network",
     "Row",
     "Source",
+    "Tokenizing",
     "as_data",
     "as_module",
+    "as_tokenizing",
     "is_backbone",
     "is_source",
 ]

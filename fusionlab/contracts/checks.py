@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TypeGuard
 
-from fusionlab.contracts.protocols import Backbone, Data, Module, Source
+from fusionlab.contracts.protocols import Backbone, Data, Module, Source, Tokenizing
 from fusionlab.errors import InputError
 
 
@@ -27,6 +27,17 @@ def as_data(given: object) -> Data:
     """
     if not _is_data(given):
         raise InputError(_told(given, Data, "data"))
+    return given
+
+
+def as_tokenizing(given: object) -> Tokenizing:
+    """``given`` as a backbone that reads texts.
+
+    Raises:
+        InputError: it has no tokenizer.
+    """
+    if not _is_tokenizing(given):
+        raise InputError(_told(given, Tokenizing, "text backbone"))
     return given
 
 
@@ -56,6 +67,10 @@ def _is_module(given: object) -> TypeGuard[Module]:
 
 def _is_data(given: object) -> TypeGuard[Data]:
     return not missing_members(given, Data)
+
+
+def _is_tokenizing(given: object) -> TypeGuard[Tokenizing]:
+    return not missing_members(given, Tokenizing)
 
 
 def _told(given: object, contract: type, kind: str) -> str:

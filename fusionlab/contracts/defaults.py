@@ -42,12 +42,20 @@ class ModuleDefaults:
     method: str = "full"
     seed: int = 42
     adapted_base_hash: str | None = None
-    injection: InjectionReport | None = None
-    resolved: Mapping[str, Any] = {}
     rows: Sequence[Row] = ()
     predictions: Sequence[Mapping[str, Any]] = ()
     active: str | None = None
     """The task whose weights act; :meth:`Module.activate` sets it."""
+
+    @property
+    def injection(self) -> InjectionReport | None:
+        """No adapters."""
+        return None
+
+    @property
+    def resolved(self) -> Mapping[str, Any]:
+        """Nothing depends on others."""
+        return {}
 
     def check_trained_on(self, checkpoint: Mapping[str, Any], tasks: Sequence[str], where: str) -> None:
         """Nothing is known of it."""

@@ -44,6 +44,14 @@ class Backbone(Protocol):
         """Write what belongs beside full weights, such as a configuration."""
 
 
+class Tokenizing(Protocol):
+    """A backbone that reads texts."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """Of transformers."""
+
+
 class Source(Protocol):
     """What holds fine-tuned weights θ_t of one base and method."""
 
@@ -115,6 +123,10 @@ class Module(Source, Protocol):
     @property
     def device(self) -> torch.device:
         """Where batches are wanted."""
+
+    @property
+    def global_rank(self) -> int:
+        """Of this process."""
 
     @property
     def base_model(self) -> nn.Module:

@@ -12,6 +12,7 @@ import numpy as np
 from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 
+from fusionlab.contracts import DataDefaults
 from fusionlab.data.loader import StepLoader
 from fusionlab.data.splits import SPLITS, SplitName
 from fusionlab.data.tasks import Samples, Task
@@ -27,7 +28,7 @@ _STAGE_SPLITS: dict[str, tuple[SplitName, ...]] = {
 _EMBEDDED = "embedded:"
 
 
-class TaskData(LightningDataModule, ABC):
+class TaskData(LightningDataModule, DataDefaults, ABC):
     """Tasks and their splits; subclasses load one task at a time and say what its samples are (``gives``).
 
     Args:
@@ -49,13 +50,16 @@ class TaskData(LightningDataModule, ABC):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.max_samples, self.seed = max_samples, seed
         self.tasks: dict[str, Any] = {}
-        self.training_tasks: list[str] | None = None
-        """Tasks to train where it is not all of them: the others were trained by earlier jobs."""
-        self.loaded: dict[str, dict[str, Any]] = {name: {} for name in definitions}
+        self.loaded: dict[str, dict[str, Split]] = {name: {} for name in definitions}
         """The splits, whole, by task and name."""
 
     @property
-    def splits(self) -> dict[str, dict[str, Any]]:
+    def task_names(self) -> list[str]:
+        """The tasks in order, known before they are loaded."""
+        return list(self.definitions)
+
+    @property
+    def splits(self) -> dict[str, dict[str, Split]]:
         """The splits by task and name; those that are scored are cut where the trainer's options bound them."""
         return {
             task: {name: self._cut(name, split) for name, split in loaded.items()}
@@ -105,10 +109,6 @@ class TaskData(LightningDataModule, ABC):
             **options,
         )
 
-    def shown_samples(self, task: str) -> list[str]:
-        """Some training samples as text, for users to look at; none where a sample is no text."""
-        return []
-
     def loss_counts(self, splits: Mapping[str, Split]) -> dict[str, Tensor]:
         """What each training sample weighs in its task's loss, int64; tasks whose samples weigh alike are left out."""
         return {}
@@ -147,7 +147,7 @@ class TaskData(LightningDataModule, ABC):
         name = "fast_dev_run" if trainer.fast_dev_run else "limit_val_batches"
         return name, trainer.limit_val_batches or 1.0
 
-    def _cut(self, name: str, split: Any) -> Any:
+    def _cut(self, name: str, split: Split) -> Split:
         option, limit = self._limit(name)
         batches = -(-len(split) // self.eval_batch_size)
         kept = max(1, bounded(batches, limit)) * self.eval_batch_size

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from fusionlab.backbones.images import ImageBackbone
 from fusionlab.backbones.preprocessing import Preprocessing
 from fusionlab.data.base import TaskData, check_embedded, check_positive, embedded, embedded_name, refuse_keys
 from fusionlab.data.cache import cache_root
@@ -187,12 +187,15 @@ class ImageTasks(TaskData):
 
     def _how(self) -> Preprocessing:
         """How the backbone's checkpoint processes images; for another size, or without a backbone, as CLIP does."""
-        module: Any = None if self.trainer is None else self.trainer.lightning_module
-        if module is None:
+        module = None if self.trainer is None else self.trainer.lightning_module
+        backbone = None if module is None else module.backbone
+        if not isinstance(backbone, ImageBackbone):
             if self.image_size is None:
-                raise RuntimeError("set image_size, or attach a trainer whose module has a backbone, before setup")
+                raise RuntimeError(
+                    "set image_size, or attach a trainer whose module has a backbone of images, before setup"
+                )
             return Preprocessing(self.image_size)
-        how = getattr(module.backbone, "preprocessing", None) or Preprocessing(int(module.backbone.image_size))
+        how = backbone.preprocessing
         if self.image_size not in (None, how.image_size):
             return Preprocessing(self.image_size)
         self.image_size = how.image_size

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
+from fusionlab.contracts import Data, Module
 from fusionlab.errors import InputError, did_you_mean, name_list
 
 Samples = Literal["images", "texts", "conversations"]
@@ -202,7 +203,7 @@ class Giving(Protocol):
     gives: ClassVar[Samples]
 
 
-def check_samples(module: object, data: object) -> None:
+def check_samples(module: Module, data: Data) -> None:
     """Refuse data of another kind than the module reads, where both say.
 
     Raises:

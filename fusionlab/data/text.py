@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from fusionlab.contracts import as_tokenizing
 from fusionlab.data.base import TaskData, check_embedded, check_positive, embedded, embedded_name, refuse_keys
 from fusionlab.data.cache import cache_root
 from fusionlab.data.known_tasks import NATURAL_PROMPTS, TEXT_TASKS
@@ -148,8 +149,7 @@ class TextTasks(TaskData):
     def _tokenizer(self) -> Any:
         if self.trainer is None or self.trainer.lightning_module is None:
             raise RuntimeError("attach a trainer whose module has a backbone with a tokenizer before setup")
-        backbone: Any = self.trainer.lightning_module.backbone
-        return backbone.tokenizer
+        return as_tokenizing(self.trainer.lightning_module.backbone).tokenizer
 
     def _report(self, task: str, split: str, cut: Sequence[str], num_samples: int) -> None:
         if cut:

@@ -15,11 +15,11 @@ from fusionlab.adapters.weights import Weights, is_linearized, state_of
 from fusionlab.backbones import own_folder
 from fusionlab.backbones.layout import names_on_disk, to_disk
 from fusionlab.blocks.sums import squared_norm
-from fusionlab.contracts import Backbone
+from fusionlab.contracts import Backbone, Module
 from fusionlab.files import write_folder
 from fusionlab.fusion.adapted import task_vector
 from fusionlab.fusion.making import FusedModel
-from fusionlab.layout import CARD, FUSION, OWN, STATS
+from fusionlab.layout import ADAPTERS, CARD, FINETUNED, FUSION, OWN, STATS
 from fusionlab.rules.config import to_config
 from fusionlab.runs.loading import base_hash, point_hash
 from fusionlab.tensors import save_state
@@ -40,6 +40,20 @@ they are another, non-linear function that was never trained.
 base: {base}
 linearization point (SHA-256 over its weights): {point}
 """
+
+
+def export_finetuned(module: Module, root: Path, tasks: list[str]) -> None:
+    """Write what is trained for each task to ``adapters/<task>/`` or ``finetuned/<task>/`` of a run folder.
+
+    All processes call it, as split weights are gathered; the first one writes.
+    """
+    for task in tasks:
+        weights = module.finetuned(task)
+        if module.global_rank == 0:
+            kind = ADAPTERS if isinstance(weights, Adapter) else FINETUNED
+            row = {"model": "finetuned", "finetuned_on": task, "method": module.method}
+            save_finetuned(root / kind / task, weights, module.backbone, row, module.adapted_base_hash)
+    module.export(root, tasks)
 
 
 def save_finetuned(

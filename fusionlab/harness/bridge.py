@@ -12,18 +12,24 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from fusionlab.backbones import CausalBackbone
 from fusionlab.errors import InputError
 
 
 class Scored(Protocol):
     """A module with a causal language model, as far as lm-eval asks it."""
 
-    device: torch.device
-    backbone: Any
-    """A :class:`~fusionlab.backbones.CausalBackbone`."""
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
 
-    is_linearized: bool
-    """Whether the active weights act by the first order of the whole network, which has no cache."""
+    @property
+    def backbone(self) -> CausalBackbone:
+        """The network in its base's weights."""
+
+    @property
+    def is_linearized(self) -> bool:
+        """Whether the active weights act by the first order of the whole network, which has no cache."""
 
     def output(self, call: Callable[[], Tensor]) -> Tensor:
         """What ``call`` computes by the backbone under the active weights."""

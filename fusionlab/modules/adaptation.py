@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -12,6 +12,7 @@ from fusionlab import adapters
 from fusionlab.adapters import Adapter, InjectionReport
 from fusionlab.adapters.injection import adapter_name
 from fusionlab.adapters.weights import Weights
+from fusionlab.backbones import KnownBackbone
 from fusionlab.distributed.sharding import gathered, split
 from fusionlab.errors import InputError
 from fusionlab.linearize import LinearizedState
@@ -66,7 +67,7 @@ class LowRank:
 
     def __init__(
         self,
-        backbone: Any,
+        backbone: KnownBackbone,
         method: Literal["lora", "l_lora", "tangent_lora"],
         rank: int,
         lora_alpha: float,
@@ -126,7 +127,7 @@ class FullRank(nn.Module):
         method: ``full``, or ``tangent``, whose output is the whole network's to first order about the base.
     """
 
-    def __init__(self, backbone: Any, method: Literal["tangent", "full"]) -> None:
+    def __init__(self, backbone: KnownBackbone, method: Literal["tangent", "full"]) -> None:
         super().__init__()
         self.__dict__["backbone"] = backbone  # not a submodule of its own: the module that trains has it already
         self.method = method
@@ -182,7 +183,7 @@ class FullRank(nn.Module):
 
 
 def make_adaptation(
-    backbone: Any,
+    backbone: KnownBackbone,
     method: Method,
     *,
     rank: int,

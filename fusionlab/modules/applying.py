@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,8 @@ from fusionlab import adapters
 from fusionlab.adapters import Adapter
 from fusionlab.adapters.injection import adapter_name
 from fusionlab.adapters.weights import Weights, state_of
+from fusionlab.backbones import KnownBackbone
+from fusionlab.contracts import Application
 from fusionlab.distributed.sharding import gathered
 from fusionlab.errors import InputError, did_you_mean, name_list
 from fusionlab.linearize import (
@@ -29,7 +30,6 @@ from fusionlab.linearize import (
 from fusionlab.modules.beside import BesideBase, beside_base
 from fusionlab.tensors.state import State
 
-Application: TypeAlias = Callable[[Callable[[], Tensor]], Tensor]
 PREFIX = "model."  # of the base model's parameters in their backbone
 
 
@@ -115,7 +115,7 @@ class Linearized:
         )
 
 
-def linearized_adapter(backbone: Any, task: str) -> Linearized:
+def linearized_adapter(backbone: KnownBackbone, task: str) -> Linearized:
     """The adapter ``task``, which must be active, to first order about its start: A as it is and B₀ = 0, or as kept."""
     name = adapter_name(task)
     own = dict(backbone.named_parameters())
@@ -204,7 +204,7 @@ class LinearOutputs:
 
 
 @contextmanager
-def applied(backbone: Any, weights: Weights) -> Iterator[Application]:
+def applied(backbone: KnownBackbone, weights: Weights) -> Iterator[Application]:
     """How ``weights`` act on ``backbone`` within the block; afterwards everything is as before, bit for bit.
 
     Args:
@@ -236,7 +236,7 @@ def applied(backbone: Any, weights: Weights) -> Iterator[Application]:
                 yield plain
 
 
-def task_vector_on_backbone(backbone: Any, weights: Weights) -> dict[str, Tensor]:
+def task_vector_on_backbone(backbone: KnownBackbone, weights: Weights) -> dict[str, Tensor]:
     """τ by name in ``backbone``, on its device, in float32 or wider; an adapter's is written out.
 
     Raises:
@@ -254,7 +254,7 @@ def task_vector_on_backbone(backbone: Any, weights: Weights) -> dict[str, Tensor
     return {name: wide(value) - wide(own[name].detach()) for name, value in values.items()}
 
 
-def on_backbone(backbone: Any, state: State) -> dict[str, Tensor]:
+def on_backbone(backbone: KnownBackbone, state: State) -> dict[str, Tensor]:
     """Base values by their names in ``backbone``, on its device, in its dtype; in float32 where that would round them.
 
     Raises:
@@ -283,7 +283,7 @@ def _equal(first: Tensor, second: Tensor) -> bool:
     return torch.equal(first.to(dtype), second.to(dtype))
 
 
-def _by_backbone_name(backbone: Any, state: State) -> dict[str, Tensor]:
+def _by_backbone_name(backbone: KnownBackbone, state: State) -> dict[str, Tensor]:
     """As :func:`on_backbone`, with the values as they are."""
     actual = names_in_backbone(backbone)
     own = tensors_of(backbone)
@@ -305,7 +305,7 @@ def _by_backbone_name(backbone: Any, state: State) -> dict[str, Tensor]:
     return values
 
 
-def names_in_backbone(backbone: Any) -> dict[str, str]:
+def names_in_backbone(backbone: KnownBackbone) -> dict[str, str]:
     """The name in ``backbone`` of each tensor of its base model, by the name it had before any adapter was put in."""
     tensors = (*backbone.model.named_parameters(), *backbone.model.named_buffers())
     return {name.replace(".base_layer.", "."): PREFIX + name for name, _ in tensors if ".lora_" not in name}

@@ -16,17 +16,15 @@ from torchmetrics import MetricCollection
 from fusionlab import adapters
 from fusionlab.adapters import Adapter, InjectionReport
 from fusionlab.adapters.weights import Weights, is_linearized
-from fusionlab.backbones import load_backbone
+from fusionlab.backbones import KnownBackbone, load_backbone
+from fusionlab.contracts import Application, ModuleDefaults
 from fusionlab.data.tasks import Samples
 from fusionlab.errors import InputError, name_list
 from fusionlab.evaluation.scores import Row, evaluate, mean_over_ranks
-from fusionlab.fusion.folders import save_finetuned
 from fusionlab.keys import keyed
-from fusionlab.layout import ADAPTERS, FINETUNED
 from fusionlab.linearize import LINEARIZED_METHODS
 from fusionlab.modules.adaptation import Method, make_adaptation
 from fusionlab.modules.applying import (
-    Application,
     LinearOutputs,
     applied,
     as_linearized,
@@ -41,7 +39,7 @@ from fusionlab.runs.loading import LoadedWeights, base_hash, load_weights, point
 from fusionlab.samplers import derive_seed
 
 
-class FusionModule(LightningModule, ABC):
+class FusionModule(LightningModule, ModuleDefaults, ABC):
     """Fine-tunes one adapter, or one copy of the weights, per task; subclasses supply loss, scores and metrics.
 
     One training step is one micro-batch of every task: each task's forward and backward are finished before the next
@@ -102,7 +100,7 @@ class FusionModule(LightningModule, ABC):
         self.num_warmup_steps, self.lr_schedule = num_warmup_steps, lr_schedule
         self.weights, self.seed = weights, seed
         backbone = self.default_backbone if backbone is None else backbone
-        self.backbone: Any = load_backbone(backbone, causal=False) if isinstance(backbone, str) else backbone
+        self.backbone: KnownBackbone = load_backbone(backbone, causal=False) if isinstance(backbone, str) else backbone
         self.adaptation = make_adaptation(
             self.backbone,
             method,
@@ -113,10 +111,8 @@ class FusionModule(LightningModule, ABC):
             seed=seed,
             task_type=self.task_type,
         )
-        self.active: str | None = None
         self.application: Application = plain
         self.task_parameters: dict[str, list[nn.Parameter]] = {}
-        self.adapted_base_hash: str | None = None
         self.point = ""
         self.loaded: LoadedWeights | None = None
         self.rows: list[Row] = []
@@ -135,20 +131,12 @@ class FusionModule(LightningModule, ABC):
     # what a kind of model supplies
 
     @abstractmethod
-    def prepare_tasks(self, tasks: dict[str, Any]) -> None:
+    def prepare_tasks(self, tasks: Mapping[str, Any]) -> None:
         """Build what each task needs beside the adapter, such as a zero-shot head. Called on the final device."""
 
     @abstractmethod
     def loss(self, task: str, batch: dict[str, Any]) -> Tensor:
         """Mean loss of a batch under the active weights, a scalar."""
-
-    def scored_classes(self, task: str, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Logits ``(batch, num_classes)`` under the active weights and the labels ``(batch,)``; for diagnostics.
-
-        Raises:
-            InputError: the task has no classes.
-        """
-        raise InputError(f"{type(self).__name__} scores no classes for task {task!r}")
 
     @abstractmethod
     def metrics(self, task: str) -> MetricCollection:
@@ -181,11 +169,6 @@ class FusionModule(LightningModule, ABC):
         return "32-true" if self._trainer is None else str(self._trainer.precision_plugin.precision)
 
     # weights
-
-    @property
-    def base_model(self) -> nn.Module:
-        """The model whose parameter names adapters and fused weights are keyed by."""
-        return self.backbone.model
 
     def setup(self, stage: str) -> None:
         """Make what is trained before the optimizer and the distributed wrapper see the module.
@@ -258,30 +241,6 @@ class FusionModule(LightningModule, ABC):
         """The outputs under any weighted sum of what was trained linearized for each task."""
         vectors = {task: task_vector_on_backbone(self.backbone, weights) for task, weights in finetuned.items()}
         return LinearOutputs(self.backbone, vectors)
-
-    def export(self, root: Path, tasks: list[str]) -> None:
-        """Write what is trained for each task to ``adapters/<task>/`` or ``finetuned/<task>/`` of a run folder.
-
-        All processes call it, as split weights are gathered; the first one writes.
-        """
-        for task in tasks:
-            self._export(root, task, self.finetuned(task))
-
-    def _export(self, root: Path, task: str, weights: Weights) -> None:
-        if self.global_rank:
-            return
-        kind = ADAPTERS if isinstance(weights, Adapter) else FINETUNED
-        row = {"model": "finetuned", "finetuned_on": task, "method": self.method}
-        save_finetuned(root / kind / task, weights, self.backbone, row, self.adapted_base_hash)
-
-    def read_run(self, folders: Sequence[Path], tasks: Mapping[str, Any]) -> str:
-        """Put in what a finished run trained beside what is fused, such as heads; returns its hash, empty for nothing.
-
-        Args:
-            folders: of the run, several where each holds other tasks.
-            tasks: of the data.
-        """
-        return ""
 
     @contextmanager
     def use(self, weights: str | Weights | Application | None) -> Iterator[None]:
@@ -385,12 +344,17 @@ class FusionModule(LightningModule, ABC):
             else:
                 nn.utils.clip_grad_norm_(group["params"], gradient_clip_val)
 
+    @property
+    def trained_as(self) -> dict[str, Any]:
+        """What decides what is trained, beside parameters and their start."""
+        return {"method": self.method, "lora_alpha": self.lora_alpha}
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what is trained only, never the frozen backbone, and the hash of what adapters started from."""
         kept = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         kept |= {name for name in checkpoint["state_dict"] if ".lora_" in name or "lora_a0" in name}
         checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in kept}
-        checkpoint["trained_as"] = {"method": self.method, "lora_alpha": self.lora_alpha}
+        checkpoint["trained_as"] = self.trained_as
         if self.injection is not None:
             checkpoint["a0_hash"] = self.injection.a0_hash
         checkpoint["trained_on"] = {task: trained_on(self, task) for task in self.task_parameters}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -64,6 +64,7 @@ class CausalModule(FusionModule):
     """
 
     reads = "conversations"
+    backbone: CausalBackbone
     default_backbone = "tiny-lm"
     task_type = "CAUSAL_LM"
     default_learning_rates: ClassVar[dict[str, float]] = {
@@ -129,7 +130,7 @@ class CausalModule(FusionModule):
                 self.backbone.save_files(unfinished)
                 save_state(unfinished, to_disk(self.base_model, base_state(self.base_model)), {"format": "pt"})
 
-    def prepare_tasks(self, tasks: dict[str, Any]) -> None:
+    def prepare_tasks(self, tasks: Mapping[str, Any]) -> None:
         """Take the tasks' label words as tokens, on this device.
 
         Raises:
@@ -282,7 +283,7 @@ class CausalModule(FusionModule):
         return found
 
 
-def _load(backbone: str | nn.Module, dtype: str) -> nn.Module:
+def _load(backbone: str | nn.Module, dtype: str) -> CausalBackbone:
     loaded = load_backbone(backbone, dtype=dtype) if isinstance(backbone, str) else backbone
     if not isinstance(loaded, CausalBackbone):
         raise InputError(

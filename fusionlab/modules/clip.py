@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 from torch.nn import functional as F
 
 from fusionlab.adapters import hash_initial
+from fusionlab.backbones import ClipBackbone
 from fusionlab.backbones.prompts import prompts_of
 from fusionlab.keys import key_of
 from fusionlab.modules.base import Method
@@ -34,6 +36,7 @@ class ClipModule(ImageClassifier):
         seed: seed of the initial adapter, of dropout, and written into every result row.
     """
 
+    backbone: ClipBackbone
     default_backbone = "tiny-clip"
     default_learning_rates: ClassVar[dict[str, float]] = {
         "lora": 3e-3, "l_lora": 1e-2, "tangent_lora": 1e-2, "tangent": 1e-4, "full": 1e-4,
@@ -74,7 +77,7 @@ class ClipModule(ImageClassifier):
             self.backbone.check_prompts(task.class_names, task.templates, name)
         super().setup(stage)
 
-    def prepare_tasks(self, tasks: dict[str, Any]) -> None:
+    def prepare_tasks(self, tasks: Mapping[str, Any]) -> None:
         """Build each task's zero-shot head: unit rows, shape ``(num_classes, dim)``, on this device.
 
         One that is there already stays where prompts and text tower are those that it was built with.

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import MetricCollection
 
+from fusionlab.backbones import ClipBackbone, TimmBackbone, ViTBackbone
 from fusionlab.backbones.choice import lowest_argmax
 from fusionlab.evaluation.metrics import Accuracy
 from fusionlab.evaluation.predicting import labelled
@@ -25,6 +26,7 @@ class ImageClassifier(FusionModule):
     away by a product in bfloat16.
     """
 
+    backbone: ClipBackbone | ViTBackbone | TimmBackbone
     reads = "images"
     class_names: dict[str, tuple[str, ...]]
 

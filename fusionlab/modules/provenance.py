@@ -3,25 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
+from lightning.pytorch import Trainer
+
+from fusionlab.contracts import Module, as_data
 from fusionlab.errors import InputError, name_list
 from fusionlab.keys import key_of, plain
 
 
-def trained_on(module: Any, task: str) -> dict[str, str]:
+class Trained(Module, Protocol):
+    """A module that says what it computes in."""
+
+    @property
+    def trainer(self) -> Trainer:
+        """The attached one."""
+
+    point: str
+    """Hash of all base weights, once anything is trained."""
+
+    @property
+    def precision(self) -> str:
+        """Of the trainer."""
+
+
+def trained_on(module: Trained, task: str) -> dict[str, str]:
     """Keys of what a task's training reads: samples, weights of the base, and how the base is run.
 
     Args:
-        module: a :class:`~fusionlab.modules.FusionModule` with what is trained, attached to a trainer.
+        module: with what is trained, attached to a trainer.
         task: name of the task.
     """
-    samples = module.trainer.datamodule.splits[task]["train"].reading_version
+    samples = as_data(module.trainer.datamodule).splits[task]["train"].reading_version
     how = key_of({"precision": module.precision, "backbone": plain(module.backbone.settings)})
     return {"samples": samples, "weights of the base": module.point, "settings of the base": how}
 
 
-def check_trained_on(module: Any, checkpoint: Mapping[str, Any], tasks: Iterable[str], where: str) -> None:
+def check_trained_on(module: Trained, checkpoint: Mapping[str, Any], tasks: Iterable[str], where: str) -> None:
     """Raise if tasks in a checkpoint were trained on something else than what is here now.
 
     Args:

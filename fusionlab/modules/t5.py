@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -52,6 +53,7 @@ class T5Module(FusionModule):
     """
 
     reads = "texts"
+    backbone: T5Backbone
     default_backbone = "tiny-t5"
     default_learning_rates: ClassVar[dict[str, float]] = {
         "lora": 5e-3, "l_lora": 1e-2, "tangent_lora": 1e-2, "tangent": 1e-3, "full": 1e-3,
@@ -96,7 +98,7 @@ class T5Module(FusionModule):
         self.prepare_tasks(self.trainer.datamodule.tasks)
         super().setup(stage)
 
-    def prepare_tasks(self, tasks: dict[str, Any]) -> None:
+    def prepare_tasks(self, tasks: Mapping[str, Any]) -> None:
         """Choose each task's metric and tokenize its label words, on this device.
 
         Raises:

@@ -22,6 +22,7 @@ from fusionlab.keys import key_of, plain
 from fusionlab.layout import HEADS
 from fusionlab.modules.base import Method
 from fusionlab.modules.images import ImageClassifier
+from fusionlab.samplers import Split
 from fusionlab.tensors import save_state
 
 
@@ -52,6 +53,7 @@ class ViTModule(ImageClassifier):
             ``weights`` lies.
     """
 
+    backbone: ViTBackbone | TimmBackbone
     default_backbone = ""
     default_learning_rates: ClassVar[dict[str, float]] = {
         "lora": 1e-3, "l_lora": 1e-3, "tangent_lora": 1e-3, "tangent": 1e-4, "full": 1e-4,
@@ -164,7 +166,7 @@ class ViTModule(ImageClassifier):
         return gathered(dict(self.head(task).named_parameters()))
 
     @torch.no_grad()
-    def _fill_head(self, task: str, samples: Any, num_samples: int = 1024, batch_size: int = 64) -> None:
+    def _fill_head(self, task: str, samples: Split, num_samples: int = 1024, batch_size: int = 64) -> None:
         """Fill the head by the class means of pretrained features of evenly spaced samples."""
         rows = torch.linspace(0, len(samples) - 1, min(len(samples), num_samples)).long()
         features, labels = [], []
@@ -189,8 +191,7 @@ class ViTModule(ImageClassifier):
             return F.linear(features, head["weight"], head["bias"])
 
     def export(self, root: Path, tasks: list[str]) -> None:
-        """Write what was trained for each task, and the heads to ``heads/<task>/``."""
-        super().export(root, tasks)
+        """Write the heads to ``heads/<task>/``."""
         for task in tasks:
             state = {name: value.detach() for name, value in self._whole_head(task).items()}
             if self.global_rank:
@@ -263,7 +264,7 @@ def nearest_mean_head(features: Tensor, labels: Tensor, num_classes: int) -> tup
     return weight, -(weight * (means / 2 + center)).sum(1)
 
 
-def _checked(backbone: str | nn.Module | None) -> nn.Module:
+def _checked(backbone: str | nn.Module | None) -> ViTBackbone | TimmBackbone:
     if backbone is None:
         raise InputError(
             "ViTModule needs --model.backbone: a local folder or hub id of a ViT, timm:NAME or config:FILE"

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fusionlab.contracts import Data, Module
 from fusionlab.errors import InputError, name_list
 from fusionlab.evaluation.scores import COUNTS, LM_EVAL, LOWER_IS_BETTER, Row, primary_rows
 from fusionlab.files import write_text, written_whole
@@ -66,7 +67,7 @@ def single_task_values(run: Path) -> dict[tuple[str, str], float]:
     return {(row["task"], row["metric"]): row["value"] for row in _single_task_rows(run)}
 
 
-def check_reference(run: Path, module: Any, data: Any) -> None:
+def check_reference(run: Path, module: Module, data: Data) -> None:
     """Raise if a run's single-task values, which others are divided by, were scored in another way than others are.
 
     Args:

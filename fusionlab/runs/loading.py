@@ -101,7 +101,7 @@ def load_weights(
         if isinstance(base, nn.Module):
             _check_point(folder, own.get("linearization_point"), base)
         return LoadedWeights(adapter, {"method": adapter.method} | labels)
-    if any(is_there(folder / name) for name in ("config.json", "open_clip_config.json")):
+    if own or any(is_there(folder / name) for name in ("config.json", "open_clip_config.json")):
         state = open_checkpoint(folder).state()
         if isinstance(base, nn.Module):
             tied = adapters.tied_names(base)  # stored under all their names by some

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from fusionlab.adapters import base_state
+from fusionlab.contracts import as_data, as_module
 from fusionlab.data.tasks import check_samples
 from fusionlab.runs.loading import point_hash
 
@@ -51,8 +52,8 @@ def workbench(config: Mapping[str, Any], runs: Sequence[Path] = ()) -> Workbench
         InputError: what the module or the data refuses.
     """
     model, data, trainer = (dict(config.get(key) or {}) for key in ("model", "data", "trainer"))
-    module_class = _class(model.get("class_path", "ClipModule"), "fusionlab.modules")
-    data_class = _class(data.get("class_path", "ImageTasks"), "fusionlab.data")
+    module_class = class_of(model.get("class_path", "ClipModule"), "fusionlab.modules")
+    data_class = class_of(data.get("class_path", "ImageTasks"), "fusionlab.data")
     kept = {name: trainer[name] for name in ("accelerator", "precision") if trainer.get(name) is not None}
     attached = Trainer(
         devices=1,
@@ -68,9 +69,9 @@ def workbench(config: Mapping[str, Any], runs: Sequence[Path] = ()) -> Workbench
     module.trainer = attached
     module.to(attached.strategy.root_device)
     source = data_class(**data.get("init_args", {}))
-    check_samples(module, source)
+    check_samples(as_module(module), as_data(source))
     source.trainer = attached
-    source.setup()
+    source.setup("fit")
     attached.datamodule = source  # type: ignore[attr-defined]
     if runs:
         module.read_run(runs, source.tasks)
@@ -78,6 +79,7 @@ def workbench(config: Mapping[str, Any], runs: Sequence[Path] = ()) -> Workbench
     return Workbench(module.eval(), source, point_hash(module.base_model))
 
 
-def _class(path: str, package: str) -> Any:
+def class_of(path: str, package: str) -> type:
+    """The class that a configuration names: of ``package`` by its name alone, of any other by its whole path."""
     module, _, name = path.rpartition(".")
     return getattr(importlib.import_module(module or package), name)

@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fusionlab.backbones.images import ImageBackbone
 from fusionlab.backbones.preprocessing import Preprocessing
 from fusionlab.backbones.tokenizers import tokenizer_fingerprint
 from fusionlab.data import ChatTasks, ImageTasks
@@ -74,8 +75,9 @@ def loaded_images(root: Path, cache: str, how: Preprocessing | None = None, **op
     how = how or Preprocessing(8)
     of_task = {"path": str(root / "set"), **options.pop("task", {})}
     data = ImageTasks([{"name": "own", **of_task}], cache_dir=str(root / cache), **options)
-    module = SimpleNamespace(backbone=SimpleNamespace(preprocessing=how, image_size=how.image_size))
-    data.trainer = SimpleNamespace(lightning_module=module, global_rank=0, world_size=1)
+    backbone = ImageBackbone()
+    backbone.preprocess_by(how)
+    data.trainer = SimpleNamespace(lightning_module=SimpleNamespace(backbone=backbone), global_rank=0, world_size=1)
     data.setup()
     found: dict[str, Any] = {"classes": data.tasks["own"].class_names}
     for split in SPLITS:

@@ -14,6 +14,8 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
 
+from fusionlab.backbones.images import ImageBackbone
+from fusionlab.backbones.preprocessing import Preprocessing
 from fusionlab.data.images import EMBEDDED_TASKS, ImageTasks
 from fusionlab.data.known_tasks import IMAGE_TASKS
 from fusionlab.data.sources import _open_hub, hub_fingerprint
@@ -300,8 +302,8 @@ class Sized(LightningModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self.backbone = torch.nn.Module()
-        self.backbone.image_size = 12
+        self.backbone = ImageBackbone()
+        self.backbone.preprocess_by(Preprocessing(12))
         self.weight = torch.nn.Parameter(torch.zeros(()))
         self.shapes: list[tuple[int, ...]] = []
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,13 @@ from transformers import T5ForConditionalGeneration
 from fusionlab import rules
 from fusionlab.adapters import base_state
 from fusionlab.callbacks import FusionCallback
+from fusionlab.contracts import DataDefaults
 from fusionlab.data.loader import StepLoader
 from fusionlab.evaluation.scores import evaluate
 from fusionlab.fusion.folders import save_fused
 from fusionlab.fusion.making import fuse_weights
 from fusionlab.modules import T5Module
 from fusionlab.runs.loading import load_weights
-from fusionlab.samplers import exact_batches
 from fusionlab.tensors import open_checkpoint, save_state
 
 # PEFT asks transformers for a property under its old name
@@ -65,8 +65,10 @@ class TextSplit:
         }
 
 
-class TextData(LightningDataModule):
+class TextData(LightningDataModule, DataDefaults):
     """Two label tasks (good or bad in words, the same of another word) and a score, all easily learned."""
+
+    batch_size, eval_batch_size = 16, 32
 
     def __init__(self, tokenizer: Any, num_samples: int = 48) -> None:
         super().__init__()
@@ -94,12 +96,6 @@ class TextData(LightningDataModule):
 
     def train_dataloader(self) -> StepLoader:
         return StepLoader({name: self.splits[name]["train"] for name in self.tasks}, 16, seed=0)
-
-    def eval_batches(self, task: str, split: str, *, rank: int = 0, world_size: int = 1) -> Iterator[dict[str, Tensor]]:
-        return exact_batches(self.splits[task][split], 32, rank=rank, world_size=world_size)
-
-    def num_eval_batches(self, task: str, split: str) -> int:
-        return -(-len(self.splits[task][split]) // 32)
 
     def val_dataloader(self) -> list[int]:
         return [0]

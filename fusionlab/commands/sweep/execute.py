@@ -29,7 +29,7 @@ from fusionlab.commands.sweep.sources import (
     sources,
 )
 from fusionlab.commands.sweep.worker import RunWorker, chunks, validation_point
-from fusionlab.evaluation.scores import Row
+from fusionlab.evaluation.scores import Row, to_device
 from fusionlab.fusion.finetuned import Finetuned
 from fusionlab.keys import FORMULAS, key_of
 from fusionlab.layout import LEDGER, SINGLE_TASK
@@ -259,11 +259,11 @@ class Sweep:
         """A rough forecast: one evaluation batch is timed; a training step costs three forward passes."""
         data, module = self.bench.data, self.bench.module
         task = self.tasks[0]
-        batch = next(iter(data.eval_batches(task, "test")))
+        batch = to_device(next(iter(data.eval_batches(task, "test"))), module.device)
         with module.use(None):
-            module.score(task, _on(module, batch), module.metrics(task))
+            module.score(task, batch, module.metrics(task))
             started = time.monotonic()
-            module.score(task, _on(module, batch), module.metrics(task))
+            module.score(task, batch, module.metrics(task))
         per_sample = (time.monotonic() - started) / data.eval_batch_size
         count = self.num_points()
         samples = {task: len(data.splits[task]["test"]) for task in self.tasks}
@@ -282,9 +282,3 @@ def _until_done(items: Sequence, do: Callable[..., bool]) -> None:
         if len(left) == len(waiting):
             time.sleep(1.0)
         waiting = left
-
-
-def _on(module: object, batch: dict) -> dict:
-    from fusionlab.evaluation.scores import to_device
-
-    return to_device(batch, module.device)  # type: ignore[attr-defined]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 import random
@@ -103,16 +104,19 @@ class SweepRecipe:
 
     def fit_config(self, method: str, seed: int, root: Path) -> dict[str, Any]:
         """The configuration that one run is fitted with."""
+        from fusionlab.search.workbench import class_of
+
         own = self._fit()
         config = _overlay(own, self.by_method.get(method, {}))
         model = config.setdefault("model", {})
         if "class_path" not in model:
             config["model"] = {"class_path": "ClipModule", "init_args": model.get("init_args", {})}
+        chooses = "method" in inspect.signature(class_of(config["model"]["class_path"], "fusionlab.modules")).parameters
         return _overlay(
             config,
             {
                 "seed_everything": seed,
-                "model": {"init_args": {"method": method}},
+                "model": {"init_args": {"method": method} if chooses else {}},
                 "trainer": {"default_root_dir": str(root)},
                 "fusion": {"rules": {}},
             },

@@ -13,6 +13,7 @@ import yaml
 from fusionlab.adapters import Adapter, Method
 from fusionlab.commands import fit
 from fusionlab.commands.sweep.recipe import Space, SweepRecipe
+from fusionlab.contracts import ModuleDefaults
 from fusionlab.errors import InputError, name_list
 from fusionlab.files import write_text
 from fusionlab.fusion.finetuned import Finetuned
@@ -113,7 +114,7 @@ def _sources(recipe: SweepRecipe) -> list[RunSource]:
         config = run_config(folder)
         if RunFolder(folder).state() != "finished":
             raise InputError(f"runs: the run in {given!r} is not finished; finish it with fit, or leave it out")
-        method = config["model"]["init_args"].get("method", "lora")
+        method = config["model"].get("init_args", {}).get("method", ModuleDefaults.method)
         grouped.setdefault((method, int(config["seed_everything"])), []).append(folder)
     return [RunSource(method, seed, tuple(folders)) for (method, seed), folders in grouped.items()]
 

@@ -18,6 +18,7 @@ import numpy as np
 from torch import Tensor
 
 from fusionlab.backbones.tokenizers import read_tokenizer, tokenizer_fingerprint
+from fusionlab.contracts import as_tokenizing
 from fusionlab.data.asking import ASKED_TASKS
 from fusionlab.data.base import TaskData, check_embedded, check_positive, embedded, embedded_name, refuse_keys
 from fusionlab.data.cache import cache_root
@@ -190,8 +191,7 @@ class ChatTasks(TaskData):
         if self._given_tokenizer is None:
             if self.trainer is None or self.trainer.lightning_module is None:
                 raise RuntimeError("give tokenizer, or attach a trainer whose module has a backbone with a tokenizer")
-            backbone: Any = self.trainer.lightning_module.backbone
-            return backbone.tokenizer
+            return as_tokenizing(self.trainer.lightning_module.backbone).tokenizer
         if not isinstance(self._given_tokenizer, str | Path):
             return self._given_tokenizer
         place = str(self._given_tokenizer)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fusionlab.adapters.weights import Weights
+from fusionlab.contracts import Data, Module
 from fusionlab.data.tasks import without_classes as tasks_without_classes
 from fusionlab.errors import InputError, name_list
 from fusionlab.evaluation.plane import Plane, grid_of, measure_plane
@@ -67,7 +68,7 @@ class Diagnostics:
     def _chosen(self, tasks: Iterable[str], without_classes: Collection[str]) -> list[str]:
         return self.tasks or [task for task in tasks if task not in without_classes][:2]
 
-    def plane(self, module: Any, data: Any, finetuned: Mapping[str, Weights]) -> Plane | None:
+    def plane(self, module: Module, data: Data, finetuned: Mapping[str, Weights]) -> Plane | None:
         """The plane, measured on all ranks together; None where it is left out."""
         if self.grid_size == 0:
             return None

@@ -1,0 +1,119 @@
+"""Modules and data of other packages: what they must have, and that every command runs on them."""
+
+import ast
+import json
+from pathlib import Path
+
+import own_regressor
+import pytest
+import structure
+from lightning.pytorch import LightningDataModule, LightningModule
+
+from fusionlab.__main__ import main
+from fusionlab.contracts import as_data, as_module
+
+OWN = ["--model", "own_regressor.Regressor", "--data", "own_regressor.Planes"]
+TYPED = ("module", "pl_module", "data", "backbone", "metrics")
+UNTYPED_ROOMS = ("evaluation", "search")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("own") / "run"
+    rules = ["--fusion.rules", "[average, task_arithmetic, ties]", "--trainer.max_steps", "60"]
+    assert main(["fit", *OWN, *rules, "--trainer.default_root_dir", str(folder)]) == 0
+    return folder
+
+
+def rows_of(path: Path) -> list[dict]:
+    return json.loads(path.read_text())["rows"]
+
+
+def test_fit_fuses_and_scores_weights_of_a_module_that_it_does_not_know(run: Path) -> None:
+    rows = rows_of(run / "results.json")
+    values = {(row["model"], row["rule"], row["task"]): row["value"] for row in rows}
+    tasks = list(own_regressor.Planes().tasks)
+    assert {row["metric"] for row in rows} == {"squared_error"}
+    assert {row["num_samples"] for row in rows} == {40}
+    for task in tasks:
+        assert values["finetuned", None, task] < 0.2 * values["pretrained", None, task]
+    assert (run / "heads").exists() is False
+    assert sorted(path.name for path in (run / "finetuned").iterdir()) == tasks
+    assert sorted(path.name for path in (run / "fused").iterdir()) == ["average", "task_arithmetic", "ties"]
+
+
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_scores_by_class_path_are_those_of_the_run(run: Path, tmp_path: Path, command: str) -> None:
+    weights = ["--model.weights", str(run / "fused" / "average"), "--output", str(tmp_path / "rows.json")]
+    assert main([command, *OWN, *weights]) == 0
+    rows = rows_of(tmp_path / "rows.json")
+    assert [row["split"] for row in rows] == ["validation" if command == "validate" else "test"] * 3
+    if command == "test":
+        before = [row["value"] for row in rows_of(run / "results.json") if row["rule"] == "average"]
+        assert [row["value"] for row in rows] == pytest.approx(before)
+
+
+def test_sweep_and_report(run: Path, tmp_path: Path) -> None:
+    assert main(["sweep", "--runs", f"[{run}]", "--output", str(tmp_path / "given"), "--rules", "[average]"]) == 0
+    fit = {"model": {"class_path": OWN[1]}, "data": {"class_path": OWN[3]}, "trainer": {"max_steps": 60}}
+    recipe = {"output": str(tmp_path / "fitted"), "fit": fit, "methods": ["full"], "rules": ["average"]}
+    (tmp_path / "sweep.yaml").write_text(json.dumps(recipe))
+    assert main(["sweep", "--config", str(tmp_path / "sweep.yaml")]) == 0
+    for name in ("given", "fitted"):
+        points = [row for row in rows_of(tmp_path / name / "results.json") if row["rule"] == "average"]
+        assert {tuple(row["fused_tasks"]) for row in points} >= {
+            ("plane 0", "plane 1"),
+            ("plane 0", "plane 1", "plane 2"),
+        }
+    for folder in (run, tmp_path / "fitted"):
+        assert main(["report", str(folder), "--output", str(tmp_path / "report")]) == 0
+    assert "Backbone regressor" in (tmp_path / "report" / "report.md").read_text()
+
+
+class Half(LightningModule):
+    """Less than a module."""
+
+    task_parameters: dict = {}  # noqa: RUF012
+
+
+def test_missing_members_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    boring = "lightning.pytorch.demos.boring_classes"
+    assert main(["fit", "--model", f"{boring}.BoringModel", "--data", OWN[3]]) == 2
+    told = capsys.readouterr().err
+    assert "BoringModel lacks members backbone, " in told
+    assert "see fusionlab.contracts.Module" in told
+    assert main(["fit", "--model", OWN[1], "--data", f"{boring}.BoringDataModule"]) == 2
+    assert "BoringDataModule lacks members training_tasks, task_names, tasks, splits, " in capsys.readouterr().err
+
+
+def test_defaults_leave_what_is_asked_of_everyone() -> None:
+    with pytest.raises(ValueError, match=r"^Half lacks members backbone, .*, activate, .* module contract") as error:
+        as_module(Half())
+    assert "task_parameters" not in str(error.value)
+    with pytest.raises(ValueError, match="LightningDataModule lacks members training_tasks, "):
+        as_data(LightningDataModule())
+    assert as_module(module := own_regressor.Regressor()) is module
+    assert as_data(data := own_regressor.Planes()) is data
+
+
+def untyped(path: Path) -> list[str]:
+    """Parameters and fields of what a contract says that are annotated as anything."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.arg):
+            name, annotation = node.arg, node.annotation
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name | ast.Attribute):
+            name = node.target.id if isinstance(node.target, ast.Name) else node.target.attr
+            annotation = node.annotation
+        else:
+            continue
+        said = ast.unparse(annotation) if annotation is not None else ""
+        if name.strip("_") in TYPED and {"Any", "object"} & set(said.split(" | ")):
+            found.append(f"{name}: {said}")
+    return found
+
+
+@pytest.mark.parametrize("module", structure.modules_of(structure.PACKAGE))
+def test_what_a_contract_says_is_typed_so(module: str) -> None:
+    if structure.room_of(module) not in UNTYPED_ROOMS:
+        assert not untyped(structure.modules_of(structure.PACKAGE)[module])
