@@ -36,7 +36,7 @@ from fusionlab.layout import (
 RunState = Literal["new", "unfinished", "extended"]
 # what may differ when a run is taken up again: where and how it runs, not what it computes
 _FREE_KEYS = (
-    "overwrite", "output", "ckpt_path", "start_timeout", "checkpoint_every_n_steps", "data.cache_dir",
+    "overwrite", "dry_run", "output", "ckpt_path", "start_timeout", "checkpoint_every_n_steps", "data.cache_dir",
     "data.init_args.cache_dir",
 )  # fmt: skip
 # what may differ between the jobs that train the tasks of one run, and the one that fuses them
@@ -190,7 +190,7 @@ def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return [
         f"{key} ({before.get(key)!r} before, {after.get(key)!r} now)"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not _is_free(key)
+        if not _is_free(key) and _plain(key, before.get(key)) != _plain(key, after.get(key))
     ]
 
 
@@ -210,6 +210,12 @@ def _adds_tasks(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
 
 def _write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value) + "\n")
+
+
+def _plain(key: str, value: Any) -> Any:
+    """A value as it counts: a class of ours is one class by whichever of its paths it was named."""
+    ours = key.endswith("class_path") and isinstance(value, str) and value.startswith("fusionlab.")
+    return value.rpartition(".")[2] if ours else value
 
 
 def _is_free(key: str) -> bool:

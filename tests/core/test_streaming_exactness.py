@@ -15,7 +15,7 @@ from fusionlab.blocks import kernels
 from fusionlab.blocks.kernels import CUT
 from fusionlab.blocks.sums import exact_sum, inner_products, lane_sums, partial_sums, squared_norms
 from fusionlab.blocks.task_vectors import TaskVectors
-from fusionlab.engine import StateWeights, TaskInput, engine, fuse, make_plan, measure
+from fusionlab.engine import StateWeights, TaskInput, fuse, make_plan, measure, passes
 from fusionlab.engine.job import Job, block_bytes
 from fusionlab.engine.passes import count_changes
 from fusionlab.errors import InputError
@@ -297,16 +297,16 @@ def test_the_short_way_of_bfloat16_gives_the_bits_of_the_general_one(
     name: str, states: tuple[dict, dict], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base, finetuned = states
-    visited, visit = set(), engine.visit_bfloat16
+    visited, visit = set(), passes.visit_bfloat16
 
     def note(job: Job, key: str, *args: int, **options: Any) -> Any:
         visited.add(key)
         return visit(job, key, *args, **options)
 
-    monkeypatch.setattr(engine, "visit_bfloat16", note)
+    monkeypatch.setattr(passes, "visit_bfloat16", note)
     short = fuse(RULES[name], base, finetuned=finetuned)
     assert visited == set(SIZES)
-    monkeypatch.setattr(engine, "bfloat16_names", lambda job: frozenset())
+    monkeypatch.setattr(passes, "bfloat16_names", lambda job: frozenset())
     general = fuse(RULES[name], base, finetuned=finetuned)
     assert all(torch.equal(short.state[key].view(torch.int16), general.state[key].view(torch.int16)) for key in SIZES)
     assert (short.scaling_coefficients, short.norms, short.cosines) == (
@@ -318,7 +318,7 @@ def test_one_float32_model_takes_the_general_way(states: tuple[dict, dict], monk
     base, finetuned = states
     mixed = finetuned | {"b": finetuned["b"] | {key: finetuned["b"][key].float() for key in SIZES}}
     wide = {key: base[key].float() if key in SIZES else base[key] for key in base}
-    monkeypatch.setattr(engine, "visit_bfloat16", lambda *args, **options: pytest.fail("taken for a float32 input"))
+    monkeypatch.setattr(passes, "visit_bfloat16", lambda *args, **options: pytest.fail("taken for a float32 input"))
     expected = fuse(rules.Average(), wide, finetuned=mixed).state
     found = fuse(rules.Average(), base, finetuned=mixed).state
     assert all(torch.equal(found[key], expected[key].bfloat16()) for key in SIZES)
