@@ -20,6 +20,7 @@ COMMANDS = {
     "fuse": "fuse checkpoints or adapters on disk, of any size, into one model",
     "sweep": "fuse every subset of tasks by every rule, for several methods and seeds; resumable",
     "report": "draw runs and sweeps as Markdown and one HTML page",
+    "rules": "which rule for my models? a table of all rules and searches",
 }
 UNREAD = 141  # what a shell reports after the signal SIGPIPE
 LIGHTNING = ("fit", "validate", "test", "predict")
@@ -94,6 +95,10 @@ def dispatch(command: str, rest: list[str]) -> int:
         from fusionlab.commands.report import main as run_report
 
         return run_report(rest)
+    if command == "rules":
+        from fusionlab.commands.rules import main as run_rules
+
+        return run_rules(rest)
     raise InputError(f"no command {command!r}; {did_you_mean(command, COMMANDS)} See python -m fusionlab --help.")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -35,6 +35,8 @@ class Adamerging:
     learning_rate: float = 1e-3
     initial: float = 0.3
     batch_size: int = 16
+
+    looks_at: ClassVar[str] = "unlabelled inputs"
 
     def __post_init__(self) -> None:
         if self.scope not in ("task", "layer"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -74,6 +74,9 @@ class Found:
 @runtime_checkable
 class Search(Protocol):
     """A frozen dataclass of settings."""
+
+    looks_at: ClassVar[str]
+    """What of the validation splits it looks at."""
 
     def search(self, problem: Problem) -> Found:
         """Look at the problem's data and choose."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from fusionlab.errors import InputError
 from fusionlab.rules import Metagpt, Rule, TaskArithmetic, with_argument, with_coefficient
@@ -33,6 +33,8 @@ class Validated:
     rule: Rule = dataclasses.field(default_factory=TaskArithmetic)
     grid: Numbers = None
     others: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    looks_at: ClassVar[str] = "labels"
 
     def __post_init__(self) -> None:
         _check_numbers("validated.grid", self.grid)
@@ -86,6 +88,8 @@ class MetagptMultiplier:
 
     scope: str = "model"
     grid: Numbers = None
+
+    looks_at: ClassVar[str] = "labels"
 
     def __post_init__(self) -> None:
         Metagpt(self.scope)  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from fusionlab.errors import InputError
 from fusionlab.rules import TaskArithmetic
@@ -33,6 +33,8 @@ class Lorahub:
     regularization: float = 0.05
     num_samples: int = 32
     seed: int = 42
+
+    looks_at: ClassVar[str] = "labels"
 
     def __post_init__(self) -> None:
         if min(self.budget, self.num_samples) < 1 or self.bound <= 0:
