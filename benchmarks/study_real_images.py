@@ -20,7 +20,7 @@ import statistics
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,6 @@ import torch
 
 import fusionlab
 from fusionlab import adapters, search
-from fusionlab.rules import TaskArithmetic
 
 TASKS = ("mnist", "fashion_mnist", "cifar10", "gtsrb", "dtd")
 Scored = dict[str, dict[str, float]]
@@ -70,10 +69,10 @@ def factor_space(root: Path, method: str, seed: int, options: argparse.Namespace
         with module.use(fused):
             return {row["task"]: row["value"] for row in fusionlab.evaluate(module, data, split=split)}
 
-    def mean_validation(rules: Any) -> list[float]:
-        return [statistics.mean(scored(rule.scaling_coefficient, "validation").values()) for rule in rules]
+    def mean_validation(values: Sequence[float]) -> list[float]:
+        return [statistics.mean(scored(value, "validation").values()) for value in values]
 
-    chosen = search.validated_coefficient(TaskArithmetic(), mean_validation)[0].scaling_coefficient
+    chosen = search.best(search.look(mean_validation, search.ToTheTop(search.START)))
     return {
         "average (factor)": scored(1 / len(of_task), "test"),
         f"task_arithmetic (factor), λ {chosen:.2f}": scored(chosen, "test"),
