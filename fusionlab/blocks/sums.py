@@ -97,7 +97,7 @@ def lane_sums(values: Tensor) -> Tensor:
     cuts = num_cuts(values.shape[-1])
     padded = torch.nn.functional.pad(values, (0, cuts * CUT - values.shape[-1]))
     lanes = torch.zeros(*values.shape[:-1], cuts, LANES, dtype=values.dtype, device=values.device)
-    for part in padded.unflatten(-1, (cuts, -1, LANES)).unbind(-2):
+    for part in padded.view(*values.shape[:-1], cuts, -1, LANES).unbind(-2):
         lanes += part
     while lanes.shape[-1] > 1:
         lower, upper = lanes.chunk(2, dim=-1)

@@ -23,8 +23,7 @@ def bfloat16_names(job: Job) -> frozenset[str]:
         found: set[torch.dtype | None] = {job.base.tensors[name].dtype, job.dtypes[name]}
         for task, item in job.inputs.items():
             source = job.plan.sources[task].get(name)
-            is_model = source is not None and not item.is_task_vector
-            found.add(item.weights.tensors[source].dtype if is_model else None)
+            found.add(None if source is None or item.is_task_vector else item.weights.tensors[source].dtype)
         return found
 
     return frozenset(name for name in job.plan.fused if dtypes(name) == {torch.bfloat16})

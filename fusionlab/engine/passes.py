@@ -55,7 +55,8 @@ def run(job: Job, sink: Sink | None, resources: Resources) -> Outcome:
             engine.average(sink)
             engine.copy(sink, list(job.plan.copied))
     remarks = {name: engine.remarks[name] for name in job.base.tensors if name in engine.remarks}
-    return Outcome(engine.tasks, engine.coefficients, engine.sums, *engine.changes, remarks)
+    updated, survived, exact = engine.changes
+    return Outcome(engine.tasks, engine.coefficients, engine.sums, updated, survived, exact, remarks)
 
 
 def coefficients(job: Job, resources: Resources) -> dict[str, dict[str, float]]:
@@ -138,7 +139,9 @@ class _Engine:
             if all_known(statistics.sums, quantities, self.job, names):
                 continue
 
-            def visit(block: Block, base: Tensor, vectors: TaskVectors, seen: Statistics = statistics) -> dict:
+            def visit(
+                block: Block, base: Tensor, vectors: TaskVectors, seen: Statistics = statistics
+            ) -> dict[str, Tensor]:
                 if not self.is_linear and block.name not in self._touched:
                     if block.kept is None and not vectors.stacked.isfinite().all():
                         return {"changed": _NOT_FINITE}

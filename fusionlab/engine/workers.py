@@ -6,7 +6,7 @@ import gc
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -95,7 +95,7 @@ def for_each(
         _Pool(iter(items), work, collect, weigh, capacity).run(threads)
 
 
-class _Pool:
+class _Pool(Generic[_Item, _Result]):
     def __init__(
         self,
         items: Iterator[_Item],

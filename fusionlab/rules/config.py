@@ -38,7 +38,8 @@ def from_config(config: str | Mapping[str, Any] | Rule) -> Rule:
     if unknown:
         raise InputError(f"rule: unknown key {unknown[0]!r}; arguments of the rule belong under init_args.")
     rule_class = _find_class(config["class_path"])
-    return rule_class(**_arguments(rule_class, config.get("init_args") or {}))
+    rule: Rule = rule_class(**_arguments(rule_class, config.get("init_args") or {}))
+    return rule
 
 
 def to_config(rule: Rule) -> dict[str, Any]:

@@ -53,7 +53,8 @@ class Knots(MatrixRule):
         trimmed = torch.stack([_trim(block.flatten(), self.density) for block in blocks])
         vote = votes(trimmed, "mass")
         majority = -1.0 if vote.sign().sum() < 0 else 1.0
-        return left[:, :rank] @ disjoint_mean(trimmed, vote, majority, [1.0] * num_tasks).view(rank, columns)
+        fused: Tensor = left[:, :rank] @ disjoint_mean(trimmed, vote, majority, [1.0] * num_tasks).view(rank, columns)
+        return fused
 
 
 def _trim(values: Tensor, density: float) -> Tensor:

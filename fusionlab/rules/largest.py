@@ -70,7 +70,7 @@ class Largest:
                 sizes = magnitudes.sizes(values)
                 value, _ = self._threshold(place, rank, earlier)
                 per_cut = torch.zeros(num_cuts(block[1]), dtype=torch.int64)
-                for cut, piece in enumerate((sizes == value).split(CUT), start=block[0] // CUT):
+                for cut, piece in enumerate(torch.split(sizes == value, CUT), start=block[0] // CUT):
                     per_cut[cut] = torch.count_nonzero(piece)
                 found[f"{step}/{whose}/{rank}/{name}"] = per_cut
         return found

@@ -53,7 +53,8 @@ class Slerp:
         """The interpolated weights."""
         first, second = _weights(base, task_vectors)
         scale_first, scale_second = statistics.once(("slerp", name), lambda: self._scales(name, statistics))
-        return first.mul_(scale_first).add_(second.mul_(scale_second))
+        fused: Tensor = first.mul_(scale_first).add_(second.mul_(scale_second))
+        return fused
 
     def _scales(self, name: str, statistics: Statistics) -> tuple[float, float]:
         first, second, both = (statistics.sum(f"slerp/{key}", [name]) for key in ("first", "second", "both"))

@@ -123,7 +123,8 @@ class RunFolder:
         Raises:
             InputError: a part was trained with another configuration; the keys that differ are named.
         """
-        wanted, found = _definitions(config), {}
+        wanted = _definitions(config)
+        found: dict[str, Path] = {}
         before = yaml.safe_load((self.path / CONFIG).read_text()) if self.state() == "finished" else None
         if before is not None and self.last_checkpoint is not None and _adds_tasks(before, config):
             found |= dict.fromkeys(set(_definitions(before)) - set(self.taken()), self.last_checkpoint)

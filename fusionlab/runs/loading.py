@@ -102,7 +102,7 @@ def load_weights(
             _check_point(folder, own.get("linearization_point"), base)
         return LoadedWeights(adapter, {"method": adapter.method} | labels)
     if own or any(is_there(folder / name) for name in ("config.json", "open_clip_config.json")):
-        state = open_checkpoint(folder).state()
+        state: State = open_checkpoint(folder).state()
         if isinstance(base, nn.Module):
             tied = adapters.tied_names(base)  # stored under all their names by some
             state = {name: tensor for name, tensor in state.items() if name not in tied}

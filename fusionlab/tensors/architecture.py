@@ -54,8 +54,8 @@ class Architecture:
             path = self.folder / f"{file}.py"
             if class_name == name and path.is_file():
                 return find_class(path, class_name)
-        path = library_file(name, str(self.config.get("model_type", "")))
-        return None if path is None else find_class(path, name)
+        file_of_library = library_file(name, str(self.config.get("model_type", "")))
+        return None if file_of_library is None else find_class(file_of_library, name)
 
     @property
     def is_custom(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
@@ -26,5 +26,5 @@ def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
     return changed if "torch_dtype" in changed else changed | {"dtype": dtype}
 
 
-def _says_dtype(value: Any) -> bool:
+def _says_dtype(value: Any) -> TypeGuard[dict[str, Any]]:
     return isinstance(value, dict) and ("dtype" in value or "torch_dtype" in value)

@@ -62,7 +62,7 @@ class Checkpoint:
     @property
     def unread(self) -> list[str]:
         """What looks like weights in its folder and is not read, by relative path."""
-        read = {*self.files, self.index}
+        read = {path for path in (*self.files, self.index) if path is not None}
         return unread_weights(self.path, read) if self.path.is_dir() else []
 
 
@@ -182,11 +182,12 @@ class SafetensorsWeights:
             self._local.buffer, self._local.views = torch.empty(_READ_BYTES, dtype=torch.uint8), {}
         if (count, dtype) not in self._local.views:
             raw = self._local.buffer[: count * dtype.itemsize]
-            self._local.views[count, dtype] = raw.view(dtype), memoryview(raw.numpy())
-        return self._local.views[count, dtype]
+            self._local.views[count, dtype] = raw.view(dtype), raw.numpy().data
+        views: tuple[Tensor, memoryview] = self._local.views[count, dtype]
+        return views
 
     def _read_bytes(self, name: str, begin: int, out: Tensor) -> None:
-        self._read_data(name, begin, memoryview(out.numpy()))
+        self._read_data(name, begin, out.numpy().data)
 
     def _read_data(self, name: str, begin: int, out: memoryview) -> None:
         file, placed = self._places[name]

@@ -96,7 +96,7 @@ class WeightsWriter:
         assert values.dtype == dtype, f"{name}: expected {dtype}, got {values.dtype}"
         if values.numel() == 0:
             return
-        data = memoryview(values.cpu().view(torch.uint8).numpy())
+        data = values.cpu().view(torch.uint8).numpy().data
         position = offset + start * dtype.itemsize
         while data:
             written = os.pwrite(handle, data[:_WRITE_BYTES], position)
