@@ -15,6 +15,7 @@ from fusionlab.commands.parser import parse
 from fusionlab.commands.sweep import scores
 from fusionlab.commands.sweep.command import SWITCHES
 from fusionlab.commands.sweep.recipe import SweepRecipe
+from fusionlab.errors import InputError
 from fusionlab.evaluation import TangentOutputs
 from fusionlab.reporting import protocols, sections
 from fusionlab.reporting.protocols import Denominators, Score
@@ -363,6 +364,15 @@ def test_sampled_subsets_are_seeded_and_of_every_size() -> None:
     subsets = recipe.subsets(tasks)
     assert [len(subset) for subset in subsets] == [2] * 3 + [3] * 3 + [4] * 3 + [5] * 3 + [6] * 3 + [7]
     assert subsets == recipe.subsets(tasks) != SweepRecipe("out", subsets_per_size=3, subset_seed=1).subsets(tasks)
+    by_size = SweepRecipe("out", subsets_per_size={2: 1, 3: 2}).subsets(tasks)
+    assert [len(subset) for subset in by_size].count(2) == 1
+    assert [len(subset) for subset in by_size].count(3) == 2
+    assert [subset for subset in by_size if len(subset) > 3] == [
+        subset for subset in SweepRecipe("out").subsets(tasks) if len(subset) > 3
+    ]
+    for wrong in (0, {2: 0}):
+        with pytest.raises(InputError, match="subsets_per_size must be at least 1"):
+            SweepRecipe("out", subsets_per_size=wrong)
     assert len(SweepRecipe("out").subsets(tasks)) == 120
 
 

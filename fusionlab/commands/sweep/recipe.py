@@ -42,7 +42,7 @@ class SweepRecipe:
         scaling_coefficients: coefficients that are all tried for task_arithmetic without one, and beyond the largest
             where that wins; by default a few looks find the best of 0..3 by 0.05.
         sizes: numbers of fused tasks; from 2 to all by default.
-        subsets_per_size: this many subsets of each size, a seeded choice; all by default.
+        subsets_per_size: this many subsets of each size, or by size as {2: 6, 4: 3}, a seeded choice; all by default.
         subset_seed: seed of that choice.
         protocols: strict (coefficients chosen on validation, reported on test) and published (chosen on test).
         full_reference: folder of a full fine-tuning run that was scored as this sweep scores, for the denominator full;
@@ -61,7 +61,7 @@ class SweepRecipe:
     space: Space = "delta_weight"
     scaling_coefficients: list[float] | None = None
     sizes: list[int] | None = None
-    subsets_per_size: int | None = None
+    subsets_per_size: int | dict[int, int] | None = None
     subset_seed: int = 0
     protocols: list[Protocol] = field(default_factory=lambda: ["strict"])
     full_reference: str | None = None
@@ -75,8 +75,9 @@ class SweepRecipe:
         for what in ("methods", "seeds", "protocols"):
             if not getattr(self, what):
                 raise InputError(f"{what}: expected at least one, got none")
-        if self.subsets_per_size is not None and self.subsets_per_size < 1:
-            raise InputError(f"subsets_per_size must be at least 1, got {self.subsets_per_size}")
+        per_size = self.subsets_per_size
+        if per_size is not None and min(per_size.values() if isinstance(per_size, dict) else [per_size], default=0) < 1:
+            raise InputError(f"subsets_per_size must be at least 1, got {per_size}")
         if self.lease_seconds <= 0:
             raise InputError(f"lease_seconds must be positive, got {self.lease_seconds}")
         if not self.named_rules:
@@ -134,12 +135,13 @@ class SweepRecipe:
         for size in self.sizes or range(2, len(tasks) + 1):
             if not 2 <= size <= len(tasks):
                 raise InputError(f"sizes: expected 2 to {len(tasks)}, the number of tasks, got {size}")
-            count = math.comb(len(tasks), size)
-            if self.subsets_per_size is None or self.subsets_per_size >= count:
+            count, per_size = math.comb(len(tasks), size), self.subsets_per_size
+            wanted = per_size.get(size) if isinstance(per_size, dict) else per_size
+            if wanted is None or wanted >= count:
                 found += itertools.combinations(tasks, size)
             else:
                 every = list(itertools.combinations(tasks, size))
-                chosen = random.Random(derive_seed(self.subset_seed, size)).sample(range(count), self.subsets_per_size)
+                chosen = random.Random(derive_seed(self.subset_seed, size)).sample(range(count), wanted)
                 found += [every[index] for index in sorted(chosen)]
         return found
 

