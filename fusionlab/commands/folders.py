@@ -23,7 +23,7 @@ def folder_of(config: Any) -> RunFolder:
     if not config.train_only:
         return root
     if not config.data.init_args.get("tasks"):
-        raise InputError(f"train_only: name the tasks to train in --data.tasks; {config.data.class_path} takes none")
+        raise InputError("train_only: name the tasks to train in --data.tasks; the job's folder is called after them")
     return root.part(task if isinstance(task, str) else task["name"] for task in config.data.init_args.tasks)
 
 

@@ -7,6 +7,7 @@ import re
 
 from lightning.pytorch import Trainer
 
+from fusionlab import data, modules
 from fusionlab.callbacks import FusionCallback
 from fusionlab.data import ImageTasks
 from fusionlab.errors import did_you_mean
@@ -24,6 +25,8 @@ def readable(message: str) -> str:
         key = (unknown or option).group(1)
         known = _known_options()
         return f"unknown key {key!r}; {did_you_mean(key, known if unknown else [k.split('.')[-1] for k in known])}"
+    if wrong := _wrong_class(message):
+        return wrong
     key = nested or re.search(r'arser key "([\w.]+)"', message)
     kinds = dict.fromkeys(re.findall(r"Expected an? (<class '.+?'>|typing\.\w+\[.+?\](?=\.|\s|$))", message))
     value = re.search(r"(?:Got value|Given value): (.+)", message)
@@ -33,6 +36,21 @@ def readable(message: str) -> str:
         got = re.search(r"Got value: (.+)", message)
         return f"{nested.group(1)}: {_expected(list(kinds), got.group(1).strip() if got else '?')}"
     return re.sub(r"\s+", " ", message)
+
+
+def _wrong_class(message: str) -> str | None:
+    """One line of a class that is none, is not there, or is of another kind; None for another error."""
+    given = re.search(r'arser key "(model|data)"', message), re.search(r"Given value: (.+)", message)
+    if not all(given):
+        return None
+    key, value = (found[1].strip() for found in given)
+    if kind := re.search(r"Import path does not correspond to a subclass of (\w+)", message):
+        return f"{key}: {value} is no {kind[1]}"
+    if "Expected a dot import path string" in message:
+        known = did_you_mean(value, (modules if key == "model" else data).__all__)
+        return f"{key}: no class {value!r}; {known} A class of your own is given by its path, such as my_package.Mine"
+    refused = refused_class(message)
+    return None if refused is None else f"{key}: {refused}"
 
 
 def _expected(kinds: list[str], value: str) -> str:

@@ -86,6 +86,22 @@ def test_missing_members_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert "BoringDataModule lacks members training_tasks, task_names, tasks, splits, " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--model", "ClipModul"], "model: no class 'ClipModul'; did you mean 'ClipModule'?"),
+        (["--data", "ImageTask"], "data: no class 'ImageTask'; did you mean 'ImageTasks'?"),
+        (["--model", "own_regressor.Planes"], "model: own_regressor.Planes is no LightningModule"),
+        (["--model", "nowhere.Mine"], "model: nowhere.Mine: No module named 'nowhere'"),
+        (["--data", "own_regressor.Mine"], "data: own_regressor.Mine: module 'own_regressor' has no attribute 'Mine'"),
+    ],
+    ids=str,
+)
+def test_a_class_that_is_none_is_told_so(flags: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", *flags]) == 2
+    assert told in capsys.readouterr().err
+
+
 def test_defaults_leave_what_is_asked_of_everyone() -> None:
     with pytest.raises(ValueError, match=r"^Half lacks members backbone, .*, activate, .* module contract") as error:
         as_module(Half())
