@@ -34,6 +34,7 @@ from fusionlab.keys import keyed
 from fusionlab.layout import FUSED, PLOTS, RESULTS, SCORES, TABLE
 from fusionlab.linearize import LINEARIZED_METHODS
 from fusionlab.reporting.diagnostics import Diagnostics, write_diagnostics
+from fusionlab.rules.by_tensor import ByTensor
 from fusionlab.samplers import FirstSamples
 
 DEFAULT_RULES = ("average", "task_arithmetic", "metagpt", "ties")
@@ -288,9 +289,9 @@ def _log_key(row: Row) -> str | None:
 
 def _names_parameters(rule: Any) -> bool:
     """Whether patterns of names decide, which only the model's own parameters can match."""
-    while hasattr(rule, "rule"):
+    while hasattr(rule, "rule") and not isinstance(rule, ByTensor):
         rule = rule.rule
-    return bool(getattr(rule, "by_name", None))
+    return isinstance(rule, ByTensor) or bool(getattr(rule, "by_name", None))
 
 
 def _rule(name: str, value: Any) -> rules.Rule | search.Search:

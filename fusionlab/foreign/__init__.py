@@ -1,10 +1,11 @@
 """Files that others wrote: read with a schema of the fields that are used, and refused by name where one is wrong."""
 
-from fusionlab.foreign.reading import as_json, check_keys, parse_yaml, read_json, read_json_list, read_yaml
+from fusionlab.foreign.reading import as_json, check_keys, checked, parse_yaml, read_json, read_json_list, read_yaml
 from fusionlab.foreign.schemas import (
     ImageProcessor,
     InnerModule,
     KeptStats,
+    MergekitConfig,
     ModelConfig,
     OwnRecord,
     PeftConfig,
@@ -20,6 +21,7 @@ __all__ = [
     "ImageProcessor",
     "InnerModule",
     "KeptStats",
+    "MergekitConfig",
     "ModelConfig",
     "OwnRecord",
     "PeftConfig",
@@ -31,6 +33,7 @@ __all__ = [
     "WeightIndex",
     "as_json",
     "check_keys",
+    "checked",
     "parse_yaml",
     "read_json",
     "read_json_list",

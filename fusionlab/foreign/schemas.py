@@ -197,3 +197,34 @@ class WeightIndex(Schema):
     """``*.index.json``: which file holds which tensor."""
 
     weight_map: dict[str, str] | None = None
+
+
+Scalar = bool | int | float | str
+
+
+class MergekitCondition(Schema):
+    """A value for the tensors whose name contains ``filter``."""
+
+    value: Scalar | list[Scalar]
+    filter: str | None = None
+
+
+MergekitParameters = dict[str, MergekitCondition | list[MergekitCondition] | list[Scalar] | Scalar]
+
+
+class MergekitModel(Schema):
+    """An entry of ``models`` in a configuration of mergekit."""
+
+    model: str
+    parameters: MergekitParameters | None = None
+
+
+class MergekitConfig(Schema):
+    """A configuration of mergekit."""
+
+    merge_method: str
+    base_model: str | None = None
+    models: list[MergekitModel] | None = None
+    parameters: MergekitParameters | None = None
+    dtype: str | None = None
+    out_dtype: str | None = None

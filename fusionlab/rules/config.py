@@ -12,14 +12,17 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from fusionlab import rules
 from fusionlab.errors import InputError, did_you_mean, name_list
-from fusionlab.rules.base import Rule
+from fusionlab.rules.base import LinearRule, Rule
+from fusionlab.rules.by_tensor import ByTensor, LinearByTensor
+from fusionlab.rules.settings import settings_in
 
 
 def from_config(config: str | Mapping[str, Any] | Rule) -> Rule:
     """The rule that ``config`` names: ``"metagpt"``, or ``{"class_path": ..., "init_args": {...}}``.
 
     ``class_path`` is a rule's name, the name of a class here, or the dotted path of a class that keeps the ``Rule``
-    protocol. Arguments that are rules themselves are written the same way.
+    protocol. Arguments that are rules themselves are written the same way. A number may be a setting, which differs
+    between tensors; see :class:`~fusionlab.rules.by_tensor.ByTensor`.
 
     Raises:
         InputError: no such rule, an unknown or missing argument, or an argument of the wrong type.
@@ -38,8 +41,12 @@ def from_config(config: str | Mapping[str, Any] | Rule) -> Rule:
     if unknown:
         raise InputError(f"rule: unknown key {unknown[0]!r}; arguments of the rule belong under init_args.")
     rule_class = _find_class(config["class_path"])
-    rule: Rule = rule_class(**_arguments(rule_class, config.get("init_args") or {}))
-    return rule
+    init_args = config.get("init_args") or {}
+    if not _has_settings(rule_class, init_args):
+        rule: Rule = rule_class(**_arguments(rule_class, init_args))
+        return rule
+    found = ByTensor(_path_of(rule_class), init_args)
+    return LinearByTensor(found.class_path, found.init_args) if isinstance(found.sample, LinearRule) else found
 
 
 def to_config(rule: Rule) -> dict[str, Any]:
@@ -49,8 +56,9 @@ def to_config(rule: Rule) -> dict[str, Any]:
         >>> to_config(from_config("average"))
         {'class_path': 'fusionlab.rules.Average', 'init_args': {'weights': None}}
     """
-    known = type(rule) in known_rules().values()
-    path = f"fusionlab.rules.{type(rule).__name__}" if known else f"{type(rule).__module__}.{type(rule).__qualname__}"
+    if isinstance(rule, ByTensor):
+        return {"class_path": rule.class_path, "init_args": dict(rule.init_args)}
+    path = _path_of(type(rule))
     values: dict[str, Any] = {}
     if is_dataclass(rule):
         values = {item.name: getattr(rule, item.name) for item in fields(rule)}
@@ -65,6 +73,8 @@ def rule_name(rule: Rule | type) -> str:
         >>> rule_name(from_config("TaskArithmetic"))
         'task_arithmetic'
     """
+    if isinstance(rule, ByTensor):
+        rule = _find_class(rule.class_path)
     name = (rule if isinstance(rule, type) else type(rule)).__name__
     return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
 
@@ -73,6 +83,20 @@ def known_rules() -> dict[str, type]:
     """Every rule that ``fusionlab.rules`` exports, by its name in a config."""
     exported: list[type] = [getattr(rules, name) for name in rules.__all__]
     return {rule_name(item): item for item in exported if is_dataclass(item) and hasattr(item, "fuse")}
+
+
+def _path_of(rule_class: type) -> str:
+    module = "fusionlab.rules" if rule_class in known_rules().values() else rule_class.__module__
+    return f"{module}.{rule_class.__qualname__}"
+
+
+def _has_settings(rule_class: type, init_args: Any) -> bool:
+    """Whether an argument, or one of a rule inside, is a setting where the rule takes no such value itself."""
+    if not isinstance(init_args, Mapping):
+        return False
+    hints = get_type_hints(rule_class)
+    given = {key: value for key, value in init_args.items() if not _fits(value, hints.get(key, Any))}
+    return any(True for _ in settings_in(given, ""))
 
 
 def _find_class(path: str) -> type:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,8 +9,7 @@ from torch import Tensor
 
 from fusionlab.blocks.task_vectors import Statistics, TaskVectors
 from fusionlab.rules.base import Granularity, StatisticsScope, add_scaled
-
-_BLOCK = re.compile(r"^(?P<stack>(?:.*?\.)?)(?P<index>\d+)\.")
+from fusionlab.rules.settings import blocks_of
 
 
 @dataclass(frozen=True)
@@ -43,23 +41,10 @@ class Lines:
     def coefficients(self, name: str, tasks: tuple[str, ...], statistics: Statistics) -> dict[str, float]:
         """λ_l, the same for every task."""
         alpha = 1 / len(tasks) if self.alpha is None else self.alpha
-        depths = statistics.once("lines", lambda: _depths(statistics.model or statistics.names or (name,)))
-        return dict.fromkeys(tasks, alpha + self.beta * depths.get(name, 0.0))
+        blocks = statistics.once("blocks", lambda: blocks_of(statistics.model or statistics.names or (name,)))
+        index, count = blocks.get(name, (0, 1))
+        return dict.fromkeys(tasks, alpha + self.beta * (index / max(1, count - 1)))
 
     def fuse(self, name: str, base: Tensor, task_vectors: TaskVectors, statistics: Statistics) -> Tensor:
         """θ₀ + λ_l Σ τ_t."""
         return add_scaled(base, task_vectors, self.coefficients(name, task_vectors.tasks, statistics))
-
-
-def _depths(names: tuple[str, ...]) -> dict[str, float]:
-    """l/(L−1) of every name inside a block.
-
-    Example:
-        >>> _depths(("layers.0.w", "layers.1.w", "layers.2.w", "head.w"))
-        {'layers.0.w': 0.0, 'layers.1.w': 0.5, 'layers.2.w': 1.0}
-    """
-    found = {name: match for name in names if (match := _BLOCK.match(name))}
-    last: dict[str, int] = {}
-    for match in found.values():
-        last[match["stack"]] = max(last.get(match["stack"], 0), int(match["index"]))
-    return {name: int(match["index"]) / max(1, last[match["stack"]]) for name, match in found.items()}

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import Any
 
+from fusionlab.rules.base import Rule
+from fusionlab.rules.by_tensor import ByTensor
+from fusionlab.rules.config import from_config, to_config
 from fusionlab.rules.task_arithmetic import TaskArithmetic
 
 
@@ -31,12 +34,15 @@ def with_argument(rule: Any, name: str, value: Any) -> Any:
         >>> with_argument(Dare(TaskArithmetic(0.3), drop_rate=0.5), "drop_rate", 0.1).drop_rate
         0.1
     """
-    names = [item.name for item in fields(rule)]
-    if name in names:
-        return replace(rule, **{name: value})
-    if "rule" not in names:
+    of: Any = rule.sample if isinstance(rule, ByTensor) else rule
+    names = [item.name for item in fields(of)]
+    if name not in names and "rule" not in names:
         raise LookupError(f"{type(rule).__name__} has no argument {name!r}; it has {', '.join(names) or 'none'}")
-    return replace(rule, rule=with_argument(rule.rule, name, value))
+    changed = {name: value} if name in names else {"rule": with_argument(rule.rule, name, value)}
+    if not isinstance(rule, ByTensor):
+        return replace(rule, **changed)
+    plain = {key: to_config(each) if isinstance(each, Rule) else each for key, each in changed.items()}
+    return from_config({"class_path": rule.class_path, "init_args": {**rule.init_args, **plain}})
 
 
 def with_coefficient(rule: Any, value: float) -> Any:

@@ -31,6 +31,7 @@ class Sce:
     Args:
         density: the share of entries to keep; the paper's is 0.1, mergekit's 1.
         scaling_coefficient: λ.
+        equal_below: mean squares of the τ_t that sum to less than this leave w_t equal; mergekit's is 1e-6.
 
     Raises:
         InputError: a density outside 0..1.
@@ -40,6 +41,7 @@ class Sce:
 
     density: float = 1.0
     scaling_coefficient: float = 1.0
+    equal_below: float = 0.0
 
     granularity: ClassVar[Granularity] = "elementwise"
     statistics_scope: ClassVar[StatisticsScope] = "tensor"
@@ -77,7 +79,7 @@ class Sce:
         quantity = "squared_norm" if self.density == 1 else "selected"
         norms = [statistics.sum(f"{quantity}/{task}", [name]) for task in task_vectors.tasks]
         total = sum(norms)
-        weights = [norm / total if total else 1 / len(norms) for norm in norms]
+        weights = [norm / total if total > self.equal_below * task_vectors.size else 1 / len(norms) for norm in norms]
         if self.density < 1:
             task_vectors = self._selected(name, task_vectors, statistics)
         return _agreeing(task_vectors.stacked, weights).mul_(self.scaling_coefficient).add_(base)

@@ -16,24 +16,26 @@ from fusionlab.errors import InputError, name_list
 from fusionlab.rules.base import Granularity, StatisticsScope
 from fusionlab.rules.checks import check_range
 
-_PARALLEL = 0.9995
+_COLLINEAR = 1 - 1e-12  # beyond it the angle is lost in rounding
 
 
 @dataclass(frozen=True)
 class Slerp:
     """(sin((1−t)ω)·θ_a + sin(tω)·θ_b) / sin ω per tensor, ω the angle between θ_a and θ_b; linear for small angles.
 
-    θ = θ₀ + τ of the two tasks in recipe order. Norms and inner products are float64; |cos ω| > 0.9995 and zero
-    tensors are interpolated linearly.
+    θ = θ₀ + τ of the two tasks in recipe order. Norms and inner products are float64; zero tensors are interpolated
+    linearly.
 
     Args:
         t: 0 gives the first model, 1 the second.
+        linear_above: the |cos ω| above which the interpolation is linear.
 
     Raises:
         InputError: t outside 0..1, or (when fusing) not two tasks.
     """
 
     t: float = 0.5
+    linear_above: float = 0.9995
 
     granularity: ClassVar[Granularity] = "elementwise"
     statistics_scope: ClassVar[StatisticsScope] = "tensor"
@@ -42,6 +44,7 @@ class Slerp:
 
     def __post_init__(self) -> None:
         check_range("slerp.t", self.t, 0.0, 1.0)
+        check_range("slerp.linear_above", self.linear_above, 0.0, 1.0)
 
     def measure(self, name: str, base: Tensor, task_vectors: TaskVectors, earlier: Statistics) -> dict[str, Tensor]:
         """Both squared norms and the inner product of the weights."""
@@ -60,7 +63,7 @@ class Slerp:
         first, second, both = (statistics.sum(f"slerp/{key}", [name]) for key in ("first", "second", "both"))
         norm = math.sqrt(first) * math.sqrt(second)
         cosine = both / norm if norm else 1.0
-        if abs(cosine) > _PARALLEL:
+        if abs(cosine) > min(self.linear_above, _COLLINEAR):
             return 1 - self.t, self.t
         angle = math.acos(cosine)
         return math.sin((1 - self.t) * angle) / math.sin(angle), math.sin(self.t * angle) / math.sin(angle)

@@ -16,6 +16,15 @@ SHAPES = {"w": (30, 40), "v": (50,)}
 WEIGHTS = {"a": 0.5, "b": 1.5}
 
 
+BLOCKS = 3
+PLAIN: dict[str, Any] = {"base_model": "base", "models": [{"model": "a"}, {"model": "b"}]}
+GRADED = [{"model": name, "parameters": {"weight": [0, 1]}} for name in "ab"]
+UNLIKE = [
+    {"model": name, "parameters": {"weight": 1, "density": 0.5, "epsilon": e}}
+    for name, e in zip("ab", (0.1, 0.2), strict=True)
+]
+
+
 def states() -> dict[str, dict[str, torch.Tensor]]:
     generator = torch.Generator().manual_seed(0)
     return {
@@ -131,11 +140,23 @@ def test_dtypes_shared_parameters_and_names() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (config("della"), "merge_method 'della' is not supported"),
+        (config("nearswap"), "merge_method 'nearswap' is not supported"),
+        (config("linear") | {"modules": {}}, "'modules' in .* is not supported; give the same models"),
         (config("ties") | {"tokenizer_source": "union"}, "'tokenizer_source' in a mergekit configuration"),
         (config("ties") | {"models": []}, "models: expected a list of models"),
-        (config("ties", density=[0.1, 0.2]), "density: only single values"),
-        (config("ties", {"lambda": {"value": 1}}), "lambda: only single values"),
+        (config("ties", {"normalize": [True, False]}), "normalize: one value for all tensors is expected"),
+        (config("ties", density=[0.1, [0.2]]), "models.0.parameters.density: expected .*, got .0.1, .0.2.."),
+        (config("ties", {"lambda": {"value": 1, "filters": "mlp"}}), "'filters' in parameters.lambda is not supported"),
+        (config("ties", {"lambda": {"value": 1, "filter": "*mlp*"}}), "filter '.mlp.': mergekit compares plain text"),
+        (config("task_arithmetic", {"lambda": [0, 1]}) | {"models": GRADED}, "lambda: it and weight both differ"),
+        (config("task_arithmetic", {"lambda": 2, "normalize": True}) | {"models": GRADED}, "lambda: 1 is expected"),
+        (config("linear", {"normalize": False}) | {"models": GRADED}, "weights that differ between tensors scales"),
+        (config("della", {"rescale": False}, density=0.5) | {"models": UNLIKE}, "epsilon: expected one for all models"),
+        (PLAIN | {"merge_method": "nuslerp"}, "weight of 'a' is missing; nuslerp needs it"),
+        (config("nuslerp", {"nuslerp_flatten": False}), "nuslerp_flatten: false and"),
+        (PLAIN | {"merge_method": "model_stock", "models": [{"model": "a"}]}, "model_stock: expected 2 models or more"),
+        (PLAIN | {"merge_method": "model_stock", "parameters": {"filter_wise": True}}, "filter_wise: true is not"),
+        (config("sce"), "'weight' in parameters of 'a' is not supported"),
         (config("ties", {"normalise": True}), "'normalise' in parameters is not supported; did you mean 'normalize'"),
         (config("ties", {"normalize": 1}), "normalize: expected true or false, got 1"),
         (config("ties", density="much"), "density of 'a': expected a number, got 'much'"),
@@ -143,8 +164,12 @@ def test_dtypes_shared_parameters_and_names() -> None:
         (config("ties") | {"models": [{"model": "a+lora", "parameters": {"weight": 1}}]}, r"model 'a\+lora'"),
         ({"merge_method": "ties", "models": config("ties")["models"]}, "base_model is missing; ties needs it"),
         (config("linear", {"normalize": False}), "weights that sum to 2 scales the model"),
-        (config("breadcrumbs", {"rescale": True}, density=0.5), "rescale: true is supported for dare methods only"),
-        (config("slerp") | {"parameters": {"t": 0.5}}, "'weight' in parameters of 'a' is not supported"),
+        (
+            config("breadcrumbs", {"rescale": True}, density=0.5),
+            "rescale: true is supported for dare and della methods",
+        ),
+        (PLAIN | {"merge_method": "slerp", "parameters": {"t": 0.5}}, "slerp is between base_model and one other"),
+        (config("slerp") | {"models": config("slerp")["models"][:1]}, "'weight' in parameters of 'a' is not supported"),
     ],
 )
 def test_what_cannot_be_expressed_is_refused_by_key(content: dict[str, Any], message: str) -> None:

@@ -14,6 +14,7 @@ from fusionlab.engine import Job, Resources
 from fusionlab.engine.job import inner_linear_rule
 from fusionlab.errors import InputError, did_you_mean, name_list
 from fusionlab.rules import Rule
+from fusionlab.rules.by_tensor import ByTensor
 from fusionlab.tensors.identity import equal_matrices
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -54,6 +55,8 @@ def check_disk(output: Path, needed: int) -> None:
 
 def try_rule(job: Job) -> None:
     """Let the rule meet these tasks and names on tiny tensors, so that what does not fit is known at once."""
+    if isinstance(job.rule, ByTensor):
+        job.rule.table(job.statistics({}))
     linear = inner_linear_rule(job.rule)
     if linear is not None and not linear.passes:
         statistics = job.statistics({})

@@ -110,7 +110,7 @@ def read_recipe(path: str) -> dict[str, Any]:
     if "merge_method" in content:
         from fusionlab.commands.fuse.mergekit import translate
 
-        content = translate(content)
+        content = translate(content, file)
     known = [item.name for item in fields(Recipe)]
     for key in content:
         if key not in known:

@@ -18,6 +18,7 @@ from fusionlab.engine.job import num_reads
 from fusionlab.errors import name_list
 from fusionlab.foreign import read_json
 from fusionlab.layout import CARD, FUSION
+from fusionlab.rules.by_tensor import ByTensor
 from fusionlab.tensors.companions import carried_files, carry
 from fusionlab.tensors.dtypes import say_dtype
 from fusionlab.tensors.weight_files import EXPLICIT
@@ -33,6 +34,7 @@ def plan_text(prepared: Prepared) -> str:
     needed, what = prepared.peak
     lines = [
         f"rule            {_rule_text(prepared)}",
+        *(f"by tensor       {line}" for line in _by_tensor(prepared)),
         f"base            {prepared.base.name}: {len(tensors)} tensors, {_size(tensors)}",
         *(f"finetuned       {task}: {_input_text(opened)}" for task, opened in prepared.inputs.items()),
         f"fused           {len(plan.fused)} tensors, {elements:,} elements",
@@ -210,6 +212,11 @@ def _card(prepared: Prepared, record: Mapping[str, Any]) -> str:
             "",
         ]
     )
+
+
+def _by_tensor(prepared: Prepared) -> list[str]:
+    rule = prepared.job.rule
+    return rule.table(prepared.job.statistics({})) if isinstance(rule, ByTensor) else []
 
 
 def _rule_text(prepared: Prepared) -> str:

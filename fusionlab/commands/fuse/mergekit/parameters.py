@@ -1,0 +1,113 @@
+"""Parameters of a mergekit configuration as numbers and settings of a rule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from fusionlab.commands.fuse.mergekit.models import Inputs, refuse_unknown
+from fusionlab.errors import InputError
+
+_WITHOUT_EFFECT = ("int8_mask",)
+_WILDCARDS = "*?["
+
+
+class Parameters:
+    """A parameter by task: that of the model, else that for all, else mergekit's default.
+
+    Args:
+        method: the merge method.
+        defaults: its parameters, with their defaults; None: it must be given.
+        inputs: the models with what is given for them.
+
+    Raises:
+        InputError: a parameter that the method has not.
+    """
+
+    def __init__(self, method: str, defaults: Mapping[str, Any], inputs: Inputs) -> None:
+        self.method, self.defaults, self.inputs = method, defaults, inputs
+        known = (*defaults, *_WITHOUT_EFFECT)
+        for task, (own, *_) in inputs.scopes.items():
+            refuse_unknown(own, known, f"parameters of {inputs.models[task]!r}")
+        for scope in inputs.shared:
+            refuse_unknown(scope, known, "parameters")
+
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks, in the order of the configuration."""
+        return list(self.inputs.models)
+
+    def single(self, name: str) -> Any:
+        """A parameter that has one value for all models and tensors.
+
+        Raises:
+            InputError: it has several.
+        """
+        value = next((scope[name] for scope in self.inputs.shared if name in scope), self.defaults[name])
+        if isinstance(value, (list, Mapping)):
+            raise InputError(
+                f"parameters.{name}: one value for all tensors is expected, not gradients or filters, got {value!r}."
+            )
+        return value
+
+    def switch(self, name: str) -> bool:
+        """A parameter that is true or false.
+
+        Raises:
+            InputError: it is neither, or differs between tensors.
+        """
+        value = self.single(name)
+        if not isinstance(value, bool):
+            raise InputError(f"parameters.{name}: expected true or false, got {value!r}.")
+        return value
+
+    def setting(self, name: str, task: str | None = None) -> Any:
+        """A number, or what a rule takes in its place for one that differs between tensors.
+
+        Raises:
+            InputError: it is missing, or no number.
+        """
+        where = f"parameters.{name}" + (f" of {task!r}" if task else "")
+        scopes = self.inputs.shared if task is None else self.inputs.scopes[task]
+        lines = list(_lines((scope[name] for scope in scopes if name in scope), where))
+        if not lines or "filter" in lines[-1]:
+            if self.defaults[name] is not None:
+                lines.append({"value": self.defaults[name]})
+            elif not lines:
+                raise InputError(f"{where} is missing; {self.method} needs it.")
+        return lines[0]["value"] if "filter" not in lines[0] else lines
+
+    def settings(self, name: str) -> dict[str, Any]:
+        """The same of every task."""
+        return {task: self.setting(name, task) for task in self.tasks}
+
+
+def _lines(given: Iterable[Any], where: str) -> Iterable[dict[str, Any]]:
+    """What is given, from the first scope that counts to the last, up to a value that is for every tensor."""
+    for value in given:
+        conditions = value if isinstance(value, list) and any(isinstance(each, Mapping) for each in value) else [value]
+        for condition in conditions:
+            line = condition if isinstance(condition, Mapping) else {"value": condition}
+            refuse_unknown(line, ("filter", "value"), where)
+            pattern, number = line.get("filter"), _number(line["value"], where)
+            if pattern in (None, "*"):
+                yield {"value": number}
+                return
+            if any(letter in pattern for letter in _WILDCARDS):
+                raise InputError(
+                    f"{where}: filter {pattern!r}: mergekit compares plain text; leave out {_WILDCARDS!r}."
+                )
+            yield {"filter": pattern, "value": number}
+
+
+def _number(value: Any, where: str) -> float | list[float]:
+    if isinstance(value, list) and value:
+        return [_one(each, where) for each in value]
+    return _one(value, where)
+
+
+def _one(value: Any, where: str) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{where}: expected a number, got {value!r}.") from error
