@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 import fusionlab
-from fusionlab.evaluation.scores import evaluating
+from fusionlab.evaluation.loop import evaluating
 from fusionlab.search.workbench import workbench
 
 IGNORED = -100

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fusionlab.callbacks.attached import attached
 from fusionlab.contracts import Data, Module
-from fusionlab.evaluation.scores import to_device
+from fusionlab.evaluation.loop import to_device
 from fusionlab.memory import peak_bytes
 
 _ADAM = 3  # gradient and two moments beside each trained value

@@ -24,7 +24,8 @@ from fusionlab.contracts import Data, Module
 from fusionlab.data.tasks import without_classes
 from fusionlab.engine import try_rule
 from fusionlab.errors import InputError, name_list
-from fusionlab.evaluation.scores import Row, evaluate, rank_and_world_size
+from fusionlab.evaluation.loop import rank_and_world_size
+from fusionlab.evaluation.scores import Row, evaluate
 from fusionlab.files import write_text
 from fusionlab.fusion.finetuned import Finetuned
 from fusionlab.fusion.folders import export_finetuned, save_fused

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,9 @@ from torch.nn import functional as F
 
 from fusionlab.adapters import Adapter, base_tensors
 from fusionlab.adapters.weights import Weights, is_linearized
-from fusionlab.evaluation.scores import Row, evaluating, rows_of, to_device
+from fusionlab.contracts import Data, Module
+from fusionlab.evaluation.loop import Acting
+from fusionlab.evaluation.scores import Row, Scored, score
 from fusionlab.linearize import LinearizedState
 
 KEPT_AFTER_CHANGE = 2  # k and v beside a changed q still see the same input
@@ -40,8 +43,8 @@ class Candidate:
 
 
 def score_candidates(
-    module: Any,
-    data: Any,
+    module: Module,
+    data: Data,
     candidates: Mapping[str, Candidate],
     split: str,
     *,
@@ -56,24 +59,14 @@ def score_candidates(
         split: ``validation`` or ``test``.
         on_batch: called after each batch with the number of candidates scored on it.
     """
-    rows: dict[str, list[Row]] = {name: [] for name in candidates}
     slots = _Slots(module.base_model, [candidate.weights for candidate in candidates.values()])
-    with evaluating(module), slots:
-        for task in data.tasks:
-            concerned = {name: each for name, each in candidates.items() if task in each.tasks}
-            metrics = {name: module.metrics(task) for name in concerned}
-            for batch in data.eval_batches(task, split) if concerned else ():
-                batch = to_device(batch, module.device)
-                slots.new_batch()
-                for name, candidate in concerned.items():
-                    with slots.using(module, candidate.weights):
-                        module.score(task, batch, metrics[name])
-                if on_batch is not None:
-                    on_batch(len(concerned))
-            for name, candidate in concerned.items():
-                samples = data.splits[task][split]
-                rows[name] += rows_of(task, split, metrics[name], samples, dict(candidate.labels))
-    return rows
+    models = {
+        name: Scored(Acting(each.tasks, partial(slots.using, module, each.weights)), each.labels)
+        for name, each in candidates.items()
+    }
+    advance = (lambda count: None) if on_batch is None else on_batch
+    with slots:
+        return score(module, data, models, split, before_batch=slots.new_batch, on_batch=advance)
 
 
 def acts_by_hooks(model: nn.Module, weights: Weights | None) -> bool:
@@ -135,7 +128,7 @@ class _Slots:
         self.room = min(self.room, KEPT_AFTER_CHANGE)
 
     @contextmanager
-    def using(self, module: Any, weights: Weights | None) -> Iterator[None]:
+    def using(self, module: Module, weights: Weights | None) -> Iterator[None]:
         """Let ``weights`` act on ``module``."""
         by_hooks = isinstance(weights, Adapter) and id(weights) in self._by_hooks
         self.remembers = weights is None or not is_linearized(weights)

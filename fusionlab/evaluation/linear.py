@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -10,7 +12,9 @@ from torch import Tensor
 
 from fusionlab.adapters.weights import Weights
 from fusionlab.backbones.choice import lowest_argmax
-from fusionlab.evaluation.scores import Row, evaluating, rank_and_world_size, rows_of, to_device
+from fusionlab.contracts import Batch, Data, LinearOutputs, Module
+from fusionlab.evaluation.loop import Acting, count_batches
+from fusionlab.evaluation.scores import Row, Scored, rows_of, score
 from fusionlab.fusion.finetuned import Finetuned
 
 Sum: TypeAlias = tuple[Mapping[str, float], Sequence[str], Mapping[str, Any]]
@@ -83,32 +87,30 @@ class TangentOutputs:
     def _compute(self, task: str, split: str) -> tuple[Tensor, Tensor, Tensor]:
         module, backbone = self._module, self._module.backbone
         linear = module.linear_outputs(self._finetuned.weights)
-        parts, labels, masks = [], [], []
-        module.eval()
-        with module.evaluation_context():
-            for batch in self._data.eval_batches(task, split):
-                batch = to_device(batch, module.device)
-                images = batch["images"]
-                base, outputs = linear.parts(lambda images=images: backbone.image_features(images))
-                features = torch.stack([base, *outputs.values()])
-                with module.full_precision():
-                    parts.append(features @ module.heads[task].to(features).T)
-                labels.append(batch["labels"])
-                masks.append(batch["mask"])
+
+        def keep(task: str, batch: Batch, kept: list[tuple[Tensor, Tensor, Tensor]]) -> None:
+            base, outputs = linear.parts(lambda: backbone.image_features(batch["images"]))
+            features = torch.stack([base, *outputs.values()])
+            with module.full_precision():
+                logits = features @ module.heads[task].to(features).T
+            kept.append((logits, batch["labels"], batch["mask"]))
+
+        batches = partial(self._data.eval_batches, split=split)
+        found = count_batches(module, {"": Acting([task])}, batches, lambda task: [], keep, tasks=[task])
+        parts, labels, masks = zip(*found[""][task], strict=True)
         return torch.cat(parts, dim=1), torch.cat(labels), torch.cat(masks)
 
 
-def linear_tasks(module: Any, tasks: Iterable[str], finetuned: Mapping[str, Weights]) -> tuple[str, ...]:
+def linear_tasks(module: Module, tasks: Iterable[str], finetuned: Mapping[str, Weights]) -> tuple[str, ...]:
     """The tasks on which weighted sums act linearly: where the weights do, those whose answers are not generated."""
     if not module.acts_linearly(finetuned):
         return ()
     return tuple(task for task in tasks if set(module.metrics(task)) == {"accuracy"})
 
 
-@torch.no_grad()
 def score_linear_sums(
-    module: Any,
-    data: Any,
+    module: Module,
+    data: Data,
     finetuned: Mapping[str, Weights],
     candidates: Mapping[str, Sum],
     split: str,
@@ -127,23 +129,18 @@ def score_linear_sums(
         split: ``validation`` or ``test``.
         on_batch: called after each batch of this rank.
     """
-    rank, world_size = rank_and_world_size()
     outputs = module.linear_outputs({task: finetuned[task] for task in _acting(candidates) or list(finetuned)[:1]})
-    rows: dict[str, list[Row]] = {name: [] for name in candidates}
-    with evaluating(module):
-        for task in data.tasks:
-            metrics = {name: module.metrics(task) for name, (_, tasks, _) in candidates.items() if task in tasks}
-            for batch in data.eval_batches(task, split, rank=rank, world_size=world_size) if metrics else ():
-                outputs.forget()
-                batch = to_device(batch, module.device)
-                for name, counted in metrics.items():
-                    with module.use(outputs.at(candidates[name][0])):
-                        module.score(task, batch, counted)
-                if on_batch is not None:
-                    on_batch()
-            for name, counted in metrics.items():
-                rows[name] += rows_of(task, split, counted, data.splits[task][split], dict(candidates[name][2]))
-    return rows
+    models = {
+        name: Scored(Acting(tasks, partial(sum_of, module, outputs, by_task)), labels)
+        for name, (by_task, tasks, labels) in candidates.items()
+    }
+    advance = (lambda models: None) if on_batch is None else (lambda models: on_batch())
+    return score(module, data, models, split, before_batch=outputs.forget, on_batch=advance)
+
+
+def sum_of(module: Module, outputs: LinearOutputs, by_task: Mapping[str, float]) -> AbstractContextManager[None]:
+    """Let Σ λ_t τ_t act on the batch whose outputs are known."""
+    return module.use(outputs.at(by_task))
 
 
 def _acting(candidates: Mapping[str, Sum]) -> list[str]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,8 +14,10 @@ from torch.nn import functional as F
 
 from fusionlab.adapters.weights import Weights
 from fusionlab.backbones.choice import lowest_argmax
+from fusionlab.contracts import Batch, Data, Module
 from fusionlab.errors import InputError, did_you_mean
-from fusionlab.evaluation.scores import evaluating, rank_and_world_size, to_device
+from fusionlab.evaluation.linear import sum_of
+from fusionlab.evaluation.loop import Acting, count_batches, rank_and_world_size
 from fusionlab.fusion.base import Base
 from fusionlab.fusion.making import fuse_weights
 from fusionlab.rules import TaskArithmetic
@@ -54,8 +57,8 @@ def grid_of(size: int, bound: float = 2.0) -> tuple[float, ...]:
 
 
 def measure_plane(
-    module: Any,
-    data: Any,
+    module: Module,
+    data: Data,
     finetuned: Mapping[str, Weights],
     tasks: Sequence[str],
     grid: Sequence[float],
@@ -88,10 +91,9 @@ def measure_plane(
     joint = [(first, second) for first in grid for second in grid]
     points = list(dict.fromkeys([*joint, *((value, 0.0) for value in grid), *((0.0, value) for value in grid)]))
     chosen = {task: finetuned[task] for task in pair}
-    with evaluating(module):
-        batches = {task: list(_batches(data, task, split, num_batches)) for task in pair}
-        outcome, passes = (_linear if module.acts_linearly(chosen) else _nonlinear)(module, chosen, batches, points)
-    totals = _over_ranks(_partial_sums(outcome, pair, joint))
+    batches = {task: list(_batches(data, task, split, num_batches)) for task in pair}
+    outcome, passes = (_linear if module.acts_linearly(chosen) else _nonlinear)(module, chosen, batches, points)
+    totals = _over_ranks(_partial_sums(outcome, batches, pair, joint))
     samples = {task: totals["samples", task] for task in pair}
     return Plane(
         pair,
@@ -103,58 +105,65 @@ def measure_plane(
     )
 
 
-Outcome = dict[str, list[tuple[dict[str, Any], dict[Point, tuple[Tensor, Tensor]]]]]
+Found = list[tuple[Tensor, Tensor]]
+Outcome = dict[Point, dict[str, Found]]
+"""Predictions and whether they are right, int64 ``(2, batch)``, and losses ``(batch,)``, by point, task and batch."""
+Batches = Mapping[str, Sequence[Batch]]
 
 
-def _nonlinear(module: Any, finetuned: Mapping[str, Weights], batches: Any, points: list[Point]) -> tuple[Outcome, int]:
-    """Predictions and losses by task, batch and point; the weights of a point are put in once for all batches."""
-    base = Base.of(module)
-    outcome: Outcome = {task: [(batch, {}) for batch in of_task] for task, of_task in batches.items()}
+def _nonlinear(
+    module: Module, finetuned: Mapping[str, Weights], batches: Batches, points: list[Point]
+) -> tuple[Outcome, int]:
+    """The weights of a point are put in once for all batches."""
+    base, outcome = Base.of(module), {}
     for point in points:
         rule = TaskArithmetic(dict(zip(finetuned, point, strict=True)))
         weights = fuse_weights(rule, base, finetuned).weights if any(point) else None
         with module.use(weights):
-            for task, of_task in outcome.items():
-                for batch, found in of_task:
-                    found[point] = _measured(module, task, batch)
+            outcome[point] = _measure(module, batches, {"": Acting(batches)})[""]
     return outcome, len(points)
 
 
-def _linear(module: Any, finetuned: Mapping[str, Weights], batches: Any, points: list[Point]) -> tuple[Outcome, int]:
-    """As :func:`_nonlinear`, from the value and the two tangents of each batch."""
+def _linear(
+    module: Module, finetuned: Mapping[str, Weights], batches: Batches, points: list[Point]
+) -> tuple[Outcome, int]:
+    """From the value and the two tangents of each batch."""
     outputs = module.linear_outputs(finetuned)
-    outcome: Outcome = {}
-    for task, of_task in batches.items():
-        outcome[task] = []
-        for batch in of_task:
-            outputs.forget()
-            found: dict[Point, tuple[Tensor, Tensor]] = {}
-            for point in points:
-                with module.use(outputs.at(dict(zip(finetuned, point, strict=True)))):
-                    found[point] = _measured(module, task, batch)
-            outcome[task].append((batch, found))
-    return outcome, 3
+    models = {
+        str(point): Acting(batches, partial(sum_of, module, outputs, dict(zip(finetuned, point, strict=True))))
+        for point in points
+    }
+    found = _measure(module, batches, models, outputs.forget)
+    return {point: found[str(point)] for point in points}, 3
 
 
-def _measured(module: Any, task: str, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Predictions and whether they are right, int64 ``(2, batch)``, and losses, ``(batch,)``."""
-    scores, labels = module.scored_classes(task, to_device(batch, module.device))
-    predictions, losses = lowest_argmax(scores), F.cross_entropy(scores.float(), labels, reduction="none")
-    return torch.stack([predictions, predictions == labels]).cpu(), losses.cpu()
+def _measure(
+    module: Module, batches: Batches, models: Mapping[str, Acting], before_batch: Callable[[], None] = lambda: None
+) -> dict[str, dict[str, Found]]:
+    def measure(task: str, batch: Batch, found: Found) -> None:
+        scores, labels = module.scored_classes(task, batch)
+        predictions, losses = lowest_argmax(scores), F.cross_entropy(scores.float(), labels, reduction="none")
+        found.append((torch.stack([predictions, predictions == labels]).cpu(), losses.cpu()))
+
+    return count_batches(
+        module, models, batches.__getitem__, lambda task: [], measure, tasks=batches, before_batch=before_batch
+    )
 
 
-def _partial_sums(outcome: Outcome, pair: tuple[str, str], joint: list[Point]) -> dict[Any, list[float]]:
+def _partial_sums(
+    outcome: Outcome, batches: Batches, pair: tuple[str, str], joint: list[Point]
+) -> dict[Any, list[float]]:
     """Sums of each batch by what, task and point."""
     sums: dict[Any, list[float]] = {}
     for position, task in enumerate(pair):
-        for batch, found in outcome[task]:
+        for number, batch in enumerate(batches[task]):
             mask = batch["mask"].cpu()
             sums.setdefault(("samples", task), []).append(int(mask.sum()))
             for point in joint:
                 alone = (point[0], 0.0) if position == 0 else (0.0, point[1])
-                (predictions, hits), losses = found[point]
+                (predictions, hits), losses = outcome[point][task][number]
                 parts = {
-                    "changed": int(((found[alone][0][0] != predictions) & mask).sum()),
+                    "changed": int(((outcome[alone][task][number][0][0] != predictions) & mask).sum()),
                     "hits": int((hits.bool() & mask).sum()),
                     "loss": math.fsum(losses[mask].tolist()),
                 }
@@ -172,7 +181,7 @@ def _over_ranks(sums: dict[Any, list[float]]) -> dict[Any, float]:
     return {key: math.fsum(value for of_rank in everywhere for value in of_rank.get(key, ())) for key in keys}
 
 
-def _batches(data: Any, task: str, split: str, num_batches: int | None) -> Iterator[dict[str, Any]]:
+def _batches(data: Data, task: str, split: str, num_batches: int | None) -> Iterator[Batch]:
     rank, world_size = rank_and_world_size()
     for number, batch in enumerate(data.eval_batches(task, split, rank=rank, world_size=world_size)):
         if num_batches is not None and rank + number * world_size >= num_batches:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import distributed
+from torchmetrics import MetricCollection
 
-from fusionlab.samplers import FirstSamples
+from fusionlab.contracts import Data, Module
+from fusionlab.evaluation.loop import Acting, count_batches, dealt, rank_and_world_size
+from fusionlab.samplers import FirstSamples, Split
 
 ROW_FIELDS = (
     "model", "method", "task", "split", "metric", "value", "num_samples", "rule", "scaling_coefficients",
@@ -26,8 +29,8 @@ LOWER_IS_BETTER = ("perplexity",)
 
 
 def evaluate(
-    module: Any,
-    data: Any,
+    module: Module,
+    data: Data,
     tasks: Iterable[str] | None = None,
     split: str = "test",
     *,
@@ -50,30 +53,63 @@ def evaluate(
     Returns:
         One row per task and metric, with all :data:`ROW_FIELDS`; what is unknown here is None.
     """
-    rank, world_size = rank_and_world_size()
-    rows = []
-    with evaluating(module):
-        for task in data.tasks if tasks is None else tasks:
-            metrics = module.metrics(task)
-            for batch in data.eval_batches(task, split, rank=rank, world_size=world_size):
-                module.score(task, to_device(batch, module.device), metrics)
-                if on_batch is not None:
-                    on_batch()
-            rows += rows_of(task, split, metrics, data.splits[task][split], labels)
-    return rows
+    named = list(data.tasks if tasks is None else tasks)
+    advance = (lambda models: None) if on_batch is None else (lambda models: on_batch())
+    return score(module, data, {"": Scored(Acting(named), labels)}, split, tasks=named, on_batch=advance)[""]
 
 
-@contextmanager
-def evaluating(module: Any) -> Iterator[None]:
-    """No gradient, evaluation mode and the module's precision; every part's mode is put back at the end."""
-    flags = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        with torch.no_grad(), module.evaluation_context():
-            yield
-    finally:
-        for part, was_training in flags:
-            part.training = was_training
+@dataclass(frozen=True)
+class Scored:
+    """A model to score.
+
+    Args:
+        model: how it acts, and on which tasks.
+        labels: fields of its result rows.
+    """
+
+    model: Acting
+    labels: Mapping[str, Any] = field(default_factory=dict)
+
+
+def score(
+    module: Module,
+    data: Data,
+    models: Mapping[str, Scored],
+    split: str,
+    *,
+    tasks: Iterable[str] | None = None,
+    before_batch: Callable[[], None] = lambda: None,
+    on_batch: Callable[[int], None] = lambda models: None,
+) -> dict[str, list[Row]]:
+    """The rows of each model, as :func:`evaluate` gives them, from one pass over the data.
+
+    Args:
+        module: whose tasks are prepared.
+        data: set up.
+        models: by name.
+        split: ``validation`` or ``test``.
+        tasks: in the order of the rows; all of the data's by default.
+        before_batch: called before each batch.
+        on_batch: called after each batch of this rank with the number of models scored on it.
+    """
+    counted = count_batches(
+        module,
+        {name: each.model for name, each in models.items()},
+        dealt(data, split),
+        module.metrics,
+        module.score,
+        tasks=data.tasks if tasks is None else tasks,
+        before_batch=before_batch,
+        on_batch=on_batch,
+    )
+    return {
+        name: [
+            row
+            for task, metrics in of_tasks.items()
+            for row in rows_of(task, split, metrics, data.splits[task][split], dict(models[name].labels))
+        ]
+        for name, of_tasks in counted.items()
+    }
 
 
 def primary_rows(rows: Iterable[Row]) -> list[Row]:
@@ -96,7 +132,7 @@ def mean_score(rows: Iterable[Row]) -> float:
     return sum(scores) / len(scores)
 
 
-def rows_of(task: str, split: str, metrics: Any, samples: Any, labels: dict[str, Any]) -> list[Row]:
+def rows_of(task: str, split: str, metrics: MetricCollection, samples: Split, labels: dict[str, Any]) -> list[Row]:
     """One row per metric of a scored task, with all :data:`ROW_FIELDS`, and ``limited`` where it is of a part."""
     values = {name: float(value) for name, value in metrics.compute().items()}
     known = {"task": task, "split": split, "num_samples": len(samples), "data_version": samples.data_version} | labels
@@ -109,13 +145,6 @@ def rows_of(task: str, split: str, metrics: Any, samples: Any, labels: dict[str,
     ]
 
 
-def rank_and_world_size() -> tuple[int, int]:
-    """This process's rank and the number of ranks; (0, 1) without a process group."""
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1
-
-
 def mean_over_ranks(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Scalars averaged over the ranks in one reduction; as they are without a process group.
 
@@ -126,11 +155,3 @@ def mean_over_ranks(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     stacked = torch.stack(list(values.values())).float()
     distributed.all_reduce(stacked)
     return dict(zip(values, stacked / distributed.get_world_size(), strict=True))
-
-
-def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """The batch with its tensors on ``device``."""
-    return {
-        key: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
-        for key, value in batch.items()
-    }

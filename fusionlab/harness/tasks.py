@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from fusionlab.errors import InputError, did_you_mean, name_list
-from fusionlab.evaluation.scores import LM_EVAL, ROW_FIELDS, Row, evaluating
+from fusionlab.evaluation.loop import evaluating
+from fusionlab.evaluation.scores import LM_EVAL, ROW_FIELDS, Row
 from fusionlab.files import path_of
 from fusionlab.harness.bridge import Scored, bridged
 

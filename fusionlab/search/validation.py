@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 
 from fusionlab.adapters import base_state
+from fusionlab.adapters.weights import Weights
+from fusionlab.contracts import Batch, Data, Module
 from fusionlab.data.tasks import without_classes
 from fusionlab.errors import InputError, name_list
 from fusionlab.evaluation import linear_tasks, score_linear_sums
-from fusionlab.evaluation.scores import Row, evaluate, mean_score, primary_rows, to_device
+from fusionlab.evaluation.loop import Acting, count_batches, in_evaluation_mode, to_device
+from fusionlab.evaluation.scores import Row, evaluate, mean_score, primary_rows
 from fusionlab.fusion.finetuned import Finetuned
 from fusionlab.rules import Rule, is_open
 from fusionlab.search.adamerging import Adamerging
@@ -43,8 +46,8 @@ class ValidationProblem:
         self,
         tasks: tuple[str, ...],
         finetuned: Finetuned,
-        module: Any,
-        data: Any,
+        module: Module,
+        data: Data,
         score: Callable[[Sequence[Rule]], list[float]],
     ) -> None:
         self.tasks, self._finetuned, self._score = tasks, finetuned, score
@@ -56,23 +59,29 @@ class ValidationProblem:
         """Mean validation scores."""
         return self._score(rules)
 
-    @torch.no_grad()
     def losses(self, rules: Sequence[Rule], num_samples: int) -> list[float]:
         """Mean loss on the first validation samples of each task."""
         found = []
+        batches = {task: [self._first(task, num_samples)] for task in self.tasks}
         for rule in rules:
             started = time.monotonic()
             weights = self._finetuned.make(self._finetuned.plan(rule, self.tasks))
             self.cost["fuse_seconds"] += time.monotonic() - started
-            with self._module.evaluation_context(), self._module.use(weights):
-                batches = {task: self._first(task, num_samples) for task in self.tasks}
-                losses = [self._module.loss(task, batch).item() for task, batch in batches.items()]
-            for task, batch in batches.items():
-                self._count(task, batch)
-            found.append(sum(losses) / len(losses))
+            found.append(self._mean_loss(weights, batches))
         return found
 
-    def inputs(self, task: str, step: int, batch_size: int) -> dict[str, Any]:
+    def _mean_loss(self, weights: Weights, batches: Mapping[str, Sequence[Batch]]) -> float:
+        def count(task: str, batch: Batch, losses: list[float]) -> None:
+            losses.append(self._module.loss(task, batch).item())
+            self._count(task, batch)
+
+        with self._module.use(weights):
+            counted = count_batches(
+                self._module, {"": Acting(self.tasks)}, batches.__getitem__, lambda task: [], count, tasks=self.tasks
+            )
+        return sum(loss for [loss] in counted[""].values()) / len(self.tasks)
+
+    def inputs(self, task: str, step: int, batch_size: int) -> Batch:
         """The next validation samples, round and round."""
         split = self._data.splits[task]["validation"]
         indices = (torch.arange(batch_size) + step * batch_size) % len(split)
@@ -86,11 +95,11 @@ class ValidationProblem:
             for task in self.tasks
         }
 
-    def logits(self, task: str, batch: dict[str, Any], task_vector: State) -> Tensor:
+    def logits(self, task: str, batch: Batch, task_vector: State) -> Tensor:
         """By the base plus the task vector, linearized where the fine-tuned models are."""
         self._count(task, batch)
         weights = self._finetuned.moved(base_state(self._module.base_model), task_vector)
-        with self._module.evaluation_context(), self._module.use(weights):
+        with in_evaluation_mode(self._module), self._module.use(weights):
             return self._module.scored_classes(task, batch)[0]
 
     def num_samples(self, limit: int | None = None) -> int:
@@ -98,18 +107,18 @@ class ValidationProblem:
         sizes = [len(self._data.splits[task]["validation"]) for task in self.tasks]
         return sum(size if limit is None else min(size, limit) for size in sizes)
 
-    def _count(self, task: str, batch: dict[str, Any]) -> None:
+    def _count(self, task: str, batch: Batch) -> None:
         """Passes count tasks alike, whatever their size, as those of scores do."""
         self.cost["passes"] += len(batch["index"]) / len(self._data.splits[task]["validation"]) / len(self._data.tasks)
 
-    def _first(self, task: str, num_samples: int) -> dict[str, Any]:
+    def _first(self, task: str, num_samples: int) -> Batch:
         split = self._data.splits[task]["validation"]
-        return to_device(split.batch(torch.arange(min(num_samples, len(split)))), self._module.device)
+        return split.batch(torch.arange(min(num_samples, len(split))))
 
 
 def mean_scores(
-    module: Any,
-    data: Any,
+    module: Module,
+    data: Data,
     finetuned: Finetuned,
     rules: Sequence[Rule],
     line: Callable[[Sequence[str]], AbstractContextManager[Any]] = lambda tasks: nullcontext(),
@@ -152,7 +161,7 @@ def complete(rule: Rule | Search, problem: ValidationProblem) -> Found:
     return rule.search(problem) if isinstance(rule, Search) else Found(rule)
 
 
-def check_data(rules: Mapping[str, Rule | Search], data: Any) -> None:
+def check_data(rules: Mapping[str, Rule | Search], data: Data) -> None:
     """Refuse searches and open rules that these tasks give nothing to look at.
 
     Raises:

@@ -151,3 +151,25 @@ def test_on_models_and_data_too(
     assert found.num_samples == len(seen)
     assert found.passes == pytest.approx(ran / len(seen))
     assert problem.cost["passes"] == pytest.approx(ran / max_samples / len(TASKS))
+
+
+def test_a_search_looks_in_evaluation_mode(trained: tuple[Any, Finetuned], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network's own dropout, as T5 has it, is no part of a score, in whichever mode a fit has left the module."""
+    module, finetuned = trained
+    data = fusionlab.ImageTasks(TASKS[:2], max_samples=8, eval_batch_size=8)
+    data.image_size = module.backbone.image_size
+    data.setup("validate")
+    module.prepare_tasks(data.tasks)
+    attentions = [part for part in module.modules() if type(part).__name__ == "CLIPAttention"]
+    for part in attentions:
+        monkeypatch.setattr(part, "dropout", 0.5)
+    problem = ValidationProblem(tuple(TASKS[:2]), finetuned, module, data, lambda rules: [])
+    rules, batch = [TaskArithmetic(0.3)], problem.inputs(TASKS[0], 0, 8)
+    found = []
+    for mode in (module.train, module.eval):
+        mode()
+        logits = problem.logits(TASKS[0], batch, problem.task_vectors()[TASKS[0]])
+        found.append((problem.losses(rules, 8), logits.tolist()))
+        assert module.training == (mode == module.train)
+    assert attentions
+    assert found[0] == found[1]
