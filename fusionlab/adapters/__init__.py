@@ -5,7 +5,6 @@ from __future__ import annotations
 from fusionlab.adapters.base import (
     base_state,
     base_tensors,
-    base_weights_replaced,
     modules_of_tied_tensors,
     tied_names,
 )
@@ -13,7 +12,7 @@ from fusionlab.adapters.checkpointing import enable_gradient_checkpointing
 from fusionlab.adapters.combining import combine, combine_factors, truncate
 from fusionlab.adapters.core_space import fuse_in_core_space
 from fusionlab.adapters.exchange import is_adapter, load_adapter, save_adapter
-from fusionlab.adapters.factors import Adapter, Factors, Method, hash_initial, inner_product, merge_adapter
+from fusionlab.adapters.factors import Adapter, Factors, Method, hash_initial, inner_product
 from fusionlab.adapters.fused_attention import (
     adapted_weight,
     split_names,
@@ -33,7 +32,6 @@ from fusionlab.adapters.injection import (
     extract,
     inject,
     remove,
-    tasks_of,
     trainable_parameters,
 )
 from fusionlab.adapters.serving import save_fused_adapter
@@ -52,7 +50,6 @@ __all__ = [
     "added",
     "base_state",
     "base_tensors",
-    "base_weights_replaced",
     "check_fits",
     "combine",
     "combine_factors",
@@ -66,7 +63,6 @@ __all__ = [
     "laid_out",
     "load_adapter",
     "match_targets",
-    "merge_adapter",
     "modules_of_tied_tensors",
     "remove",
     "save_adapter",
@@ -77,7 +73,6 @@ __all__ = [
     "stored_shapes",
     "stored_state",
     "stored_task_vector",
-    "tasks_of",
     "tied_names",
     "trainable_parameters",
     "truncate",

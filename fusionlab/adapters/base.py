@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
-import torch
 from torch import Tensor, nn
 
-from fusionlab.tensors.state import State, check_same_names, named_tensors
+from fusionlab.tensors.state import named_tensors
 
 
 def base_state(model: nn.Module) -> dict[str, Tensor]:
@@ -48,33 +46,3 @@ def modules_of_tied_tensors(model: nn.Module, module_names: Iterable[str]) -> li
     tied = tied_names(model)
     several = {*tied, *tied.values()}
     return [module for module in module_names if f"{module}.weight" in several]
-
-
-@contextmanager
-def base_weights_replaced(model: nn.Module, weights: State) -> Iterator[None]:
-    """Within the block the named base weights have other values and no adapter acts; afterwards all is as before.
-
-    Args:
-        model: the model, with or without adapters.
-        weights: values by base name; names that are absent keep the base's.
-
-    Raises:
-        InputError: a name or shape that the base does not have.
-    """
-    from fusionlab.adapters.injection import activated
-
-    base = base_state(model)
-    check_same_names({name: base[name] for name in weights if name in base}, weights, what="the replaced weights")
-    before = {name: base[name].clone() for name in weights}
-    try:
-        _copy(base, weights)
-        with activated(model, None):
-            yield
-    finally:
-        _copy(base, before)
-
-
-@torch.no_grad()
-def _copy(base: State, values: State) -> None:
-    for name, value in values.items():
-        base[name].copy_(value)

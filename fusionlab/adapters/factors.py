@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from fusionlab.errors import InputError, did_you_mean, name_list
+from fusionlab.errors import InputError, did_you_mean
 from fusionlab.tensors.state import State
 
 Method = Literal["lora", "l_lora", "tangent_lora"]
@@ -179,33 +179,6 @@ def inner_product(first: Adapter, second: Adapter) -> float:
             gram = (left.T @ other_left) * (right @ other_right.T)
             products.append(factors.scaling * second.factors[module].scaling * gram.sum().item())
     return math.fsum(products)
-
-
-def merge_adapter(base_state: State, adapter: Adapter) -> dict[str, Tensor]:
-    """base + τ by name: summed in float32 or wider and cast once; tensors that are not adapted are passed through.
-
-    ``base_state`` is not changed, so that merging again from it gives the same result.
-
-    Raises:
-        InputError: the base lacks an adapted weight, its shape differs, or only its layer could tell whether it is
-            stored transposed.
-    """
-    task_vector = adapter.task_vector()
-    missing = [name for name in task_vector if name not in base_state]
-    if missing:
-        raise InputError(f"the base has no {name_list(missing)}; was the adapter made for {adapter.base_model!r}?")
-    merged_state = dict(base_state)
-    for name in task_vector:
-        base, factors = base_state[name], adapter.factors[name.removesuffix(".weight")]
-        if base.shape != factors.stored_shape:
-            raise InputError(
-                f"{name}: the adapter changes a weight {factors.stored_shape}, the base has {tuple(base.shape)}"
-            )
-        if adapter.config.get(FAN_IN_FAN_OUT) and factors.layout == "linear" and len(set(factors.shape)) == 1:
-            raise InputError(f"{name}: whether it is stored transposed is not known; {FAN_IN_FAN_OUT} is set")
-        delta_weight = task_vector[name].to(base.device)
-        merged_state[name] = (base.to(delta_weight.dtype) + delta_weight).to(base.dtype)
-    return merged_state
 
 
 def hash_initial(initial: Mapping[str, tuple[Tensor, Tensor | None]]) -> str:

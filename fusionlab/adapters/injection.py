@@ -241,12 +241,6 @@ def extract(model: nn.Module, task: str) -> Adapter:
     return replace(start, factors=factors)
 
 
-def tasks_of(model: nn.Module) -> list[str]:
-    """Names of the adapters in ``model``, in the order they were put in."""
-    injected = getattr(model, _ATTRIBUTE, None)
-    return [] if injected is None else list(injected.adapters)
-
-
 def adapter_name(task: str) -> str:
     """The name PEFT sees: no dots (they part module names) and no name that a module already has, such as ``train``.
 

@@ -68,32 +68,6 @@ def linearized_call(
     return wide(primal) + wide(tangent)
 
 
-def primal_call(
-    call: Callable[[], Tensor],
-    module: nn.Module,
-    point: State | None = None,
-    *,
-    dtype: torch.dtype | None = None,
-) -> Tensor:
-    """f(φ₀) with the kernels of :func:`linearized_call`; the module's own parameters where ``point`` is None."""
-    point = {} if point is None else checked_point(module, point, point, dtype)
-    with _no_inference_mode():
-        return wide(Function(call, module, dtype)(point))
-
-
-def jvp_call(
-    call: Callable[[], Tensor],
-    module: nn.Module,
-    point: State,
-    tangent: State,
-    *,
-    dtype: torch.dtype | None = None,
-) -> tuple[Tensor, Tensor]:
-    """``(f(φ₀), J(φ₀)·tangent)`` without gradient; arguments and errors as in :func:`linearized_call`."""
-    base, outputs = tangent_outputs(call, module, point, {"": tangent}, dtype=dtype)
-    return base, outputs[""]
-
-
 @torch.no_grad()
 def tangent_outputs(
     call: Callable[[], Tensor],

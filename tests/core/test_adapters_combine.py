@@ -18,7 +18,6 @@ from fusionlab.adapters import (
     hash_initial,
     inject,
     inner_product,
-    merge_adapter,
     truncate,
 )
 from fusionlab.errors import InputError
@@ -237,25 +236,6 @@ def test_truncation_is_the_best_approximation_and_states_its_error(kind: dict[st
         assert error == pytest.approx((dropped / total) ** 0.5, abs=1e-7)
     with pytest.raises(InputError, match="got 0"):
         truncate(adapter, 0)
-
-
-def test_merging_adds_once_leaves_the_base_alone_and_rounds_once() -> None:
-    adapter = make(0)
-    base = {f"{module}.weight": torch.randn(shape, dtype=torch.bfloat16) for module, shape in SHAPES.items()}
-    base["encoder.bias"] = torch.ones(3)
-    before = {name: value.clone() for name, value in base.items()}
-    merged_state = merge_adapter(base, adapter)
-    assert all(torch.equal(base[name], before[name]) for name in base)
-    assert merged_state["encoder.bias"] is base["encoder.bias"]
-    again = merge_adapter(base, adapter)
-    for module in SHAPES:
-        name = f"{module}.weight"
-        assert torch.equal(merged_state[name], again[name])
-        assert torch.equal(merged_state[name], (before[name].float() + adapter.delta_weight(module)).bfloat16())
-    with pytest.raises(InputError, match=r"the base has no encoder\.v_proj\.weight"):
-        merge_adapter({"encoder.q_proj.weight": base["encoder.q_proj.weight"]}, adapter)
-    with pytest.raises(InputError, match=re.escape("changes a weight (6, 5), the base has (5, 6)")):
-        merge_adapter({**base, "encoder.q_proj.weight": torch.ones(5, 6)}, adapter)
 
 
 def test_the_hash_of_a_start_sees_names_shapes_values_and_b0_but_not_the_order() -> None:

@@ -1,10 +1,9 @@
 """The linearized network inside a distributed wrapper: two gloo processes train as one."""
 
 import torch
+from oracles import LinearizedModule
 from torch import Tensor, distributed, multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
-
-from fusionlab.linearize import LinearizedModule
 
 
 def build() -> tuple[LinearizedModule, Tensor]:

@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 import torch
+from oracles import select_parameters
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fusionlab.linearize import select_parameters, tangent_outputs
+from fusionlab.linearize import tangent_outputs
 from fusionlab.modules.applying import LinearOutputs
 
 STEP = 1e-4

@@ -225,8 +225,10 @@ def test_prompts_that_are_none_are_refused(
 def test_an_adapter_of_transposed_layers_knows_how_its_base_stores_them(
     run: Callable[..., Any], causal_folder: Callable[[str], Path]
 ) -> None:
+    from oracles import merge_adapter
+
     from fusionlab import CausalModule
-    from fusionlab.adapters import base_state, merge_adapter
+    from fusionlab.adapters import base_state
     from fusionlab.runs.loading import load_weights
 
     root, _ = run("lora", "gpt2")

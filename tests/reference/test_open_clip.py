@@ -11,6 +11,7 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
+from oracles import merge_adapter
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -280,7 +281,7 @@ def test_weights_go_back_to_the_stock_names(folder: Path, tmp_path: Path) -> Non
     assert all(torch.equal(again[name], value) for name, value in adapters.base_state(backbone.model).items())
 
     adapter = trained(backbone, rank=2, target_modules=["q_proj", "v_proj", "c_fc"])
-    merged_state = adapters.merge_adapter(adapters.base_state(backbone.model), adapter)
+    merged_state = merge_adapter(adapters.base_state(backbone.model), adapter)
     task_vector = stored_task_vector(adapter)
     assert f"{ATTENTION}.in_proj_weight" in task_vector
     for name, value in stored_state(merged_state, attentions).items():

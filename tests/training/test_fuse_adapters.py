@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from oracles import merge_adapter
 from safetensors.torch import load_file, save_file
 
 from fusionlab import adapters
@@ -58,7 +59,7 @@ def test_adapters_fuse_like_the_merged_full_weights(rule: Any, base: dict, tmp_p
     made = {"a": make_adapter(1, 4), "b": make_adapter(2, 2, rslora=True)}
     for task, adapter in made.items():
         adapters.save_adapter(tmp_path / f"adapter-{task}", adapter)
-        save(tmp_path / f"full-{task}", adapters.merge_adapter(base, adapter))
+        save(tmp_path / f"full-{task}", merge_adapter(base, adapter))
     # the base's third weight is no part of an adapter, and would be one of full models for a rule over the model
     ours = run(tmp_path, {"a": "adapter-a", "b": "adapter-b"}, "ours", rule=rule, save="weights")
     theirs = run(tmp_path, {"a": "adapter-a", "b": "full-b"}, "mixed", rule=rule)
@@ -96,7 +97,7 @@ def test_other_adapters_get_the_summed_rank_or_the_one_asked_for(base: dict, tmp
     assert record["rank"] == 6
     weights = run(tmp_path, {"a": "a", "b": "b"}, "weights", save="weights")
     assert weights["scaling_coefficients"] == record["scaling_coefficients"]
-    merged = adapters.merge_adapter(base, adapters.load_adapter(tmp_path / "summed"))
+    merged = merge_adapter(base, adapters.load_adapter(tmp_path / "summed"))
     full = load_file(tmp_path / "weights" / "model.safetensors")
     for name in base:
         torch.testing.assert_close(merged[name], full[name], **TOLERANCE)

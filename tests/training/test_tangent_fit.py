@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from oracles import jvp_call
 from torch import Tensor
 
 import fusionlab
 from fusionlab import adapters
 from fusionlab.__main__ import main
 from fusionlab.backbones import ClipBackbone, load_backbone
-from fusionlab.linearize import LinearizedState, jvp_call, linearized_call
+from fusionlab.linearize import LinearizedState, linearized_call
 from fusionlab.modules.applying import applied, as_linearized, linearized_adapter
 from fusionlab.runs.loading import load_weights
 
