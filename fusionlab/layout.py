@@ -29,7 +29,6 @@ STATS = "fusion_stats.json"  # squared norms of the task vector
 CARD = "README.md"
 ADAPTER_CONFIG, ADAPTER_MODEL, ADAPTER_PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 LINEARIZED_WEIGHTS = "linearized_adapter_model.safetensors"  # as arXiv 2310.04742 published them
-ADAPTER_FACTORS = "fusionlab_factors.safetensors"  # what PEFT's own file cannot hold, such as B₀
 
 # a sweep
 SWEEP = "sweep.json"

@@ -22,10 +22,9 @@ INSTEAD = "Use delta_weight space, which is exact for any adapters."
 def combine(adapters: Mapping[str, Adapter], coefficients: Coefficients) -> Adapter:
     """Σ λ_t τ_t as one adapter, exact in delta_weight space.
 
-    Per module: where all tasks with λ ≠ 0 share the current A bit for bit, B = Σ λ_t s_t B_t at that rank; where they
-    are ``l_lora`` from one start (A₀, B₀ ≠ 0), A and B are summed about it, also at that rank; else the ranks add up.
-    λ_t s_t is folded into B, with lora_alpha = rank, but about a start and where one task has λ = 1. Sums are in
-    float64, cast once to float32 or wider.
+    Per module: where all tasks with λ ≠ 0 share the current A bit for bit, B = Σ λ_t s_t B_t at that rank; else the
+    ranks add up. λ_t s_t is folded into B, with lora_alpha = rank, but where one task has λ = 1. Sums are in float64,
+    cast once to float32 or wider.
 
     Args:
         adapters: by task.
@@ -40,8 +39,7 @@ def combine(adapters: Mapping[str, Adapter], coefficients: Coefficients) -> Adap
     fused_attention = fused_attention_of(adapters)
     modules = list(dict.fromkeys(module for adapter in adapters.values() for module in adapter.factors))
     factors = {
-        module: _combine_module(module, adapters, _of(coefficients, module, fused_attention), alike)
-        for module in modules
+        module: _combine_module(module, adapters, _of(coefficients, module, fused_attention)) for module in modules
     }
     if any(adapter.method == "tangent_lora" for adapter in adapters.values()):
         grown = [module for module in modules if factors[module].rank != first.ranks.get(module)]
@@ -56,7 +54,7 @@ def combine(adapters: Mapping[str, Adapter], coefficients: Coefficients) -> Adap
 
 
 def combine_factors(adapters: Mapping[str, Adapter], coefficients: Coefficients) -> Adapter:
-    """A = A₀ + Σ λ_t(A_t − A₀), B = B₀ + Σ λ_t(B_t − B₀): ``factor`` space, for reproduction of published results only.
+    """A = A₀ + Σ λ_t(A_t − A₀), B = Σ λ_t B_t: ``factor`` space, for reproduction of published results only.
 
     Exact for ``l_lora``; for trained A it differs from Σ λ_t τ_t by cross terms. The result says ``space="factor"``.
 
@@ -91,9 +89,7 @@ def combine_factors(adapters: Mapping[str, Adapter], coefficients: Coefficients)
                     + INSTEAD
                 )
     factors = {
-        module: _about_start(
-            module, adapters, _of(coefficients, module, first.fused_attention), start, first.factors[module].lora_b0
-        )
+        module: _about_start(module, adapters, _of(coefficients, module, first.fused_attention), start)
         for module, start in starts[first_task].items()
     }
     return replace(first, factors=factors, space="factor")
@@ -114,7 +110,7 @@ def truncate(adapter: Adapter, rank: int) -> tuple[Adapter, float]:
     """
     if rank < 1:
         raise InputError(f"rank must be at least 1, got {rank}")
-    if all(factors.rank * (1 if factors.lora_b0 is None else 2) <= rank for factors in adapter.factors.values()):
+    if all(factors.rank <= rank for factors in adapter.factors.values()):
         return adapter, 0.0
     if adapter.method == "tangent_lora":
         raise InputError("a tangent_lora adapter acts under the linearized forward only; it cannot be truncated")
@@ -139,20 +135,17 @@ def truncate(adapter: Adapter, rank: int) -> tuple[Adapter, float]:
     return truncated, math.sqrt(math.fsum(dropped) / total) if total else 0.0
 
 
-def _combine_module(module: str, adapters: Mapping[str, Adapter], lambdas: Mapping[str, float], alike: bool) -> Factors:
+def _combine_module(module: str, adapters: Mapping[str, Adapter], lambdas: Mapping[str, float]) -> Factors:
     present = {task: adapter for task, adapter in adapters.items() if module in adapter.factors}
     used = {task: adapter for task, adapter in present.items() if lambdas.get(task, 0.0) != 0.0}
     if not used:
         factors = next(iter(present.values())).factors[module]
-        return replace(factors, lora_b=torch.zeros_like(factors.lora_b), lora_b0=None)
+        return replace(factors, lora_b=torch.zeros_like(factors.lora_b))
     factors = next(iter(used.values())).factors[module]
-    if len(used) == 1 and lambdas[next(iter(used))] == 1 and (alike or factors.lora_b0 is None):
+    if len(used) == 1 and lambdas[next(iter(used))] == 1:
         return factors
-    if all(adapter.factors[module].lora_b0 is None for adapter in used.values()):
-        if _all_equal([adapter.factors[module].lora_a for adapter in used.values()]):
-            return _sum_b(module, used, lambdas)
-    elif alike and factors.lora_a0 is not None and all(adapter.method != "lora" for adapter in used.values()):
-        return _about_start(module, used, lambdas, factors.lora_a0, factors.lora_b0)
+    if all(torch.equal(factors.lora_a, adapter.factors[module].lora_a) for adapter in used.values()):
+        return _sum_b(module, used, lambdas)
     return _concatenate(module, used, lambdas)
 
 
@@ -173,18 +166,14 @@ def _about_start(
     adapters: Mapping[str, Adapter],
     lambdas: Mapping[str, float],
     lora_a0: Tensor,
-    lora_b0: Tensor | None,
 ) -> Factors:
     first = next(iter(adapters.values())).factors[module]
-    total_a, total_b = (
-        lora_a0.double(),
-        torch.zeros_like(first.lora_b).double() if lora_b0 is None else lora_b0.double(),
-    )
-    start_a, start_b = total_a, total_b
+    start_a = total_a = lora_a0.double()
+    total_b = torch.zeros_like(first.lora_b).double()
     for task, adapter in adapters.items():
         factors, scaling_coefficient = adapter.factors[module], lambdas.get(task, 0.0)
         total_a = total_a + scaling_coefficient * (factors.lora_a.double() - start_a)
-        total_b = total_b + scaling_coefficient * (factors.lora_b.double() - start_b)
+        total_b = total_b + scaling_coefficient * factors.lora_b.double()
     return replace(first, lora_a=total_a.to(first.lora_a.dtype), lora_b=total_b.to(first.lora_b.dtype), lora_a0=lora_a0)
 
 
@@ -201,22 +190,8 @@ def _concatenate(module: str, adapters: Mapping[str, Adapter], lambdas: Mapping[
 
 
 def _alike(adapters: Mapping[str, Adapter]) -> bool:
-    """Whether all are of one method and, where B₀ is not zero, from one hashed start under one scaling."""
-    first = next(iter(adapters.values()))
-    if len({(adapter.method, adapter.a0_hash) for adapter in adapters.values()}) > 1:
-        return False
-    if all(factors.lora_b0 is None for adapter in adapters.values() for factors in adapter.factors.values()):
-        return True
-    scalings = {module: factors.scaling for module, factors in first.factors.items()}
-    return bool(first.a0_hash) and all(
-        factors.scaling == scalings.get(module)
-        for adapter in adapters.values()
-        for module, factors in adapter.factors.items()
-    )
-
-
-def _all_equal(tensors: list[Tensor]) -> bool:
-    return all(torch.equal(tensors[0], other) for other in tensors[1:])
+    """Whether all are of one method and from one start."""
+    return len({(adapter.method, adapter.a0_hash) for adapter in adapters.values()}) == 1
 
 
 def _starts(task: str, adapter: Adapter) -> dict[str, Tensor]:
@@ -233,7 +208,7 @@ def _starts(task: str, adapter: Adapter) -> dict[str, Tensor]:
             raise InputError(
                 f"factor space needs the A₀ that {task!r} started from, and the adapter does not say it. " + INSTEAD
             )
-    initial = {module: (start, adapter.factors[module].lora_b0) for module, start in starts.items()}
+    initial = {module: (start, None) for module, start in starts.items()}
     if drawn and adapter.a0_hash and hash_initial(initial) != adapter.a0_hash:
         raise InputError(
             f"factor space needs the A₀ that {task!r} started from; what its seed {adapter.seed} gives is another one, "

@@ -1,9 +1,7 @@
 """Adapters on disk: PEFT's format in and out, the published L-LoRA format in, and what neither can hold beside it.
 
 A folder has ``adapter_config.json`` and ``adapter_model.safetensors``, which stock PEFT reads as the same function, and
-``fusionlab.json``: method, hash and seed of A₀, space. Where B₀ ≠ 0 the PEFT files hold the task vector at rank 2r,
-``[B−B₀, B₀]·[A₀; A−A₀]`` for linearized adapters and ``[B, −B₀]·[A; A₀]`` for ordinary ones, as what PEFT adds to the
-unchanged base; ``fusionlab_factors.safetensors`` has A, B, A₀ and B₀ themselves, bit for bit.
+``fusionlab.json``: method, hash and seed of A₀, space.
 """
 
 from __future__ import annotations
@@ -12,11 +10,9 @@ import json
 import math
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -35,12 +31,11 @@ from fusionlab.adapters.same_base import agree
 from fusionlab.errors import InputError, name_list
 from fusionlab.files import accessed, is_there, mistaken
 from fusionlab.foreign import OwnRecord, PeftConfig, read_json
-from fusionlab.layout import ADAPTER_CONFIG, ADAPTER_FACTORS, ADAPTER_MODEL, ADAPTER_PICKLED, LINEARIZED_WEIGHTS, OWN
+from fusionlab.layout import ADAPTER_CONFIG, ADAPTER_MODEL, ADAPTER_PICKLED, LINEARIZED_WEIGHTS, OWN
 from fusionlab.tensors import save_state
 from fusionlab.tensors.readers import load_pickle
 
 UNPADDED = "unpadded_ranks"
-_RAW = ("lora_a", "lora_b", "lora_a0", "lora_b0")
 _KEPT = ("lora_dropout", "task_type", "revision", "auto_mapping")
 
 
@@ -56,7 +51,7 @@ def save_adapter(folder: str | Path, adapter: Adapter) -> None:
 
 def in_peft_form(adapter: Adapter) -> tuple[dict[str, Factors], dict[str, dict[str, list[int]]]]:
     """Plain factors by module as PEFT adapts the base, and which rows of A belong to which part of fused attention."""
-    return to_block_adapters(replace(adapter, factors={name: _written_out(adapter, name) for name in adapter.factors}))
+    return to_block_adapters(adapter)
 
 
 def write_adapter(
@@ -92,12 +87,6 @@ def write_adapter(
     for module, factors in stored.items():
         tensors |= {f"{PREFIX}{module}.{part}": tensor for part, tensor in in_peft_shapes(factors).items()}
     save_state(folder, tensors, name=ADAPTER_MODEL, max_shard_size=sys.maxsize)
-    moved = {module: factors for module, factors in adapter.factors.items() if factors.lora_b0 is not None}
-    (folder / ADAPTER_FACTORS).unlink(missing_ok=True)
-    if moved:
-        raw = {f"{name}.{part}": getattr(factors, part) for name, factors in moved.items() for part in _RAW}
-        save_state(folder, raw, name=ADAPTER_FACTORS, max_shard_size=sys.maxsize)
-        own["lora_alpha"] = {module: [factors.lora_alpha, factors.use_rslora] for module, factors in moved.items()}
     settings = {
         module: (factors.rank, factors.lora_alpha, factors.use_rslora)
         for module, factors in stored.items()
@@ -109,15 +98,6 @@ def write_adapter(
     if layouts == {"transposed"}:
         config[FAN_IN_FAN_OUT] = True
     (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-
-
-def _written_out(adapter: Adapter, module: str) -> Factors:
-    """The module's task vector as plain factors, of twice the rank where B₀ ≠ 0."""
-    factors = adapter.factors[module]
-    if factors.lora_b0 is None:
-        return factors
-    left, right = adapter.terms(module, torch.promote_types(factors.lora_a.dtype, torch.float32))
-    return factors.with_matrices(right, left, factors.scaling * right.shape[0])
 
 
 def peft_config(adapter: Adapter, settings: Mapping[str, tuple[int, float, bool]]) -> dict[str, Any]:
@@ -185,8 +165,9 @@ def load_adapter(folder: str | Path, base: Callable[[str], Tensor | None] | None
         padded = factors[module]
         lora_a, lora_b = padded.lora_a[:rank].contiguous(), padded.lora_b[:, :rank].contiguous()
         factors[module] = padded.with_matrices(lora_a, lora_b, padded.scaling * rank)
-    if own.get("lora_alpha"):
-        factors |= _read_own_factors(folder / ADAPTER_FACTORS, own["lora_alpha"])
+    if own.get("lora_alpha"):  # of an earlier version, from B₀ ≠ 0: PEFT's files hold the task vector at twice the rank
+        method = "tangent_lora" if own.get("method") == "tangent_lora" else "lora"
+        own = {**own, "method": method, "a0_hash": "", "seed": None}
     return Adapter(
         factors,
         method=own.get("method", "lora"),
@@ -206,19 +187,6 @@ def _is_copy(name: str, tensor: Tensor, base: Callable[[str], Tensor | None]) ->
         return False
     own = base(name.removeprefix(PREFIX).replace(".base_layer.", "."))
     return own is not None and own.shape == tensor.shape and own.is_floating_point() and agree(own, tensor)
-
-
-def _read_own_factors(path: Path, scalings: Mapping[str, tuple[float, bool]]) -> dict[str, Factors]:
-    """A, B, A₀ and B₀ of modules whose B₀ is not zero, with the lora_alpha and use_rslora of ``fusionlab.json``."""
-    raw, found = _load(path), {}
-    for module, (lora_alpha, use_rslora) in scalings.items():
-        names = {part: f"{module}.{part}" for part in _RAW}
-        parts = {part: raw[name] for part, name in names.items() if name in raw}
-        shapes = {part: tuple(tensor.shape) for part, tensor in parts.items()}
-        if len(parts) < len(names) or any(shapes[part] != shapes[f"{part}0"] for part in ("lora_a", "lora_b")):
-            raise InputError(f"{module} in {str(path)!r}: expected A, B, and A₀, B₀ of their shapes, got {shapes}")
-        found[module] = Factors(**parts, lora_alpha=lora_alpha, use_rslora=use_rslora)
-    return found
 
 
 def _read_published(folder: Path, config: Mapping[str, Any]) -> Adapter:

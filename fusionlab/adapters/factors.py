@@ -30,7 +30,6 @@ class Factors:
         lora_alpha: the adapter is scaled by ``lora_alpha / rank``.
         use_rslora: scale by ``lora_alpha / sqrt(rank)`` instead.
         lora_a0: A₀, what A started from; None where it is not known, or where A is frozen and is A₀.
-        lora_b0: B₀, what B started from; None for zeros.
         layout: how the base stores the weight: ``(out, in)``; ``(in, out)`` of a ``transposed`` linear layer (Conv1D)
             or an ``embedding``; or ``(out, in, *kernel)`` of a ``convolution``, whose A has in·kernel columns.
         kernel: of a convolution.
@@ -41,7 +40,6 @@ class Factors:
     lora_alpha: float
     use_rslora: bool = False
     lora_a0: Tensor | None = None
-    lora_b0: Tensor | None = None
     layout: Layout = "linear"
     kernel: tuple[int, ...] = ()
 
@@ -69,7 +67,7 @@ class Factors:
         return product.reshape(self.stored_shape)
 
     def with_matrices(self, lora_a: Tensor, lora_b: Tensor, lora_alpha: float) -> Factors:
-        """Other factors of the same layer, which started from B₀ = 0."""
+        """Other factors of the same layer."""
         return Factors(lora_a, lora_b, lora_alpha, layout=self.layout, kernel=self.kernel)
 
     @property
@@ -113,20 +111,9 @@ class Adapter:
         return {module: factors.rank for module, factors in self.factors.items()}
 
     def terms(self, module: str, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-        """``(left, right)`` with delta_weight = s·left @ right, shapes ``(out, k)`` and ``(k, in)``, in ``dtype``.
-
-        k is the rank where B₀ = 0 and twice the rank elsewhere, as τ = s(BA − B₀A₀) is ``[B, −B₀]·[A; A₀]``, and
-        linearized τ = s[(B−B₀)A₀ + B₀(A−A₀)] is ``[B−B₀, B₀]·[A₀; A−A₀]``.
-        """
+        """``(B, A)``, shapes ``(out, rank)`` and ``(rank, in)``, in ``dtype``: delta_weight = s·B·A."""
         factors = self.factors[module]
-        lora_a, lora_b = factors.lora_a.to(dtype), factors.lora_b.to(dtype)
-        if factors.lora_b0 is None:
-            return lora_b, lora_a
-        assert factors.lora_a0 is not None
-        lora_a0, lora_b0 = factors.lora_a0.to(lora_a), factors.lora_b0.to(lora_b)
-        if self.method == "lora":
-            return torch.cat([lora_b, -lora_b0], dim=1), torch.cat([lora_a, lora_a0])
-        return torch.cat([lora_b - lora_b0, lora_b0], dim=1), torch.cat([lora_a0, lora_a - lora_a0])
+        return factors.lora_b.to(dtype), factors.lora_a.to(dtype)
 
     def delta_weight(self, module: str) -> Tensor:
         """τ of one adapted weight, float32 (float64 where the factors are), as the base stores it.
@@ -182,7 +169,7 @@ def inner_product(first: Adapter, second: Adapter) -> float:
 
 
 def hash_initial(initial: Mapping[str, tuple[Tensor, Tensor | None]]) -> str:
-    """SHA-256 over names, shapes and float32 bytes of all layers' A₀ (and B₀ where it is not zero), by sorted name."""
+    """SHA-256 over names, shapes and float32 bytes of one or two tensors a layer, such as A₀, by sorted name."""
     digest = hashlib.sha256()
     for module in sorted(initial):
         for label, tensor in zip(("lora_a0", "lora_b0"), initial[module], strict=True):

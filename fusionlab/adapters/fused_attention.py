@@ -195,7 +195,6 @@ def to_block_adapters(adapter: Adapter) -> tuple[dict[str, Factors], dict[str, d
     """Factors as PEFT adapts fused attention, and which rows of A belong to which projection.
 
     One rank and one scaling serve the matrix and the output projection, which PEFT always adapts too: here with zeros.
-    B₀ ≠ 0 must have been written out before.
     """
     factors, rows = dict(adapter.factors), {}
     for attention in adapter.fused_attention:

@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from fusionlab.adapters.factors import METHODS, Adapter, Factors, Layout, Method, hash_initial
 from fusionlab.adapters.fused_attention import split_names
-from fusionlab.adapters.starts import PointVariant, initial_factors
+from fusionlab.adapters.starts import initial_lora_a
 from fusionlab.adapters.targets import check_fits, layer_shape, match_targets
 from fusionlab.errors import InputError, did_you_mean, name_list
 
@@ -69,16 +69,14 @@ def inject(
     target_modules: Sequence[str] = ("q_proj", "v_proj"),
     scope: str = "",
     seed: int = 0,
-    init: str = "default",
     base_model_name: str = "",
     task_type: str | None = None,
 ) -> InjectionReport:
     """Put one trainable adapter per task into ``model``, in place, all started from one A₀; freeze everything else.
 
     A₀ of a layer is Kaiming-uniform (a = √5, PEFT's default) from a generator seeded by (seed, layer name), and B₀ is
-    zero; another ``init`` of PEFT computes both from the layer's weight, which itself is left as it is: the adapter
-    acts relative to its start, so no adapter active is always the pretrained model. A is frozen where B₀ is zero and
-    the method is linearized, as its gradient is exactly zero there. No adapter is active afterwards.
+    zero. A is frozen where the method is linearized, as its gradient is exactly zero there. No adapter is active
+    afterwards.
 
     Args:
         model: the whole base model; its parameter names become the adapter's.
@@ -90,7 +88,6 @@ def inject(
         target_modules: linear layers by full name or by the end of it; every one must match.
         scope: adapt below this submodule only, such as ``vision_model``.
         seed: seed of A₀.
-        init: ``default``, or PEFT's ``gaussian``, ``orthogonal``, ``olora``, ``pissa`` or ``pissa_niter_N``.
         base_model_name: hub id or path of the base, written into exported adapters.
         task_type: what PEFT calls the model's kind, such as ``CAUSAL_LM``, written into them too.
 
@@ -107,14 +104,13 @@ def inject(
     linears = {
         name: layer.get_base_layer() if isinstance(layer, LoraLayer) else layer for name, layer in linears.items()
     }
-    scaling = lora_alpha / rank
-    initial = {name: initial_factors(name, linear, rank, scaling, init, seed) for name, linear in linears.items()}
-    a0_hash = hash_initial(initial)
     factors = {}
-    for name, (lora_a0, lora_b0) in initial.items():
-        lora_b = torch.zeros(layer_shape(linears[name])[0], rank) if lora_b0 is None else lora_b0
-        layout: Layout = "transposed" if isinstance(linears[name], Conv1D) else "linear"
-        factors[name] = Factors(lora_a0, lora_b, lora_alpha, lora_a0=lora_a0, lora_b0=lora_b0, layout=layout)
+    for name, linear in linears.items():
+        rows, columns = layer_shape(linear)
+        lora_a0 = initial_lora_a(name, rank, columns, seed)
+        layout: Layout = "transposed" if isinstance(linear, Conv1D) else "linear"
+        factors[name] = Factors(lora_a0, torch.zeros(rows, rank), lora_alpha, lora_a0=lora_a0, layout=layout)
+    a0_hash = hash_initial({name: (of_layer.lora_a, None) for name, of_layer in factors.items()})
     split = tuple(name for name in split_names(model) if any(module.startswith(f"{name}.") for module in modules))
     config = {"lora_dropout": dropout} | ({} if task_type is None else {"task_type": task_type})
     start = Adapter(factors, method, base_model_name, a0_hash, seed, fused_attention=split, config=config)
@@ -124,8 +120,9 @@ def inject(
     for task in tasks:
         _put(model, injected, task, start, dropout)
         injected.trained.add(task)
-        for name, layer in injected.of(task).items():
-            _make_trainable(layer, adapter_name(task), start, name)
+        for layer in injected.of(task).values():
+            layer.lora_A[adapter_name(task)].weight.requires_grad_(method == "lora")
+            layer.lora_B[adapter_name(task)].weight.requires_grad_(True)
     activate(model, None)
     num_trainable = sum(parameter.numel() for task in tasks for parameter in trainable_parameters(model, task))
     return InjectionReport(tuple(modules), a0_hash, num_trainable)
@@ -158,7 +155,6 @@ def remove(model: nn.Module, name: str) -> None:
     activate(model, None)
     for layer in layers.values():
         layer.delete_adapter(adapter_name(name))
-        layer.lora_variant.pop(adapter_name(name), None)  # left behind by older PEFT
     assert injected.tuner is not None
     del injected.adapters[name], injected.tuner.peft_config[adapter_name(name)]
     injected.trained.discard(name)
@@ -258,7 +254,7 @@ def _put(model: nn.Module, injected: _Injected, task: str, adapter: Adapter, dro
     exact = {module: f"^{re.escape(module)}" for module in adapter.factors}
     config = LoraConfig(
         target_modules="|".join(re.escape(module) for module in adapter.factors),
-        rank_pattern={exact[module]: adapter.terms(module)[1].shape[0] for module in adapter.factors},
+        rank_pattern={exact[module]: factors.rank for module, factors in adapter.factors.items()},
         lora_dropout=dropout,
         init_lora_weights=False,
     )
@@ -297,20 +293,6 @@ def _fill(layer: LoraLayer, name: str, left: Tensor, right: Tensor, scaling: flo
     layer.lora_dropout[name].train(base.training)
     rank = right.shape[0]
     layer.r[name], layer.lora_alpha[name], layer.scaling[name] = rank, scaling * rank, scaling
-
-
-def _make_trainable(layer: LoraLayer, name: str, start: Adapter, module: str) -> None:
-    """Let B train, and A unless it is linearized at B₀ = 0; for B₀ ≠ 0 act relative to the start, kept as buffers."""
-    factors = start.factors[module]
-    linearized = start.method != "lora"
-    if factors.lora_b0 is not None:
-        assert factors.lora_a0 is not None
-        _fill(layer, name, factors.lora_b, factors.lora_a, factors.scaling)
-        layer.lora_A[name].register_buffer("initial", factors.lora_a0.to(layer.lora_A[name].weight, copy=True))
-        layer.lora_B[name].register_buffer("initial", factors.lora_b0.to(layer.lora_B[name].weight, copy=True))
-        layer.lora_variant[name] = PointVariant(linearized=start.method == "l_lora")
-    layer.lora_A[name].weight.requires_grad_(not linearized or factors.lora_b0 is not None)
-    layer.lora_B[name].weight.requires_grad_(True)
 
 
 def _injected(model: nn.Module, create: bool = False) -> _Injected:

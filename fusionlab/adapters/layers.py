@@ -78,10 +78,8 @@ def pair_up(tensors: Mapping[str, Tensor], config: Mapping[str, Any], where: str
             lora_b.flatten(1),
             lora_alpha,
             bool(config.get("use_rslora", False)),
-            None,
-            None,
-            layout,
-            kernel,
+            layout=layout,
+            kernel=kernel,
         )
     return factors
 

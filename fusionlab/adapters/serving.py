@@ -19,7 +19,7 @@ def save_fused_adapter(folder: str | Path, adapter: Adapter, rank: int | None = 
 
     PEFT reads the same function, and so does a reader that takes ranks from shapes and ``lora_alpha / r`` from the top
     level, as serving engines do. :func:`fusionlab.adapters.load_adapter` gives ``adapter`` itself back, with its
-    method, A₀ and B₀, unless something was cut off.
+    method and A₀, unless something was cut off.
 
     Args:
         folder: where to.

@@ -45,14 +45,22 @@ def _pair_sums(task_vectors: TaskVectors, *, norms: bool, products: bool) -> dic
     return dict(zip(keys, sums, strict=True))
 
 
+def cosine(product: float, first: float, second: float) -> float:
+    """⟨a, b⟩ / (‖a‖‖b‖) from the product and both norms; 0 where one is zero, in -1..1.
+
+    Example:
+        >>> cosine(1.0, 2.0, 1.0), cosine(0.0, 0.0, 1.0)
+        (0.5, 0.0)
+    """
+    scale = first * second
+    return min(1.0, max(-1.0, product / scale)) if scale else 0.0
+
+
 def cosines(name: str, tasks: tuple[str, ...], statistics: Statistics) -> dict[tuple[int, int], float]:
-    """The cosine of every pair of task vectors of one parameter, by their numbers; 0 where one is zero, in -1..1."""
+    """The cosine of every pair of task vectors of one parameter, by their numbers."""
     norms = [math.sqrt(statistics.sum(f"squared_norm/{task}", [name])) for task in tasks]
-    found = {}
-    for key, pair in pair_keys(tasks, norms=False, products=True).items():
-        scale = norms[pair[0]] * norms[pair[1]]
-        found[pair] = min(1.0, max(-1.0, statistics.sum(key, [name]) / scale)) if scale else 0.0
-    return found
+    pairs = pair_keys(tasks, norms=False, products=True)
+    return {(i, j): cosine(statistics.sum(key, [name]), norms[i], norms[j]) for key, (i, j) in pairs.items()}
 
 
 def pair_keys(tasks: tuple[str, ...], *, norms: bool, products: bool) -> dict[str, tuple[int, int]]:

@@ -1,7 +1,7 @@
 """The streaming engine: a rule over readers, block by block, into a writer; and ``fuse``, the same over memory."""
 
 from fusionlab.engine.job import DEFAULT_MEMORY_BUDGET, Job, Outcome, Resources, Sink
-from fusionlab.engine.memory import FusedState, Measured, fuse, measure, try_rule
+from fusionlab.engine.memory import FusedState, fuse, try_rule
 from fusionlab.engine.passes import coefficients, run
 from fusionlab.engine.planning import Plan, make_plan
 from fusionlab.tensors.lazy import CastWeights, StateWeights, TaskInput, TensorInfo, Weights
@@ -11,7 +11,6 @@ __all__ = [
     "CastWeights",
     "FusedState",
     "Job",
-    "Measured",
     "Outcome",
     "Plan",
     "Resources",
@@ -23,7 +22,6 @@ __all__ = [
     "coefficients",
     "fuse",
     "make_plan",
-    "measure",
     "run",
     "try_rule",
 ]

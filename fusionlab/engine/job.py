@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fusionlab.blocks.kernels import CUT
+from fusionlab.blocks.sums import cosine, pair_keys
 from fusionlab.blocks.task_vectors import Statistics
 from fusionlab.engine.planning import Plan
 from fusionlab.rules.base import LinearRule, Rule
@@ -127,12 +128,10 @@ class Outcome:
         """Cosine similarity of every pair of task vectors, by earlier and later task; 0 where one is zero."""
         norms = self.norms
         found: dict[str, dict[str, float]] = {}
-        for i, first in enumerate(self.tasks):
-            for j, second in enumerate(self.tasks[i + 1 :], start=i + 1):
-                if f"inner_product/{i}/{j}" in self.sums:
-                    scale = norms[first] * norms[second]
-                    product = self._total(f"inner_product/{i}/{j}")
-                    found.setdefault(first, {})[second] = product / scale if scale else 0.0
+        for key, (i, j) in pair_keys(self.tasks, norms=False, products=True).items():
+            if key in self.sums:
+                first, second = self.tasks[i], self.tasks[j]
+                found.setdefault(first, {})[second] = cosine(self._total(key), norms[first], norms[second])
         return found
 
     def _total(self, key: str) -> float:

@@ -13,7 +13,7 @@ from fusionlab.engine.job import DEFAULT_MEMORY_BUDGET, Job, Resources
 from fusionlab.engine.passes import run
 from fusionlab.engine.planning import MismatchedTensors, make_plan
 from fusionlab.errors import InputError, name_list
-from fusionlab.rules.base import LinearRule, Rule
+from fusionlab.rules.base import Rule
 from fusionlab.tensors.identity import Ties, sharing_memory
 from fusionlab.tensors.lazy import StateWeights, TaskInput
 from fusionlab.tensors.state import State
@@ -32,25 +32,6 @@ class FusedState:
     """
 
     state: dict[str, Tensor]
-    scaling_coefficients: dict[str, Any]
-    norms: dict[str, float]
-    cosines: dict[str, dict[str, float]]
-    remarks: dict[str, tuple[str, ...]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A linear rule's coefficients, without the fused weights.
-
-    Args:
-        coefficients: λ by name and task.
-        scaling_coefficients: the same, by task where each has one.
-        norms: ‖τ_t‖ by task.
-        cosines: cosine similarity of every pair of task vectors.
-        remarks: by name, what the user should know of them.
-    """
-
-    coefficients: dict[str, dict[str, float]]
     scaling_coefficients: dict[str, Any]
     norms: dict[str, float]
     cosines: dict[str, dict[str, float]]
@@ -100,21 +81,6 @@ def fuse(
     outcome = run(job, sink, Resources(threads or torch.get_num_threads(), memory_budget))
     state = {name: sink.state[job.plan.aliases.get(name, name)] for name in base}
     return FusedState(state, outcome.scaling_coefficients, outcome.norms, outcome.cosines, outcome.remarks)
-
-
-def measure(
-    rule: LinearRule,
-    base: State,
-    task_vectors: Mapping[str, State] | None = None,
-    *,
-    finetuned: Mapping[str, State] | None = None,
-    model: Iterable[str] = (),
-    threads: int | None = None,
-) -> Measured:
-    """The coefficients, norms and cosines that :func:`fuse` would report for a linear rule; arguments as there."""
-    job = _job(rule, base, task_vectors, finetuned, "error", model)
-    outcome = run(job, None, Resources(threads or torch.get_num_threads()))
-    return Measured(outcome.coefficients, outcome.scaling_coefficients, outcome.norms, outcome.cosines, outcome.remarks)
 
 
 def try_rule(rule: Rule, tasks: Iterable[str], names: Iterable[str] = ("0.weight", "1.weight")) -> None:

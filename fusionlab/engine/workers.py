@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
@@ -110,17 +111,13 @@ class _Pool(Generic[_Item, _Result]):
         self.failure: BaseException | None = None
 
     def run(self, threads: int) -> None:
-        workers = [threading.Thread(target=self._work, daemon=True) for _ in range(threads)]
-        for worker in workers:
-            worker.start()
-        try:
-            for worker in workers:
-                worker.join()
-        except BaseException as interrupt:  # such as KeyboardInterrupt: let the workers end before it goes on
-            self.failure = self.failure or interrupt
-            for worker in workers:
-                worker.join()
-            raise
+        with ThreadPoolExecutor(threads) as pool:
+            workers = [pool.submit(self._work) for _ in range(threads)]
+            try:
+                wait(workers)
+            except BaseException as interrupt:  # such as KeyboardInterrupt: let the workers end before it goes on
+                self.failure = self.failure or interrupt
+                raise
         if self.failure is not None:
             raise self.failure
 

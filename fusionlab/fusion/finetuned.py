@@ -199,7 +199,7 @@ def _tensors(weights: Weights) -> list[tuple[str, Tensor]]:
         return list(state_of(weights).items())
     found = []
     for module, factors in weights.factors.items():
-        parts = {"lora_a": factors.lora_a, "lora_b": factors.lora_b, "lora_b0": factors.lora_b0}
+        parts = {"lora_a": factors.lora_a, "lora_b": factors.lora_b}
         parts["scaling"] = torch.tensor(factors.scaling, dtype=torch.float64).reshape(1)
-        found += [(f"{module}.{part}", tensor) for part, tensor in parts.items() if tensor is not None]
+        found += [(f"{module}.{part}", tensor) for part, tensor in parts.items()]
     return found

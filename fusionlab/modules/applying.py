@@ -116,22 +116,11 @@ class Linearized:
 
 
 def linearized_adapter(backbone: KnownBackbone, task: str) -> Linearized:
-    """The adapter ``task``, which must be active, to first order about its start: A as it is and B₀ = 0, or as kept."""
+    """The adapter ``task``, which must be active, to first order about its start: A as it is and B₀ = 0."""
     name = adapter_name(task)
-    own = dict(backbone.named_parameters())
-    starts = {
-        key.removesuffix(".initial"): value for key, value in backbone.named_buffers() if key.endswith(".initial")
-    }
-    parameters, point = {}, {}
-    for key, parameter in own.items():
-        for part in ("lora_A", "lora_B"):
-            module = key.removesuffix(".weight")
-            if not module.endswith(f".{part}.{name}"):
-                continue
-            if module in starts:
-                parameters[key], point[key] = parameter, starts[module]
-            elif part == "lora_B":
-                parameters[key], point[key] = parameter, torch.zeros_like(parameter)
+    own = backbone.named_parameters()
+    parameters = {key: parameter for key, parameter in own if key.endswith(f".lora_B.{name}.weight")}
+    point = {key: torch.zeros_like(parameter) for key, parameter in parameters.items()}
     return Linearized(backbone, parameters, point, (f"lora_dropout.{name}",))
 
 
@@ -143,13 +132,7 @@ def as_linearized(weights: Weights) -> Adapter | LinearizedState:
     """
     if isinstance(weights, LinearizedState):
         return weights
-    if not isinstance(weights, Adapter):
-        return LinearizedState(weights)
-    factors = {}
-    for module, of_module in weights.factors.items():
-        left, right = weights.terms(module, torch.promote_types(of_module.lora_a.dtype, torch.float32))
-        factors[module] = of_module.with_matrices(right, left, of_module.scaling * right.shape[0])
-    return replace(weights, factors=factors, method="tangent_lora")
+    return replace(weights, method="tangent_lora") if isinstance(weights, Adapter) else LinearizedState(weights)
 
 
 class LinearOutputs:

@@ -10,11 +10,11 @@ from typing import Any
 from fusionlab.errors import InputError
 from fusionlab.files import write_text
 from fusionlab.foreign import KeptStats, read_json
-from fusionlab.layout import ADAPTER_CONFIG, ADAPTER_FACTORS, ADAPTER_MODEL, ADAPTER_PICKLED, LINEARIZED_WEIGHTS, OWN
+from fusionlab.layout import ADAPTER_CONFIG, ADAPTER_MODEL, ADAPTER_PICKLED, LINEARIZED_WEIGHTS, OWN
 from fusionlab.tensors.fingerprints import fingerprint
 
 ADAPTER_WEIGHTS = (LINEARIZED_WEIGHTS, ADAPTER_MODEL, ADAPTER_PICKLED)  # the first that is there is read
-ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_MODEL, ADAPTER_PICKLED, OWN, ADAPTER_FACTORS, LINEARIZED_WEIGHTS)
+ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_MODEL, ADAPTER_PICKLED, OWN, LINEARIZED_WEIGHTS)
 _SCHEMA = 3  # since 2 the order of every addition is written out; since 3 the key holds more than sizes and times
 _KEPT_ENTRIES = 8
 

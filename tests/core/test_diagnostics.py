@@ -139,7 +139,7 @@ def test_files(tmp_path: Path) -> None:
 def test_bad_input() -> None:
     base = {"w": torch.zeros(2)}
     with pytest.raises(InputError, match="need two tasks or more, got a"):
-        gram_matrix(base, {"a": {"w": torch.ones(2)}})
+        norm_shares(base, {"a": {"w": torch.ones(2)}})
     with pytest.raises(InputError, match="need two tasks or more, got a"):
         Diagnostics().check(["a"])
     with pytest.raises(InputError, match="'c' is no task of this run"):

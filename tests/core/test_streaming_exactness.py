@@ -15,7 +15,7 @@ from fusionlab.blocks import kernels
 from fusionlab.blocks.kernels import CUT
 from fusionlab.blocks.sums import exact_sum, inner_products, lane_sums, partial_sums, squared_norms
 from fusionlab.blocks.task_vectors import TaskVectors
-from fusionlab.engine import StateWeights, TaskInput, fuse, make_plan, measure, passes
+from fusionlab.engine import Resources, StateWeights, TaskInput, fuse, make_plan, passes, run
 from fusionlab.engine.job import Job, block_bytes
 from fusionlab.engine.passes import count_changes
 from fusionlab.errors import InputError
@@ -141,10 +141,13 @@ def test_inputs_are_not_changed_and_nothing_needs_gradients(states: tuple[dict, 
     assert fused.state["ids"].data_ptr() != base["ids"].data_ptr()
 
 
-def test_measure_gives_what_fuse_reports(states: tuple[dict, dict]) -> None:
+def test_a_run_without_a_sink_tells_what_fuse_reports(states: tuple[dict, dict]) -> None:
     base, finetuned = states
+    weights, inputs = StateWeights(base), {task: TaskInput(StateWeights(state)) for task, state in finetuned.items()}
+    dtypes = {name: info.dtype for name, info in weights.tensors.items()}
     for rule in (rules.Metagpt(), rules.Metagpt(scope="layer"), rules.TaskArithmetic({"a": 0.1, "b": 0.2, "c": 0.3})):
-        measured, fused = measure(rule, base, finetuned=finetuned), fuse(rule, base, finetuned=finetuned)
+        measured = run(Job(rule, weights, inputs, make_plan(weights, inputs), dtypes), None, Resources())
+        fused = fuse(rule, base, finetuned=finetuned)
         assert measured.scaling_coefficients == fused.scaling_coefficients
         assert (measured.norms, measured.cosines) == (fused.norms, fused.cosines)
         assert measured.coefficients["head"].keys() == {"a", "b", "c"}

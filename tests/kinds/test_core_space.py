@@ -40,12 +40,6 @@ def lora(task: int, rank: int = 3, **changes: Any) -> Factors:
     return dataclasses.replace(factors, **changes)
 
 
-def moved(task: int) -> Factors:
-    """B₀ ≠ 0, as PiSSA starts: one start, and a step from it."""
-    a0, b0 = draw(7, 3, IN), draw(8, OUT, 3)
-    return Factors(a0 + 0.1 * draw(task, 3, IN), b0 + 0.1 * draw(50 + task, OUT, 3), 3.0, lora_a0=a0, lora_b0=b0)
-
-
 SHARED, APART = draw(1000, 3, IN), [draw(2000 + task, 3, IN) for task in range(4)]
 ADAPTERS: dict[str, list[Adapter]] = {
     "independent A": [Adapter({"w": lora(task)}) for task in range(4)],
@@ -57,8 +51,6 @@ ADAPTERS: dict[str, list[Adapter]] = {
     "other ranks and scalings": [
         Adapter({"w": lora(0, 1)}), Adapter({"w": lora(1, 5, use_rslora=True)}), Adapter({"w": lora(2, 2)}),
     ],
-    "another start": [Adapter({"w": moved(task)}, "lora") for task in range(2)],
-    "another start, linearized": [Adapter({"w": moved(task)}, "l_lora", "", "same") for task in range(2)],
     "one task": [Adapter({"w": lora(1)})],
     "a zero task": [Adapter({"w": lora(task, lora_b=torch.zeros(OUT, 3).double() if task == 1 else draw(task, OUT, 3))})
                     for task in range(3)],

@@ -40,7 +40,7 @@ def trained() -> tuple[Any, dict[str, Any], dict[str, torch.Tensor]]:
     """A backbone, two adapters on it that need every kind of file, and its weights."""
     backbone = load_backbone("tiny-clip")
     adapters.inject(
-        backbone.model, ["a", "b"], method="l_lora", rank=2, lora_alpha=3, target_modules=["q_proj"], init="pissa",
+        backbone.model, ["a", "b"], method="l_lora", rank=2, lora_alpha=3, target_modules=["q_proj"],
         scope="vision_model",
     )  # fmt: skip
     inputs = {task: adapters.extract(backbone.model, task) for task in "ab"}

@@ -173,7 +173,6 @@ def test_one_adapter_does_the_same_in_open_clip_and_in_transformers(folder: Path
     [
         {"rank": 2, "lora_alpha": 3},
         {"rank": 2, "lora_alpha": 3, "method": "l_lora"},
-        {"rank": 2, "lora_alpha": 3, "method": "l_lora", "init": "pissa"},
         {"rank": 3, "target_modules": ["k_proj", "out_proj"]},
         {"rank": 2, "target_modules": ["q_proj", "k_proj", "v_proj", "out_proj", "c_fc"]},
         {"rank": 2, "target_modules": ["c_proj"]},

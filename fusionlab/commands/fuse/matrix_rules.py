@@ -55,7 +55,7 @@ def core_bytes(inputs: Mapping[str, Opened]) -> int:
     most = 0
     for module in modules:
         present = [opened.adapter.factors[module] for opened in inputs.values() if module in opened.adapter.factors]
-        rank = sum(factors.rank * (1 if factors.lora_b0 is None else 2) for factors in present)
+        rank = sum(factors.rank for factors in present)
         sides, tasks = sum(present[0].shape), len(inputs)
         most = max(most, 8 * rank * (4 * sides + (tasks + 6) * min(rank, *present[0].shape)))
     return most
@@ -99,8 +99,6 @@ def _rows(opened: Opened, name: str, shape: tuple[int, ...]) -> tuple[int, torch
     if not modules:
         return None
     factors = opened.adapter.factors[modules[0]]
-    if factors.lora_b0 is not None:
-        return min(*shape, 2 * factors.rank), None
     return min(*shape, factors.rank), factors.lora_a
 
 

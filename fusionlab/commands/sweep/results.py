@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fusionlab.adapters import base_state
 from fusionlab.commands.sweep.choosing import SPLITS, Tried, choose, score_of
 from fusionlab.commands.sweep.execute import Sweep
 from fusionlab.commands.sweep.identity import RunIdentity
@@ -17,6 +18,7 @@ from fusionlab.files import write_text
 from fusionlab.keys import plain
 from fusionlab.layout import RESULTS, SWEEP
 from fusionlab.reporting import share, single_task_values
+from fusionlab.reporting.diagnostics import cosines, gram_matrix
 from fusionlab.reporting.protocols import Denominators, Score, measure
 from fusionlab.rules import coefficient_of, from_config, is_open, to_config
 from fusionlab.search import Search
@@ -247,18 +249,8 @@ def _searches(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _cosines(sweep: Sweep, source: Any) -> dict[str, dict[str, float]]:
     """Cosine similarity of every pair of task vectors, float64."""
-    finetuned = sweep.finetuned(source)
-    vectors = {task: finetuned.task_vector(task) for task in sweep.tasks}
-
-    def product(first: str, second: str) -> float:
-        a, b = vectors[first], vectors[second]
-        return math.fsum((a[name].double() * b[name].double()).sum().item() for name in a if name in b)
-
-    norms = {task: math.sqrt(product(task, task)) for task in sweep.tasks}
-    return {
-        a: {b: product(a, b) / (norms[a] * norms[b]) if norms[a] * norms[b] else 0.0 for b in sweep.tasks}
-        for a in sweep.tasks
-    }
+    weights, base = sweep.finetuned(source).weights, base_state(sweep.bench.module.base_model)
+    return cosines(gram_matrix(base, {task: weights[task] for task in sweep.tasks}))
 
 
 def _rows(

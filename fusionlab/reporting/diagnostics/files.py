@@ -88,6 +88,7 @@ def write_diagnostics(root: Path, base: State, finetuned: Mapping[str, Weights],
     Raises:
         InputError: fewer than two tasks.
     """
+    check_several(finetuned)
     gram = gram_matrix(base, finetuned)
     similarity, lengths, shares = cosines(gram), norms(gram), norm_shares(base, finetuned)
     folder = root / DIAGNOSTICS

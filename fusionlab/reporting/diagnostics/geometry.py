@@ -12,9 +12,8 @@ from torch import Tensor
 
 from fusionlab.adapters import Adapter, inner_product
 from fusionlab.adapters.weights import Weights, state_of
-from fusionlab.blocks.sums import partial_sums
+from fusionlab.blocks.sums import cosine, partial_sums
 from fusionlab.errors import InputError, name_list
-from fusionlab.linearize import LinearizedState
 from fusionlab.rules.metagpt import layer_of
 from fusionlab.tensors.state import State
 
@@ -41,14 +40,13 @@ def gram_matrix(base: State, finetuned: Mapping[str, Weights]) -> Gram:
         finetuned: by task, all adapters or all weights of the same names.
 
     Raises:
-        InputError: fewer than two tasks.
+        InputError: adapters and weights.
 
     Example:
         >>> base = {"w": torch.zeros(2)}
         >>> gram_matrix(base, {"a": {"w": torch.tensor([3.0, 4.0])}, "b": {"w": torch.tensor([1.0, 0.0])}})
         {'a': {'a': 25.0, 'b': 3.0}, 'b': {'a': 3.0, 'b': 1.0}}
     """
-    check_several(finetuned)
     gram: Gram = {task: {} for task in finetuned}
     for first, second in itertools.combinations_with_replacement(finetuned, 2):
         value = _inner(base, finetuned[first], finetuned[second])
@@ -65,10 +63,7 @@ def cosines(gram: Gram) -> Gram:
     """
     lengths = norms(gram)
     return {
-        first: {
-            second: value / (lengths[first] * lengths[second]) if lengths[first] and lengths[second] else 0.0
-            for second, value in row.items()
-        }
+        first: {second: cosine(value, lengths[first], lengths[second]) for second, value in row.items()}
         for first, row in gram.items()
     }
 
@@ -99,7 +94,8 @@ def norm_shares(base: State, finetuned: Mapping[str, Weights]) -> Gram:
 
 def _squares(base: State, weights: Weights) -> dict[str, float]:
     if not isinstance(weights, Adapter):
-        return {name: _dot(vector, vector) for name, vector in _vectors(base, weights)}
+        state = state_of(weights)
+        return {name: _dot(vector, vector) for name in state for vector in [_vector(base, state, name)]}
     squares = {}
     for module, factors in weights.factors.items():
         left, right = weights.terms(module, torch.float64)
@@ -112,13 +108,13 @@ def _inner(base: State, first: Weights, second: Weights) -> float:
         return inner_product(first, second)
     if isinstance(first, Adapter) or isinstance(second, Adapter):
         raise InputError("diagnostics compare adapters with adapters, or weights with weights, not one with the other")
-    other = dict(_vectors(base, second))
-    return math.fsum(_dot(vector, other[name]) for name, vector in _vectors(base, first) if name in other)
+    ours, theirs = state_of(first), state_of(second)
+    return math.fsum(_dot(_vector(base, ours, name), _vector(base, theirs, name)) for name in ours if name in theirs)
 
 
-def _vectors(base: State, weights: State | LinearizedState) -> list[tuple[str, Tensor]]:
-    values = state_of(weights).items()
-    return [(name, value.detach().cpu().double() - base[name].detach().cpu().double()) for name, value in values]
+def _vector(base: State, state: State, name: str) -> Tensor:
+    """τ of one parameter, float64."""
+    return state[name].detach().cpu().double() - base[name].detach().cpu().double()
 
 
 def _dot(first: Tensor, second: Tensor) -> float:
