@@ -74,11 +74,15 @@ def derive_seed(*parts: object) -> int:
 
 
 class TrainingOrder:
-    """``training_indices`` for many steps of one task: keeps the permutation in use, so that a step costs one slice.
+    """The global batches of one task by step: the stream of seeded permutations, cut into batches.
+
+    The stream is permutation 0 of the samples, then permutation 1, and so on without a gap, so a short set reshuffles
+    and goes on, also inside a batch. Nothing but the arguments decides a batch, so any step can be resumed at; the
+    permutation in use is kept, so that a step costs one slice.
 
     Args:
         num_samples: size of the training split, at least 1.
-        batch_size: samples in one global batch.
+        batch_size: samples in one global batch (over all ranks and accumulated micro-batches).
         seed: the run's seed.
         task: the task's name; tasks of one size see different orders.
     """
@@ -107,25 +111,6 @@ class TrainingOrder:
             generator = torch.Generator().manual_seed(derive_seed(self.seed, self.task, epoch))
             self._permutation, self._epoch = torch.randperm(self.num_samples, generator=generator), epoch
         return self._permutation
-
-
-def training_indices(num_samples: int, batch_size: int, step: int, *, seed: int, task: str) -> Tensor:
-    """The global batch of ``task`` at ``step``: the stream of seeded permutations, cut into batches.
-
-    The stream is permutation 0 of the samples, then permutation 1, and so on without a gap, so a short set reshuffles
-    and goes on, also inside a batch. Nothing but the arguments decides the result, so any step can be resumed at.
-
-    Args:
-        num_samples: size of the training split, at least 1.
-        batch_size: samples in one global batch (over all ranks and accumulated micro-batches).
-        step: number of batches before this one.
-        seed: the run's seed.
-        task: the task's name; tasks of one size see different orders.
-
-    Returns:
-        int64 indices, shape ``(batch_size,)``.
-    """
-    return TrainingOrder(num_samples, batch_size, seed=seed, task=task).indices(step)
 
 
 def evaluation_batches(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import random
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -11,9 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
 
 from fusionlab import reporting, rules, search
 from fusionlab.adapters import base_state
@@ -114,14 +113,14 @@ class FusionCallback(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Score on the validation splits and log."""
         if self.should_fuse(trainer):
-            with _random_states_preserved():
+            with isolate_rng(include_cuda=torch.cuda.is_initialized()):
                 rows, _ = self._score(trainer, *attached(trainer, pl_module), "validation")
             pl_module.log_dict({_log_key(row): row["value"] for row in rows if _log_key(row)}, rank_zero_only=True)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Score on the test splits and write the run folder."""
         module, data = attached(trainer, pl_module)
-        with _random_states_preserved():
+        with isolate_rng(include_cuda=torch.cuda.is_initialized()):
             rows, made = self._score(trainer, module, data, "test")
             rows += self._harness_rows(trainer, pl_module, data, made)
             diagnose = self._diagnosis(module, data)
@@ -256,23 +255,6 @@ def _with_bounds_of_choice(rows: list[Row], data: Data) -> list[Row]:
         return rows
     chosen = f"the coefficient is chosen on a part of validation ({'; '.join(bounds)})"
     return [{**row, "limited": "; ".join(filter(None, (row.get("limited"), chosen)))} for row in rows]
-
-
-@contextmanager
-def _random_states_preserved() -> Iterator[None]:
-    """Put the random states back as they were."""
-    states: list[tuple[Callable[[Any], None], Any]] = [
-        (random.setstate, random.getstate()),
-        (np.random.set_state, np.random.get_state()),
-        (torch.set_rng_state, torch.get_rng_state()),
-    ]
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        states.append((torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
-    try:
-        yield
-    finally:
-        for restore, state in states:
-            restore(state)
 
 
 def _row_of(rule: str, model: FusedModel, tasks: Sequence[str]) -> Row:

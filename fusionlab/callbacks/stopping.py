@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from fusionlab.callbacks.last_checkpoint import LastCheckpoint
+from fusionlab.runs.leases import slurm_job
 
 
 class StopOnSignal(Callback):
@@ -87,9 +87,6 @@ class StopOnSignal(Callback):
 
 def requeue() -> None:
     """Ask SLURM to run this job, or this task of an array, again; nothing where there is no SLURM."""
-    array, job = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_JOB_ID")
-    if job is None:
-        return
-    if array is not None:
-        job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-    subprocess.run(["scontrol", "requeue", job], check=True)
+    job = slurm_job()
+    if job is not None:
+        subprocess.run(["scontrol", "requeue", job], check=True)

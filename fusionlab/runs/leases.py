@@ -33,7 +33,10 @@ class Leases:
 
     def __init__(self, folder: Path, seconds: float = LEASE_SECONDS) -> None:
         self.folder, self.seconds = folder, seconds
-        self.owner = {"host": socket.gethostname(), "pid": os.getpid(), "token": _TOKEN, **_job()}
+        restart = int(os.environ.get("SLURM_RESTART_COUNT", 0))
+        self.owner = {
+            "host": socket.gethostname(), "pid": os.getpid(), "token": _TOKEN, "job": slurm_job(), "restart": restart,
+        }  # fmt: skip
         self._held: set[Path] = set()
         self._lock = threading.Lock()
         self._stopped = threading.Event()
@@ -142,11 +145,10 @@ def _move_away(path: Path, dead: dict[str, Any]) -> None:
     aside.unlink()
 
 
-def _job() -> dict[str, Any]:
-    """SLURM's job, and how often it was restarted."""
+def slurm_job() -> str | None:
+    """SLURM's id of this job, or of this task of an array; None where there is no SLURM."""
     array, job = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_JOB_ID")
-    name = job if array is None else f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-    return {"job": name, "restart": int(os.environ.get("SLURM_RESTART_COUNT", 0))}
+    return job if array is None else f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from oracles import training_indices
 
-from fusionlab.samplers import TrainingOrder, derive_seed, evaluation_batches, training_indices
+from fusionlab.samplers import TrainingOrder, derive_seed, evaluation_batches
 
 
 def stream(num_samples: int, batch_size: int, steps: int, **key) -> list[int]:

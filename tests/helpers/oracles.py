@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fusionlab.adapters import Adapter
 from fusionlab.linearize import linearized_call, tangent_outputs
+from fusionlab.samplers import TrainingOrder
 from fusionlab.tensors.state import State
 
 
@@ -55,3 +56,8 @@ def merge_adapter(base_state: State, adapter: Adapter) -> dict[str, Tensor]:
     for name, vector in adapter.task_vector().items():
         merged[name] = (base_state[name].to(vector.dtype) + vector).to(base_state[name].dtype)
     return merged
+
+
+def training_indices(num_samples: int, batch_size: int, step: int, *, seed: int, task: str) -> Tensor:
+    """The global batch at ``step``, of an order that was asked nothing before."""
+    return TrainingOrder(num_samples, batch_size, seed=seed, task=task).indices(step)

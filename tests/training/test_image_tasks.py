@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from oracles import training_indices
 from PIL import Image
 
 from fusionlab.backbones.images import ImageBackbone
@@ -22,7 +23,6 @@ from fusionlab.data.sources import _open_hub, hub_fingerprint
 from fusionlab.data.stored import StoredImages, data_version
 from fusionlab.data.tasks import Task
 from fusionlab.errors import InputError
-from fusionlab.samplers import training_indices
 
 REAL = Path(__file__).parents[2] / "../shared/data"
 

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from oracles import training_indices
 from torch import Tensor
 
 from fusionlab.data.loader import StepLoader
-from fusionlab.samplers import exact_batches, training_indices
+from fusionlab.samplers import exact_batches
 
 
 class Numbers:
