@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fusionlab.errors import InputError, did_you_mean
-from fusionlab.tensors.state import State
+from fusionlab.tensors.state import Computed, State
 
 Method = Literal["lora", "l_lora", "tangent_lora"]
 METHODS: tuple[str, ...] = get_args(Method)
@@ -129,25 +129,7 @@ class Adapter:
 
     def task_vector(self) -> State:
         """τ by parameter name (``<module>.weight``), each computed when it is asked for."""
-        return _TaskVector(self)
-
-
-class _TaskVector(Mapping[str, Tensor]):
-    def __init__(self, adapter: Adapter) -> None:
-        self._adapter = adapter
-        self._modules = {f"{module}.weight": module for module in adapter.factors}
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._adapter.delta_weight(self._modules[name])
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._modules
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._modules)
-
-    def __len__(self) -> int:
-        return len(self._modules)
+        return Computed({f"{module}.weight": module for module in self.factors}, self.delta_weight)
 
 
 def inner_product(first: Adapter, second: Adapter) -> float:

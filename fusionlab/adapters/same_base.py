@@ -6,7 +6,7 @@ four bits; it is another one where the values of the layers that the adapter cha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,13 +19,14 @@ from fusionlab.errors import InputError
 from fusionlab.tensors import open_checkpoint
 from fusionlab.tensors.hub import at_hand
 from fusionlab.tensors.lazy import Weights
+from fusionlab.tensors.state import Computed, State
 
 _AT_ONE_POINT = ("l_lora", "tangent_lora")
 _ROUNDED = (torch.bfloat16, torch.float16)
 _PIECE = 1 << 22  # elements
 
 
-class Layers(Mapping[str, Tensor]):
+def layers_of(weights: Weights, adapter: Adapter, names: Mapping[str, str]) -> State:
     """The base weights that an adapter changes, by module, each read when it is asked for; those that fit it.
 
     Args:
@@ -34,29 +35,17 @@ class Layers(Mapping[str, Tensor]):
         names: name in memory -> name in ``weights``, where it is another one.
     """
 
-    def __init__(self, weights: Weights, adapter: Adapter, names: Mapping[str, str]) -> None:
-        self._weights, self._adapter, self._names = weights, adapter, names
-        shapes = stored_shapes(adapter)
-        stored = {module: stored_name(module, adapter.fused_attention) for module in adapter.factors}
-        infos = {module: weights.tensors.get(self._place(name)) for module, name in stored.items()}
-        self._modules = [
-            module
-            for module, info in infos.items()
-            if info is not None and info.dtype.is_floating_point and info.shape == shapes[stored[module]]
-        ]
+    def place(name: str) -> str:
+        own = names.get(name, name)
+        return own if own in weights.tensors else name
 
-    def _place(self, name: str) -> str:
-        own = self._names.get(name, name)
-        return own if own in self._weights.tensors else name
-
-    def __getitem__(self, module: str) -> Tensor:
-        return adapted_weight(lambda name: self._weights.read(self._place(name)), self._adapter, module)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._modules)
-
-    def __len__(self) -> int:
-        return len(self._modules)
+    fitting, shapes = {}, stored_shapes(adapter)
+    for module in adapter.factors:
+        stored = stored_name(module, adapter.fused_attention)
+        info = weights.tensors.get(place(stored))
+        if info is not None and info.dtype.is_floating_point and info.shape == shapes[stored]:
+            fitting[module] = module
+    return Computed(fitting, lambda module: adapted_weight(lambda name: weights.read(place(name)), adapter, module))
 
 
 @dataclass(frozen=True)
@@ -135,7 +124,7 @@ def _unknown_note(what: str, named: str, base: str, unknown: str) -> str:
     )
 
 
-def _named_layers(adapter: Adapter, base: GivenBase) -> tuple[dict[str, Tensor] | Layers, str]:
+def _named_layers(adapter: Adapter, base: GivenBase) -> tuple[State, str]:
     """The layers of the base that the adapter names, and what of them is not at hand."""
     if not adapter.base_model:
         return {}, "the adapter names no base"
@@ -145,7 +134,7 @@ def _named_layers(adapter: Adapter, base: GivenBase) -> tuple[dict[str, Tensor] 
     if base.path is not None and path.resolve() == base.path.resolve():
         return {}, ""
     try:
-        layers = Layers(open_checkpoint(path).weights, adapter, base.names())
+        layers = layers_of(open_checkpoint(path).weights, adapter, base.names())
     except InputError as error:  # told in the note: only the values decide, and there are none
         return {}, str(error).rstrip(".")
     missing = len(set(base.layers) - set(layers))
@@ -158,21 +147,8 @@ def _is_hashed(layers: Mapping[str, Tensor], recorded: str) -> bool:
 
 def layers_hash(layers: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> str:
     """Short SHA-256 over the weights that an adapter changes, rounded to ``dtype``, as adapters record it."""
-    return hash_initial(_AsInitial(layers, dtype))[:16]
-
-
-class _AsInitial(Mapping[str, tuple[Tensor, None]]):
-    def __init__(self, layers: Mapping[str, Tensor], dtype: torch.dtype | None) -> None:
-        self._layers, self._dtype = layers, dtype
-
-    def __getitem__(self, module: str) -> tuple[Tensor, None]:
-        return self._layers[module].to(self._dtype or torch.float32), None
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._layers)
-
-    def __len__(self) -> int:
-        return len(self._layers)
+    wide = dtype or torch.float32
+    return hash_initial(Computed({name: name for name in layers}, lambda name: (layers[name].to(wide), None)))[:16]
 
 
 def agree(ours: Tensor, theirs: Tensor) -> bool:

@@ -7,14 +7,13 @@ the files hold.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
-
-from torch import Tensor
 
 from fusionlab.adapters import Adapter, stored_task_vector
 from fusionlab.adapters.fused_attention import PARTS
 from fusionlab.tensors.lazy import Weights
+from fusionlab.tensors.state import Computed, State
 
 
 def parts_of(inputs: Iterable[Any], base: Weights) -> dict[str, tuple[str, ...]]:
@@ -27,7 +26,7 @@ def parts_of(inputs: Iterable[Any], base: Weights) -> dict[str, tuple[str, ...]]
     return {stored: units for stored, units in found.items() if stored in base.tensors}
 
 
-def task_vector(adapter: Adapter, names: Mapping[str, str], *, apart: bool) -> Mapping[str, Tensor]:
+def task_vector(adapter: Adapter, names: Mapping[str, str], *, apart: bool) -> State:
     """τ by unit, each tensor computed when it is asked for.
 
     Args:
@@ -35,7 +34,7 @@ def task_vector(adapter: Adapter, names: Mapping[str, str], *, apart: bool) -> M
         names: name in memory -> name on disk, where it is another one.
         apart: whether q, k and v of fused attention are units of their own.
     """
-    return Renamed(adapter.task_vector() if apart else stored_task_vector(adapter), names)
+    return renamed(adapter.task_vector() if apart else stored_task_vector(adapter), names)
 
 
 def shapes(adapter: Adapter, names: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
@@ -44,21 +43,6 @@ def shapes(adapter: Adapter, names: Mapping[str, str]) -> dict[str, tuple[int, .
     return {names.get(name, name): shape for name, shape in own.items()}
 
 
-class Renamed(Mapping[str, Tensor]):
-    """A task vector under the names of the base's files."""
-
-    def __init__(self, task_vector: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
-        self._task_vector = task_vector
-        self._own = {names.get(name, name): name for name in task_vector}
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._task_vector[self._own[name]]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._own
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._own)
-
-    def __len__(self) -> int:
-        return len(self._own)
+def renamed(task_vector: State, names: Mapping[str, str]) -> State:
+    """A task vector under the names of the base's files; ``names`` as above."""
+    return Computed({names.get(name, name): name for name in task_vector}, task_vector.__getitem__)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fusionlab import adapters
 from fusionlab.adapters import Adapter
-from fusionlab.adapters.same_base import GivenBase, Layers, check_base, layers_hash
+from fusionlab.adapters.same_base import GivenBase, check_base, layers_hash, layers_of
 from fusionlab.adapters.weights import Weights
 from fusionlab.backbones.layout import from_disk, names_on_disk
 from fusionlab.errors import InputError, name_list
@@ -139,7 +139,7 @@ def _for_base(
         layers: Mapping[str, Tensor] = {module: own[f"{module}.weight"] for module in adapter.factors}
         given = GivenBase(base_name or "this model", layers, lambda: names_on_disk(model), None, _GIVE_ITS_BASE)
     else:
-        layers = Layers(StateWeights(base), adapter, {})
+        layers = layers_of(StateWeights(base), adapter, {})
         given = GivenBase(base_name or "this state", layers, dict, None, _GIVE_ITS_BASE)
     recorded = own_record(folder).get("base_hash")
     note = check_base(f"the adapter in {str(folder)!r}", adapter, recorded, given, allow_other=allow_other_base)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,35 @@ from torch import Tensor, nn
 from fusionlab.errors import InputError, name_list
 
 State = Mapping[str, Tensor]
+_Value = TypeVar("_Value")
+
+
+class Computed(Mapping[str, _Value]):
+    """Values by name, each computed whenever it is asked for.
+
+    Args:
+        names: name -> what it is computed from, in order.
+        compute: gives the value.
+
+    Example:
+        >>> Computed({"a.weight": "a"}, str.upper)["a.weight"]
+        'A'
+    """
+
+    def __init__(self, names: Mapping[str, str], compute: Callable[[str], _Value]) -> None:
+        self._names, self._compute = names, compute
+
+    def __getitem__(self, name: str) -> _Value:
+        return self._compute(self._names[name])
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def named_tensors(module: nn.Module) -> dict[str, Tensor]:

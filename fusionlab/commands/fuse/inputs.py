@@ -181,10 +181,10 @@ def fused_parts(job: Job, inputs: Mapping[str, Opened]) -> dict[str, Opened]:
 
 def _task_vector_weights(adapter: Any, names: Mapping[str, str], cache_bytes: int) -> StateWeights:
     from fusionlab.adapters import stored_shapes, stored_task_vector
-    from fusionlab.fusion.adapted import Renamed
+    from fusionlab.fusion.adapted import renamed
 
     infos = {names.get(own, own): TensorInfo(shape, torch.float32) for own, shape in stored_shapes(adapter).items()}
-    return StateWeights(Renamed(stored_task_vector(adapter), names), infos, cache_bytes)
+    return StateWeights(renamed(stored_task_vector(adapter), names), infos, cache_bytes)
 
 
 def check_vocabularies(base: Opened, inputs: Mapping[str, Opened]) -> None:

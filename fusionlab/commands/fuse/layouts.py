@@ -45,7 +45,7 @@ def placed_in(task: str, base: Opened, adapter: Any, class_name: str) -> Placed:
         InputError: it cannot be told how the base stores a layer.
     """
     from fusionlab.adapters import stored_shapes
-    from fusionlab.adapters.same_base import Layers
+    from fusionlab.adapters.same_base import layers_of
 
     changed = stored_shapes(adapter)
     new, disk = {name: name for name in changed}, {}
@@ -66,7 +66,7 @@ def placed_in(task: str, base: Opened, adapter: Any, class_name: str) -> Placed:
     moved = laid_out(task, moved, base, disk)
     own = replace(adapter, factors={module: moved.factors[place] for module, place in modules.items()})
     own_names = {name: disk.get(place, place) for name, place in new.items()}
-    return Placed(moved, disk, own, own_names, Layers(base.weights, own, own_names))
+    return Placed(moved, disk, own, own_names, layers_of(base.weights, own, own_names))
 
 
 def _in_memory(base: Opened, disk: Mapping[str, str]) -> list[str]:

@@ -185,7 +185,7 @@ def _write_weights(prepared: Prepared, staging: Path, resources: Resources) -> O
 
 def _write_adapter(prepared: Prepared, staging: Path, resources: Resources) -> tuple[Outcome, dict[str, Any]]:
     from fusionlab.adapters import combine, save_fused_adapter
-    from fusionlab.adapters.same_base import Layers, layers_hash
+    from fusionlab.adapters.same_base import layers_hash, layers_of
 
     names = names_on_disk(prepared.inputs)
     if prepared.in_core_space:
@@ -196,7 +196,7 @@ def _write_adapter(prepared: Prepared, staging: Path, resources: Resources) -> t
         coefficients = {own_names.get(name, name): of for name, of in outcome.coefficients.items()}
         fused = combine({task: opened.adapter for task, opened in prepared.inputs.items()}, coefficients)
     assert isinstance(prepared.job.base, UnitWeights)
-    details: dict[str, Any] = {"base_hash": layers_hash(Layers(prepared.job.base.stored, fused, names))}
+    details: dict[str, Any] = {"base_hash": layers_hash(layers_of(prepared.job.base.stored, fused, names))}
     fused = replace(fused, base_model=fused.base_model or prepared.recipe.base)
     ranks, error = save_fused_adapter(staging, fused, prepared.recipe.rank)
     if prepared.recipe.rank is not None:
