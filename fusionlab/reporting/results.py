@@ -14,6 +14,7 @@ from fusionlab.evaluation.scores import COUNTS, LM_EVAL, LOWER_IS_BETTER, Row, p
 from fusionlab.files import write_text, written_whole
 from fusionlab.keys import scoring_key
 from fusionlab.layout import RESULTS
+from fusionlab.reporting.charts import bar_chart
 
 SCHEMA = 1
 _log = logging.getLogger(__name__)
@@ -255,27 +256,18 @@ def print_table(rows: Sequence[Row], title: str) -> None:
         console.print(f"of a part of the samples: {limit}", soft_wrap=True, highlight=False)
 
 
+def bars(header: Sequence[str], body: Sequence[Sequence[str]]) -> dict[str, dict[str, float]]:
+    """The numbers of :func:`table` by model and column, those that there are."""
+    named = {name: zip(header[1:], cells, strict=True) for name, *cells in body}
+    return {name: {column: float(cell) for column, cell in cells if cell != "-"} for name, cells in named.items()}
+
+
 def plot_scores(rows: Sequence[Row], path: Path) -> None:
     """Grouped bars: one group per task and one for the mean, one colour per model; written as PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    header, body = table(rows)
-    groups = header[1:]
-    width = 0.8 / max(1, len(body))
-    figure, axes = pyplot.subplots(figsize=(max(7, 1.3 * len(groups)), 4), layout="constrained")
-    for index, (name, *cells) in enumerate(body):
-        heights = [0.0 if cell == "-" else float(cell) for cell in cells]
-        axes.bar([position + index * width for position in range(len(groups))], heights, width, label=name)
-    axes.set_xticks([position + 0.4 - width / 2 for position in range(len(groups))], groups, rotation=30, ha="right")
-    axes.set_ylabel(
-        " / ".join(dict.fromkeys(row["metric"] for row in rows if LM_EVAL not in row)) + f" ({rows[0]['split']})"
-    )
-    axes.grid(axis="y", alpha=0.3)
-    axes.legend(ncols=3, fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
-    save_figure(figure, path)
+    metrics = dict.fromkeys(row["metric"] for row in rows if LM_EVAL not in row)
+    chart = bar_chart(path.stem, "", bars(*table(rows)), f"{' / '.join(metrics)} ({rows[0]['split']})")
+    with written_whole(path) as beside:
+        beside.write_bytes(chart.png)
 
 
 def save_figure(figure: Any, path: Path) -> None:

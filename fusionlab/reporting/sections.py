@@ -13,7 +13,7 @@ from fusionlab.layout import FUSED, FUSION, PLOTS, RESULTS, SCORES, SWEEP
 from fusionlab.reporting.charts import Chart, Line, bar_chart, heat_maps, line_chart
 from fusionlab.reporting.page import Picture, Section, Table
 from fusionlab.reporting.published import METHOD_OF_MODE, RULE_OF_METHOD, PublishedSummary
-from fusionlab.reporting.results import harness_table, limits, line_name, table
+from fusionlab.reporting.results import bars, harness_table, limits, line_name, table
 
 PROTOCOLS = {
     "strict": "strict: coefficients chosen on validation, reported on test",
@@ -52,10 +52,7 @@ def _of_run(folder: Path) -> Section:
     header, body = table(rows)
     splits = ", ".join(dict.fromkeys(row["split"] for row in rows if LM_EVAL not in row))
     section.parts.append(Table(f"Scores on {splits}", header, body))
-    groups: dict[str, dict[str, float]] = {}
-    for line in body:
-        groups[line[0]] = {task: float(cell) for task, cell in zip(header[1:], line[1:], strict=True) if cell != "-"}
-    name = _file_name(folder)
+    groups, name = bars(header, body), _file_name(folder)
     section.parts.append(bar_chart(f"{name}-scores", f"{folder.name}: scores on {splits} by task", groups, "score"))
     harness = harness_table(rows)
     if harness[1]:
