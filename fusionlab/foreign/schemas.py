@@ -219,12 +219,26 @@ class MergekitModel(Schema):
     parameters: MergekitParameters | None = None
 
 
+class MergekitSource(MergekitModel):
+    """A range of layers of a model, an entry of ``sources``."""
+
+    layer_range: Annotated[tuple[NonNegativeInt, PositiveInt], Field(strict=False)]
+
+
+class MergekitSlice(Schema):
+    """An entry of ``slices``."""
+
+    sources: list[MergekitSource]
+    parameters: MergekitParameters | None = None
+
+
 class MergekitConfig(Schema):
     """A configuration of mergekit."""
 
     merge_method: str
     base_model: str | None = None
     models: list[MergekitModel] | None = None
+    slices: list[MergekitSlice] | None = None
     parameters: MergekitParameters | None = None
     dtype: str | None = None
     out_dtype: str | None = None

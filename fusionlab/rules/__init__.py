@@ -19,6 +19,7 @@ from fusionlab.rules.metagpt import Metagpt
 from fusionlab.rules.model_stock import ModelStock
 from fusionlab.rules.nuslerp import Nuslerp
 from fusionlab.rules.open import coefficient_of, is_open, with_argument, with_coefficient
+from fusionlab.rules.passthrough import Passthrough
 from fusionlab.rules.sce import Sce
 from fusionlab.rules.slerp import Slerp
 from fusionlab.rules.task_arithmetic import TaskArithmetic
@@ -44,6 +45,7 @@ __all__ = [
     "Metagpt",
     "ModelStock",
     "Nuslerp",
+    "Passthrough",
     "Rule",
     "Sce",
     "Slerp",

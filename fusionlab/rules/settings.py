@@ -6,12 +6,13 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Literal
 
 from fusionlab.errors import InputError, did_you_mean
 
 _BLOCK = re.compile(r"^(?P<stack>(?:.*?\.)?)(?P<index>\d+)\.")
 _KEYS = ("filter", "layers", "value")
+_BEFORE = ("embed", "wte", "wpe")  # in names of what comes before the blocks
 
 
 @dataclass(frozen=True)
@@ -21,16 +22,20 @@ class Entry:
     Args:
         values: one number, or several to interpolate between over the blocks, the first for what is outside of them.
         pattern: a part of the name, or with ``*``, ``?`` or ``[`` a shell-style pattern for all of it; empty: any name.
-        layers: the first block and the one after the last that it is for; None: all blocks, and what is outside.
+        layers: the first block and the one after the last that it is for; ``before`` for embeddings, ``after`` for what
+            else is outside of the blocks; None: everything.
     """
 
     values: tuple[float, ...]
     pattern: str = ""
-    layers: tuple[int, int] | None = None
+    layers: tuple[int, int] | Literal["before", "after"] | None = None
 
     def matches(self, name: str, block: tuple[int, int] | None) -> bool:
         """Whether it is for the parameter ``name`` of the block ``(index, number of blocks)``, None outside of all."""
-        if self.layers is not None and (block is None or not self.layers[0] <= block[0] < self.layers[1]):
+        if isinstance(self.layers, str):
+            if block is not None or comes_before_blocks(name) != (self.layers == "before"):
+                return False
+        elif self.layers is not None and (block is None or not self.layers[0] <= block[0] < self.layers[1]):
             return False
         if any(letter in self.pattern for letter in "*?["):
             return fnmatchcase(name, self.pattern)
@@ -40,7 +45,7 @@ class Entry:
         """The value there: linear between the values spread evenly over the blocks; the last for a lone block."""
         if len(self.values) == 1 or block is None:
             return self.values[0]
-        first, end = self.layers or (0, block[1])
+        first, end = self.layers if isinstance(self.layers, tuple) else (0, block[1])
         depth = (block[0] - first) / (end - first - 1) if end - first > 1 else 1.0
         place = depth * (len(self.values) - 1)
         lower = int(place)
@@ -63,7 +68,7 @@ def entries(setting: Any, what: str) -> tuple[Entry, ...]:
 
     Args:
         setting: a number, a list of them, ``{filter: PATTERN, layers: [FIRST, END], value: number or list}`` of which
-            only ``value`` is needed, or a list of those.
+            only ``value`` is needed (``layers`` may also be ``before`` or ``after``), or a list of those.
         what: the argument, for messages.
 
     Raises:
@@ -90,14 +95,39 @@ def _entry(line: Any, what: str) -> Entry:
     pattern, layers = line.get("filter") or "", line.get("layers")
     if not isinstance(pattern, str):
         raise InputError(f"{what}: filter: expected a part of a parameter's name, got {pattern!r}.")
-    if layers is not None and not _is_range(layers):
-        raise InputError(f"{what}: layers: expected the first block and the one after the last, got {layers!r}.")
-    return Entry(tuple(map(float, values)), pattern, None if layers is None else (layers[0], layers[1]))
+    if layers is None or layers == "before" or layers == "after":
+        return Entry(tuple(map(float, values)), pattern, layers)
+    if not _is_range(layers):
+        raise InputError(
+            f"{what}: layers: expected the first block and the one after the last, before or after, got {layers!r}."
+        )
+    return Entry(tuple(map(float, values)), pattern, (layers[0], layers[1]))
 
 
 def _is_range(layers: Any) -> bool:
     numbers = isinstance(layers, Sequence) and len(layers) == 2 and all(type(each) is int for each in layers)
     return numbers and 0 <= layers[0] < layers[1]
+
+
+def comes_before_blocks(name: str) -> bool:
+    """Whether a parameter outside of the blocks is of the embeddings, by its name.
+
+    Example:
+        >>> comes_before_blocks("model.embed_tokens.weight"), comes_before_blocks("model.norm.weight")
+        (True, False)
+    """
+    return any(each in name for each in _BEFORE)
+
+
+def stack_and_index(name: str) -> tuple[str, int] | None:
+    """The stack and the index of the block that a parameter is in, None outside of all.
+
+    Example:
+        >>> stack_and_index("model.layers.3.mlp.weight"), stack_and_index("lm_head.weight")
+        (('model.layers.', 3), None)
+    """
+    match = _BLOCK.match(name)
+    return None if match is None else (match["stack"], int(match["index"]))
 
 
 def blocks_of(names: Sequence[str]) -> dict[str, tuple[int, int]]:
@@ -109,11 +139,11 @@ def blocks_of(names: Sequence[str]) -> dict[str, tuple[int, int]]:
         >>> blocks_of(("layers.0.w", "layers.2.w", "head.w"))
         {'layers.0.w': (0, 3), 'layers.2.w': (2, 3)}
     """
-    found = {name: match for name in names if (match := _BLOCK.match(name))}
+    found = {name: place for name in names if (place := stack_and_index(name))}
     last: dict[str, int] = {}
-    for match in found.values():
-        last[match["stack"]] = max(last.get(match["stack"], 0), int(match["index"]))
-    return {name: (int(match["index"]), last[match["stack"]] + 1) for name, match in found.items()}
+    for stack, index in found.values():
+        last[stack] = max(last.get(stack, 0), index)
+    return {name: (index, last[stack] + 1) for name, (stack, index) in found.items()}
 
 
 def value_at(setting: Any, name: str, block: tuple[int, int] | None, what: str) -> float:

@@ -187,3 +187,28 @@ class NamedWeights:
     def read_into(self, name: str, start: int, out: Tensor) -> None:
         """Fill the flat ``out`` from the flat index ``start`` on, converted to its dtype."""
         self.weights.read_into(self.names[name], start, out)
+
+
+class JoinedWeights:
+    """Tensors of several weights as one.
+
+    Args:
+        sources: name -> the weights that it is read from, and its name there.
+    """
+
+    def __init__(self, sources: Mapping[str, tuple[Weights, str]]) -> None:
+        self.sources = dict(sources)
+        self.tensors = {name: weights.tensors[own] for name, (weights, own) in sources.items()}
+        parts = {id(weights): weights for weights, _ in sources.values()}
+        self.device = next(iter(parts.values())).device
+        self.held_bytes = sum(weights.held_bytes for weights in parts.values())
+
+    def read(self, name: str) -> Tensor:
+        """The whole tensor as it is stored."""
+        weights, own = self.sources[name]
+        return weights.read(own)
+
+    def read_into(self, name: str, start: int, out: Tensor) -> None:
+        """Fill the flat ``out`` from the flat index ``start`` on, converted to its dtype."""
+        weights, own = self.sources[name]
+        weights.read_into(own, start, out)

@@ -414,7 +414,7 @@ def test_bad_arguments_are_refused(case: str, models: Path, capsys, monkeypatch:
         ("- base", "holds a list, expected a mapping"),
         ("base: base\noutput: out\nfinetuned: {}", "finetuned: expected a path by task, got none"),
         ("base: base\noutput: out\nfinetuned: [a]", "finetuned: expected .* got"),
-        ("merge_method: linear\nslices: []", "'slices' in a mergekit configuration is not supported"),
+        ("merge_method: linear\nslices: []", "models: expected a list of models, or slices"),
     ],
 )
 def test_bad_recipes_are_refused(content: str, message: str, models: Path, capsys) -> None:

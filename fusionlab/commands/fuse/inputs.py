@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,8 @@ from torch import Tensor
 
 from fusionlab.commands.fuse.layouts import placed_in
 from fusionlab.commands.fuse.opened import Opened, full_model
+from fusionlab.commands.fuse.parts import Part
+from fusionlab.commands.fuse.stacks import stacked
 from fusionlab.commands.fuse.vocabulary import Shapes, adapter_shapes, check_vocabulary, vocabulary_sizes
 from fusionlab.engine import Job, StateWeights, TensorInfo
 from fusionlab.errors import InputError, name_list
@@ -39,30 +41,43 @@ _MERGE = (
 _SAME_ARCHITECTURE = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
 
-def open_base(name: str, variant: str | None = None) -> Opened:
+def open_base(name: str | Sequence[Part], variant: str | None = None) -> Opened:
     """The model that fusion adds to: an embedded name, a path or a hub id, the first of these that there is.
 
     Args:
-        name: any of them.
+        name: any of them; or ranges of blocks of such models.
         variant: of its weight files.
 
     Raises:
-        InputError: not there, not readable, or an adapter.
+        InputError: not there, not readable, or an adapter; ranges that do not fit.
     """
+    if not isinstance(name, str):
+        return _open_stack("base", name, variant)
     path = embedded(name) or resolve(name, variant)
     if is_there(path / ADAPTER_CONFIG):
         raise InputError(f"base {name!r} is an adapter; give the full model it was made for, and it under finetuned.")
     return full_model(name, path, open_checkpoint(path, variant))
 
 
+def _open_stack(what: str, parts: Sequence[Part], variant: str | None) -> Opened:
+    models = dict.fromkeys(part["model"] for part in parts)
+    return stacked(what, parts, {name: open_base(name, variant) for name in models})
+
+
 def open_input(
-    task: str, name: str, base: Opened, cache_bytes: int, variant: str | None = None, *, allow_other_base: bool = False
+    task: str,
+    name: str | Sequence[Part],
+    base: Opened,
+    cache_bytes: int,
+    variant: str | None = None,
+    *,
+    allow_other_base: bool = False,
 ) -> Opened:
     """A fine-tuned model or an adapter, checked against ``base`` as far as names and shapes do not say it.
 
     Args:
         task: its task.
-        name: a path or a hub id.
+        name: a path or a hub id; or ranges of blocks of full models.
         base: the base.
         cache_bytes: what may be kept of an adapter's task vector.
         variant: of a full model's weight files.
@@ -71,6 +86,11 @@ def open_input(
     Raises:
         InputError: not there, not readable, of another architecture, or an adapter for another base.
     """
+    if not isinstance(name, str):
+        opened = _open_stack(f"finetuned {task!r}", name, variant)
+        _refuse_tangent(task, opened.path)
+        _check_architecture(task, base, opened)
+        return opened
     path = resolve(name, variant)
     if not is_there(path / ADAPTER_CONFIG):
         _refuse_tangent(task, path)
@@ -78,6 +98,11 @@ def open_input(
         if not opened.is_part:
             _check_architecture(task, base, opened)
         return opened
+    if base.is_stacked:
+        raise InputError(
+            f"adapter {task!r}: the base {base.name} is made of ranges of blocks, which an adapter was not trained on; "
+            "merge it into its own base first."
+        )
     _check_vocabulary(f"adapter {task!r}", path, adapter_shapes(path, base.shapes), base, _MERGE)
     from fusionlab.adapters import load_adapter  # imports peft, which takes seconds
     from fusionlab.adapters.same_base import GivenBase, check_base

@@ -17,10 +17,15 @@ def _stats(base: Opened, opened: Opened) -> tuple[Path, str]:
     return path, task_vector_key(opened.records, None if opened.adapter is not None else base.fingerprint)
 
 
+def _whole(base: Opened, inputs: Mapping[str, Opened]) -> dict[str, Opened]:
+    """Inputs whose norms hold beside their files: those that are not made of ranges of blocks, nor the base."""
+    return {} if base.is_stacked else {task: opened for task, opened in inputs.items() if not opened.is_stacked}
+
+
 def known_sums(base: Opened, inputs: Mapping[str, Opened], plan: Plan) -> dict[str, dict[str, tuple[float, ...]]]:
     """The squared norms that are kept beside the inputs and still hold, by task and name."""
     found = {}
-    for task, opened in inputs.items():
+    for task, opened in _whole(base, inputs).items():
         norms = read_squared_norms(*_stats(base, opened))
         untouched = () if opened.adapter is None else set(plan.fused) - set(plan.sources[task])
         found[f"squared_norm/{task}"] = norms | dict.fromkeys(untouched, ()) if norms else {}
@@ -30,7 +35,7 @@ def known_sums(base: Opened, inputs: Mapping[str, Opened], plan: Plan) -> dict[s
 def keep_sums(base: Opened, inputs: Mapping[str, Opened], plan: Plan, outcome: Outcome) -> list[str]:
     """Write the squared norms beside the inputs, where that is possible; returns what is to be said."""
     notes: list[str] = []
-    for task, opened in inputs.items():
+    for task, opened in _whole(base, inputs).items():
         path, key = _stats(base, opened)
         measured = outcome.sums.get(f"squared_norm/{task}", {})
         sources = plan.sources[task]

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from fusionlab.commands.fuse.parts import check_parts
 from fusionlab.errors import InputError, did_you_mean
 from fusionlab.files import path_of
 from fusionlab.foreign import read_yaml
@@ -19,8 +20,9 @@ class Recipe:
     """Fuse checkpoints or adapters on disk, of any size, into one model.
 
     Args:
-        base: embedded name, path or hub id of the model that fusion adds to.
-        finetuned: path or hub id by task: full checkpoints or PEFT adapters, mixed freely.
+        base: embedded name, path or hub id of the model that fusion adds to; or a list of {model: PATH, layers: [FIRST,
+            END]}, whose blocks are stacked in this order and numbered anew.
+        finetuned: path or hub id by task: full checkpoints or PEFT adapters, mixed freely; or such lists.
         output: the folder to write; it appears whole or not at all.
         rule: a rule's name, or {class_path: ..., init_args: {...}}; --rule.ARGUMENT VALUE sets one of its arguments.
         model: for rules that look at data: the module that runs the models, by name or {class_path: ..., init_args:
@@ -44,8 +46,8 @@ class Recipe:
         dry_run: check everything from the headers, print the plan and stop.
     """
 
-    base: str
-    finetuned: dict[str, str]
+    base: str | list[dict[str, Any]]
+    finetuned: dict[str, str | list[dict[str, Any]]]
     output: str
     rule: str | dict[str, Any] = "metagpt"
     model: str | dict[str, Any] | None = None
@@ -68,8 +70,15 @@ class Recipe:
         if not self.finetuned:
             raise InputError("finetuned: expected a path by task, got none.")
         for task, path in self.finetuned.items():
-            if not task or not isinstance(path, str):
+            if not task or not isinstance(path, (str, list)):
                 raise InputError(f"finetuned: expected a path by task, got {task!r}: {path!r}.")
+        for what, parts in (
+            {"base": self.base} | {f"finetuned.{task}": of for task, of in self.finetuned.items()}
+        ).items():
+            if not isinstance(parts, str):
+                check_parts(what, parts)
+                if self.model is not None:
+                    raise InputError(f"{what}: a rule that looks at data needs whole models, got ranges of blocks.")
         for what in ("rank", "threads"):
             value = getattr(self, what)
             if value is not None and value < 1:

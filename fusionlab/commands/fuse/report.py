@@ -107,7 +107,8 @@ def write_reports(folder: Path, prepared: Prepared, record: Mapping[str, Any]) -
     carry(source, folder)
     config = folder / "config.json"
     if config.is_file():
-        content = prepared.base.architecture.untied_config() if prepared.untied else read_json(config)
+        own = dict(prepared.base.config) if prepared.base.is_stacked else read_json(config)
+        content = prepared.base.architecture.untied_config() if prepared.untied else own
         content.pop(EXPLICIT, None)  # names the base's own weights
         if content != read_json(config):
             config.write_text(json.dumps(content, indent=2) + "\n")

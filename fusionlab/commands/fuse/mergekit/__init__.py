@@ -12,7 +12,7 @@ from fusionlab.commands.fuse.mergekit.parameters import Parameters
 from fusionlab.errors import InputError, did_you_mean
 from fusionlab.foreign import MergekitConfig, checked
 
-_TOP = ("merge_method", "base_model", "models", "parameters", "dtype", "out_dtype")
+_TOP = ("merge_method", "base_model", "models", "slices", "parameters", "dtype", "out_dtype")
 _NOT_DONE = {
     "modules": "give the same models to all modules, under models",
 }
@@ -22,10 +22,10 @@ def translate(config: Mapping[str, Any], file: Path = Path("a mergekit configura
     """A recipe (without ``output``) that does what mergekit does with ``config``, computed in float32.
 
     mergekit loads and computes in ``dtype``: the inputs are rounded to it first here, too, and the result to
-    ``out_dtype`` or else ``dtype``. Parameters of a model come before those for all. A list of numbers changes evenly
-    over the blocks of the model, its first number being for what is outside of them; of a list with filters the first
-    that is in a tensor's name counts. Where mergekit sorts, the order of equal magnitudes is not defined; here the
-    lowest index comes first.
+    ``out_dtype`` or else ``dtype``. Parameters of a model come before those of its slice, and they before those for
+    all. A list of numbers changes evenly over the blocks of the model or of a slice, its first number being for what
+    is outside of them; of a list with filters the first that is in a tensor's name counts. Where mergekit sorts, the
+    order of equal magnitudes is not defined; here the lowest index comes first.
 
     Args:
         config: a mergekit configuration.

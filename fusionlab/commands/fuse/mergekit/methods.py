@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fusionlab.commands.fuse.mergekit.models import Base
+from fusionlab.commands.fuse.mergekit.models import STACK, Base
 from fusionlab.commands.fuse.mergekit.parameters import Parameters
 from fusionlab.errors import InputError
+from fusionlab.rules.settings import is_setting
 
 Config = dict[str, Any]
 
@@ -37,11 +38,18 @@ def _varies(value: Any) -> bool:
     return isinstance(value, list) or (isinstance(value, dict) and any(map(_varies, value.values())))
 
 
+def _mapped(setting: Any, change: Callable[[float], float]) -> Any:
+    """A number, a setting or those of several tasks with every value changed."""
+    if isinstance(setting, list):
+        return [_mapped(each, change) for each in setting]
+    if not isinstance(setting, dict):
+        return change(setting)
+    kept = ("filter", "layers") if is_setting(setting) else ()
+    return {key: each if key in kept else _mapped(each, change) for key, each in setting.items()}
+
+
 def _scaled(setting: Any, factor: float) -> Any:
-    """A setting with every value multiplied."""
-    if isinstance(setting, dict):
-        return {key: each if key == "filter" else _scaled(each, factor) for key, each in setting.items()}
-    return [_scaled(each, factor) for each in setting] if isinstance(setting, list) else factor * setting
+    return _mapped(setting, lambda value: factor * value)
 
 
 def _linear(parameters: Parameters) -> Config:
@@ -72,6 +80,11 @@ def _nuslerp(parameters: Parameters) -> Config:
     total = sum(weights.values())
     t = 0.5 if abs(total) < 1e-6 else list(weights.values())[1] / total
     return _rule("slerp", t=t, linear_above=1.0)
+
+
+def _passthrough(parameters: Parameters) -> Config:
+    scale = parameters.setting("scale", STACK)
+    return _rule("passthrough", scale=scale)
 
 
 def _karcher(parameters: Parameters) -> Config:
@@ -130,14 +143,8 @@ def _elected(parameters: Parameters) -> Config:
 
 
 def _dare(parameters: Parameters, rule: Config) -> Config:
-    drop_rates = {task: _dropped(density) for task, density in parameters.settings("density").items()}
+    drop_rates = _mapped(parameters.settings("density"), lambda density: 1 - density)
     return _rule("dare", rule=rule, drop_rate=drop_rates, rescale=_rescale(parameters))
-
-
-def _dropped(density: Any) -> Any:
-    if isinstance(density, dict):
-        return {key: each if key == "filter" else _dropped(each) for key, each in density.items()}
-    return [_dropped(each) for each in density] if isinstance(density, list) else 1 - density
 
 
 def _della(parameters: Parameters, rule: Config) -> Config:
@@ -170,6 +177,7 @@ _NUSLERP = {"weight": None, "nuslerp_row_wise": False, "nuslerp_flatten": True}
 METHODS: Mapping[str, Method] = {
     "linear": Method(_linear, "merged", {"weight": None, "normalize": True}),
     "slerp": Method(_slerp, "one of two", {"t": None}),
+    "passthrough": Method(_passthrough, "none", {"scale": 1.0}),
     "nuslerp": Method(_nuslerp, "optional", _NUSLERP),
     "karcher": Method(_karcher, "merged", {"max_iter": 10, "tol": 1e-5}),
     "model_stock": Method(_model_stock, "needed", {"filter_wise": False}),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from fusionlab.commands.fuse.mergekit.models import Inputs, refuse_unknown
+from fusionlab.commands.fuse.mergekit.models import Inputs, Slice, refuse_unknown
 from fusionlab.errors import InputError
 
 _WITHOUT_EFFECT = ("int8_mask",)
@@ -27,10 +27,11 @@ class Parameters:
     def __init__(self, method: str, defaults: Mapping[str, Any], inputs: Inputs) -> None:
         self.method, self.defaults, self.inputs = method, defaults, inputs
         known = (*defaults, *_WITHOUT_EFFECT)
-        for task, (own, *_) in inputs.scopes.items():
-            refuse_unknown(own, known, f"parameters of {inputs.models[task]!r}")
-        for scope in inputs.shared:
-            refuse_unknown(scope, known, "parameters")
+        refuse_unknown(inputs.shared, known, "parameters")
+        for each in inputs.slices:
+            refuse_unknown(each.shared, known, "parameters of a slice")
+            for task, own in each.own.items():
+                refuse_unknown(own, known, f"parameters of {task!r}")
 
     @property
     def tasks(self) -> list[str]:
@@ -43,7 +44,11 @@ class Parameters:
         Raises:
             InputError: it has several.
         """
-        value = next((scope[name] for scope in self.inputs.shared if name in scope), self.defaults[name])
+        value = self.inputs.shared.get(name, self.defaults[name])
+        if any(name in each.shared for each in self.inputs.slices):
+            raise InputError(
+                f"{name} in parameters of a slice: one value for all tensors is expected; give it for all."
+            )
         if isinstance(value, (list, Mapping)):
             raise InputError(
                 f"parameters.{name}: one value for all tensors is expected, not gradients or filters, got {value!r}."
@@ -68,14 +73,27 @@ class Parameters:
             InputError: it is missing, or no number.
         """
         where = f"parameters.{name}" + (f" of {task!r}" if task else "")
-        scopes = self.inputs.shared if task is None else self.inputs.scopes[task]
+        chains = [self._chain(name, task, each, where) for each in self.inputs.slices]
+        if all(chain == chains[0] and len(chain) == 1 and not isinstance(chain[0]["value"], list) for chain in chains):
+            return chains[0][0]["value"]
+        if len(chains) == 1:
+            return chains[0] if "filter" in chains[0][0] else chains[0][0]["value"]
+        inside = zip(chains, self.inputs.slices, strict=True)
+        lines = [line | {"layers": list(each.layers or ())} for chain, each in inside for line in chain]
+        for where_else, chain in (("before", chains[0]), ("after", chains[-1])):
+            lines += [line | {"layers": where_else, "value": _first(line["value"])} for line in chain]
+        return lines
+
+    def _chain(self, name: str, task: str | None, of: Slice, where: str) -> list[dict[str, Any]]:
+        """What holds in a slice, the first that matches counting."""
+        scopes = (of.own[task] if task else {}, of.shared, self.inputs.shared)
         lines = list(_lines((scope[name] for scope in scopes if name in scope), where))
         if not lines or "filter" in lines[-1]:
             if self.defaults[name] is not None:
                 lines.append({"value": self.defaults[name]})
             elif not lines:
                 raise InputError(f"{where} is missing; {self.method} needs it.")
-        return lines[0]["value"] if "filter" not in lines[0] else lines
+        return lines
 
     def settings(self, name: str) -> dict[str, Any]:
         """The same of every task."""
@@ -98,6 +116,10 @@ def _lines(given: Iterable[Any], where: str) -> Iterable[dict[str, Any]]:
                     f"{where}: filter {pattern!r}: mergekit compares plain text; leave out {_WILDCARDS!r}."
                 )
             yield {"filter": pattern, "value": number}
+
+
+def _first(value: float | list[float]) -> float:
+    return value[0] if isinstance(value, list) else value
 
 
 def _number(value: Any, where: str) -> float | list[float]:
