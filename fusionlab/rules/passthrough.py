@@ -1,4 +1,4 @@
-"""One model as it is, each tensor times a number."""
+"""The mean of the models, of one model itself, each tensor times a number."""
 
 from __future__ import annotations
 
@@ -8,21 +8,17 @@ from typing import ClassVar
 from torch import Tensor
 
 from fusionlab.blocks.task_vectors import Statistics, TaskVectors
-from fusionlab.errors import InputError, name_list
 from fusionlab.rules.base import Granularity, StatisticsScope, add_scaled
 
 
 @dataclass(frozen=True)
 class Passthrough:
-    """s (θ₀ + τ), the weights of one model times s.
+    """s (θ₀ + Σ τ_t / T): of one model its own weights, times s.
 
-    As the layers of a model that was made deeper are damped, with an s that differs between tensors.
+    For a model that is stacked from ranges of blocks, and to damp its layers by an s that differs between tensors.
 
     Args:
         scale: s.
-
-    Raises:
-        InputError: when fusing: not one model.
 
     Source: mergekit's merge method passthrough.
     """
@@ -40,6 +36,5 @@ class Passthrough:
 
     def fuse(self, name: str, base: Tensor, task_vectors: TaskVectors, statistics: Statistics) -> Tensor:
         """The scaled weights."""
-        if len(task_vectors) != 1:
-            raise InputError(f"passthrough takes one model, got {len(task_vectors)}: {name_list(task_vectors.tasks)}.")
-        return add_scaled(base, task_vectors, {task_vectors.tasks[0]: 1.0}).mul_(self.scale)
+        shares = dict.fromkeys(task_vectors.tasks, 1 / len(task_vectors))
+        return add_scaled(base, task_vectors, shares).mul_(self.scale)

@@ -90,7 +90,7 @@ RECIPES = sorted((Path(__file__).parents[2] / "configs" / "fuse").glob("*.yaml")
 
 
 def test_there_is_a_recipe_for_every_rule() -> None:
-    assert len(RECIPES) == 21
+    assert len(RECIPES) == 22
     parts = {"trim": "ties_metagpt", "dare": "dare_metagpt", "disjoint_mean": "ties"}
     assert {parts.get(name, name) for name in known_rules()} <= {path.stem for path in RECIPES}
 
