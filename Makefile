@@ -45,6 +45,21 @@ check: $(STAMP) ## lint, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+DOCS_STAMP := $(VENV)/.docs-$(shell cat pyproject.toml | sha256sum | cut -c1-16)
+
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	@touch $@
+
+.PHONY: docs
+docs: $(DOCS_STAMP) ## the documentation site, in docs/_build; a warning or a broken link fails
+	PYTHONPATH=$(CURDIR) HF_HUB_OFFLINE=1 $(BIN)/python -m sphinx -W --keep-going -n -q -b html docs docs/_build
+	$(BIN)/python docs/check.py docs/_build
+
+.PHONY: tutorials
+tutorials: $(STAMP) ## the documentation's tutorials in full (minutes)
+	PYTHONPATH=$(CURDIR) HF_HUB_OFFLINE=1 $(BIN)/python tests/helpers/tutorials.py docs/tutorials/*.md
+
 .PHONY: structure
 structure: $(STAMP) ## the rooms of the package, what each imports, circles
 	$(BIN)/python tests/helpers/structure.py
