@@ -100,16 +100,7 @@ def inject(
     taken = [task for task in tasks if task in injected.adapters]
     if taken:
         raise InputError(f"the model already has adapters named {name_list(taken)}; give other names")
-    linears = {name: model.get_submodule(name) for name in modules}
-    linears = {
-        name: layer.get_base_layer() if isinstance(layer, LoraLayer) else layer for name, layer in linears.items()
-    }
-    factors = {}
-    for name, linear in linears.items():
-        rows, columns = layer_shape(linear)
-        lora_a0 = initial_lora_a(name, rank, columns, seed)
-        layout: Layout = "transposed" if isinstance(linear, Conv1D) else "linear"
-        factors[name] = Factors(lora_a0, torch.zeros(rows, rank), lora_alpha, lora_a0=lora_a0, layout=layout)
+    factors = _start(model, modules, rank, lora_alpha, seed)
     a0_hash = hash_initial({name: (of_layer.lora_a, None) for name, of_layer in factors.items()})
     split = tuple(name for name in split_names(model) if any(module.startswith(f"{name}.") for module in modules))
     config = {"lora_dropout": dropout} | ({} if task_type is None else {"task_type": task_type})
@@ -126,6 +117,19 @@ def inject(
     activate(model, None)
     num_trainable = sum(parameter.numel() for task in tasks for parameter in trainable_parameters(model, task))
     return InjectionReport(tuple(modules), a0_hash, num_trainable)
+
+
+def _start(model: nn.Module, modules: Sequence[str], rank: int, lora_alpha: float, seed: int) -> dict[str, Factors]:
+    """A₀ and B₀ = 0 of each layer."""
+    factors = {}
+    for name in modules:
+        layer = model.get_submodule(name)
+        linear = layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
+        rows, columns = layer_shape(linear)
+        lora_a0 = initial_lora_a(name, rank, columns, seed)
+        layout: Layout = "transposed" if isinstance(linear, Conv1D) else "linear"
+        factors[name] = Factors(lora_a0, torch.zeros(rows, rank), lora_alpha, lora_a0=lora_a0, layout=layout)
+    return factors
 
 
 def add(model: nn.Module, name: str, adapter: Adapter) -> None:
