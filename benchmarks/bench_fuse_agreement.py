@@ -58,6 +58,16 @@ def configurations(folders: dict[str, Path]) -> dict[str, dict[str, Any]]:
         ]
         return {"merge_method": method, "models": rows}
 
+    def sliced(*rows: list[tuple[str, int, int]], **parameters: Any) -> dict[str, Any]:
+        of_rows = [
+            [
+                {"model": str(folders[name]), "layer_range": [first, end], "parameters": parameters}
+                for name, first, end in row
+            ]
+            for row in rows
+        ]
+        return {"slices": [{"sources": row} for row in of_rows]}
+
     every, two = list(WEIGHTS), ["model0", "model1"]
     crumbs = {"density": CRUMBS_DENSITY, "gamma": GAMMA}
     scaled = {"parameters": {"normalize": True, "lambda": 1.2}}
@@ -78,6 +88,13 @@ def configurations(folders: dict[str, Path]) -> dict[str, dict[str, Any]]:
         "karcher": of("karcher", every),
         "model_stock": of("model_stock", every) | base,
         "sce": of("sce", every) | base,
+        "slerp, slices": {"merge_method": "slerp"}
+        | base
+        | {"parameters": {"t": COPIED_RECIPE}}
+        | sliced([("base", 0, 3), ("model0", 0, 3)], [("model0", 1, 4), ("base", 1, 4)]),
+        "passthrough, slices": {"merge_method": "passthrough"}
+        | sliced([("model0", 0, 3)], [("model1", 1, 4)])
+        | {"parameters": {"scale": [{"filter": "o_proj", "value": [0.5, 1]}, {"value": 1}]}},
         "sce, select_topk": of("sce", every) | base | {"parameters": {"select_topk": TOP}},
     }
 
@@ -103,11 +120,12 @@ def compare(method: str, ours: Path, theirs: Path, folders: dict[str, Path]) -> 
     """Number of elements, of those beyond the bound, and of those beyond it where no sort decides."""
     checkpoints = {name: open_checkpoint(path).weights for name, path in folders.items()}
     left, right = open_checkpoint(ours).weights, open_checkpoint(theirs).weights
-    counts = {"elements": 0, "different": 0, "beyond_bound": 0, "beyond_bound_unexplained": 0}
+    counts: dict[str, Any] = {"elements": 0, "different": 0, "beyond_bound": 0, "beyond_bound_unexplained": 0}
     largest = 0.0
     for name in left.tensors:
-        base = checkpoints["base"].read(name).float()
-        vectors = [checkpoints[task].read(name).float() - base for task in WEIGHTS]
+        known = name in checkpoints["base"].tensors  # a stacked model has more blocks
+        base = checkpoints["base"].read(name).float() if known else torch.zeros(left.tensors[name].shape)
+        vectors = [checkpoints[task].read(name).float() - base for task in WEIGHTS if known] or [base]
         spread = sum(vector.double().abs() for vector in vectors)
         a, b = left.read(name), right.read(name)
         larger = torch.maximum(a.abs(), b.abs())
@@ -117,7 +135,9 @@ def compare(method: str, ours: Path, theirs: Path, folders: dict[str, Path]) -> 
         counts["elements"] += a.numel()
         counts["different"] += int((a != b).sum())
         counts["beyond_bound"] += int(beyond.sum())
-        if beyond.any() and method in ("ties", "breadcrumbs", "breadcrumbs_ties", "sce"):
+        if beyond.any() and method == "sce" and (beyond & at_threshold(method, vectors)).any():
+            beyond.zero_()  # another choice at the threshold moves the weights of the models, and so every entry
+        if beyond.any() and method in ("ties", "breadcrumbs", "breadcrumbs_ties"):
             beyond &= ~at_threshold(method.removesuffix("_ties"), vectors)
         counts["beyond_bound_unexplained"] += int(beyond.sum())
         largest = max(largest, float((error / bound).max()))
