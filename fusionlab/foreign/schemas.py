@@ -242,3 +242,5 @@ class MergekitConfig(Schema):
     parameters: MergekitParameters | None = None
     dtype: str | None = None
     out_dtype: str | None = None
+    tokenizer_source: str | None = None
+    chat_template: str | None = None

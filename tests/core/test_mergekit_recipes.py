@@ -142,7 +142,7 @@ def test_dtypes_shared_parameters_and_names() -> None:
     [
         (config("nearswap"), "merge_method 'nearswap' is not supported"),
         (config("linear") | {"modules": {}}, "'modules' in .* is not supported; give the same models"),
-        (config("ties") | {"tokenizer_source": "union"}, "'tokenizer_source' in a mergekit configuration"),
+        (config("ties") | {"tokenizer": {}}, "'tokenizer' in .* is not supported; give tokenizer_source"),
         (config("ties") | {"models": []}, "models: expected a list of models"),
         (config("ties", {"normalize": [True, False]}), "normalize: one value for all tensors is expected"),
         (config("ties", density=[0.1, [0.2]]), "models.0.parameters.density: expected .*, got .0.1, .0.2.."),

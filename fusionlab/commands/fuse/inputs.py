@@ -98,7 +98,7 @@ def open_input(
         if not opened.is_part:
             _check_architecture(task, base, opened)
         return opened
-    if base.is_stacked:
+    if base.is_remade:
         raise InputError(
             f"adapter {task!r}: the base {base.name} is made of ranges of blocks, which an adapter was not trained on; "
             "merge it into its own base first."

@@ -19,7 +19,7 @@ def _stats(base: Opened, opened: Opened) -> tuple[Path, str]:
 
 def _whole(base: Opened, inputs: Mapping[str, Opened]) -> dict[str, Opened]:
     """Inputs whose norms hold beside their files: those that are not made of ranges of blocks, nor the base."""
-    return {} if base.is_stacked else {task: opened for task, opened in inputs.items() if not opened.is_stacked}
+    return {} if base.is_remade else {task: opened for task, opened in inputs.items() if not opened.is_remade}
 
 
 def known_sums(base: Opened, inputs: Mapping[str, Opened], plan: Plan) -> dict[str, dict[str, tuple[float, ...]]]:

@@ -71,6 +71,17 @@ def prepare(recipe: Recipe) -> Prepared:
     }
     inputs = of_one_base(inputs, base)
     notes += [note for opened in inputs.values() for note in opened.notes]
+    tokenizer, template = None, None
+    if recipe.tokenizer is not None:
+        from fusionlab.commands.fuse.tokens import aligned
+
+        found = aligned(recipe.tokenizer, base, inputs)
+        base, inputs, tokenizer = found.base, found.inputs, found.tokenizer
+        notes.append(found.note)
+    if recipe.chat_template is not None:
+        from fusionlab.commands.fuse.tokens import chat_template
+
+        template = chat_template(recipe.chat_template, {"": base, **inputs})
     if recipe.mismatched_tensors == "error":
         check_vocabularies(base, inputs)
     if recipe.hash and not recipe.dry_run:
@@ -81,7 +92,10 @@ def prepare(recipe: Recipe) -> Prepared:
     tensors = _output_tensors(job, base)
     resources = Resources(recipe.threads or len(os.sched_getaffinity(0)), budget)
     as_adapter = _as_adapter(recipe, rule, inputs)
+    if as_adapter and template is not None:
+        raise InputError("chat_template: a fused adapter has its base's; say save: weights to merge it into weights.")
     prepared = Prepared(recipe, base, inputs, job, tensors, as_adapter, resources, untied, tuple(notes))
+    prepared = replace(prepared, tokenizer=tokenizer, chat_template=template)
     check_memory(rule, prepared.peak, resources)
     check_disk(output, prepared.output_bytes)
     try_rule(job)
@@ -107,6 +121,10 @@ def fuse_folder(prepared: Prepared, advance: Callable[[int], None] | None = None
             outcome, details = _write_weights(prepared, staging, resources), {}
         record = report.fusion_record(prepared, outcome, {**details, **prepared.found})
         report.write_reports(staging, prepared, record)
+        if prepared.tokenizer is not None or prepared.chat_template is not None:
+            from fusionlab.commands.fuse.tokens import write_tokenizer
+
+            write_tokenizer(staging, prepared.tokenizer, prepared.chat_template)
     is_measured = prepared.recipe.input_dtype is None  # of the inputs as they are
     notes = keep_sums(prepared.base, prepared.inputs, prepared.job.plan, outcome) if is_measured else []
     return report.summary_text(prepared, record, time.monotonic() - started, notes)

@@ -31,7 +31,7 @@ class Opened:
         with_content: know the files by all of their content.
         notes: what the user should know of it.
         is_part: it is a model of a part of the base, or of more than it.
-        is_stacked: it is made of ranges of blocks, under a configuration of its own.
+        is_remade: it is made of ranges of blocks or rows of a vocabulary, under a configuration of its own.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Opened:
     with_content: bool = False
     notes: tuple[str, ...] = ()
     is_part: bool = False
-    is_stacked: bool = False
+    is_remade: bool = False
 
     @cached_property
     def records(self) -> list[dict[str, Any]]:

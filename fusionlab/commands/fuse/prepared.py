@@ -33,6 +33,8 @@ class Prepared:
         untied: names that change apart from what the base ties them to, which is beside them.
         notes: what the user should know, for the plan and ``fusion.json``.
         carried: what travels from the base's folder.
+        tokenizer: what is written in the place of the base's.
+        chat_template: the same of its template.
         found: what ``fusion.json`` tells of a search that found the rule.
     """
 
@@ -46,6 +48,8 @@ class Prepared:
     untied: Mapping[str, str]
     notes: tuple[str, ...]
     carried: tuple[str, ...] = ()
+    tokenizer: Any = None
+    chat_template: str | None = None
     found: Mapping[str, Any] = field(default_factory=dict)
 
     @property

@@ -32,6 +32,10 @@ class Recipe:
         dtype: dtype of the floating-point output, such as bfloat16; the base's own per tensor by default.
         input_dtype: round the inputs to this dtype before anything is computed, as mergekit's dtype does.
         mismatched_tensors: for tensors that differ in name, shape or integer values: error, or take the base's.
+        tokenizer: whose vocabulary full models of several get, by token: base, union or a path; by default all must
+            have the base's.
+        chat_template: of the output: auto (that of most of the models), a Jinja template or its file; the base's by
+            default.
         save: weights, adapter (linear rules on adapters only), or auto: an adapter where that is possible exactly.
         rank: of every module of a fused adapter: larger ones are cut by singular values (the error is printed), smaller
             ones padded with zeros.
@@ -55,6 +59,8 @@ class Recipe:
     dtype: str | None = None
     input_dtype: str | None = None
     mismatched_tensors: Literal["error", "base"] = "error"
+    tokenizer: str | None = None
+    chat_template: str | None = None
     save: Literal["auto", "weights", "adapter"] = "auto"
     rank: int | None = None
     memory_budget: int | str = "1GB"

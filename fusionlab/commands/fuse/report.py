@@ -107,7 +107,7 @@ def write_reports(folder: Path, prepared: Prepared, record: Mapping[str, Any]) -
     carry(source, folder)
     config = folder / "config.json"
     if config.is_file():
-        own = dict(prepared.base.config) if prepared.base.is_stacked else read_json(config)
+        own = dict(prepared.base.config) if prepared.base.is_remade else read_json(config)
         content = prepared.base.architecture.untied_config() if prepared.untied else own
         content.pop(EXPLICIT, None)  # names the base's own weights
         if content != read_json(config):

@@ -59,7 +59,7 @@ def stacked(what: str, parts: Sequence[Part], models: Mapping[str, Opened]) -> O
     files = dict.fromkeys(file for opened in models.values() for file in opened.files)
     text = " + ".join(f"{part['model']}[{part['layers'][0]}:{part['layers'][1]}]" for part in parts)
     config = _config(start.config, parts, models, depths, total)
-    return replace(start, name=text, files=tuple(files), weights=JoinedWeights(found), config=config, is_stacked=True)
+    return replace(start, name=text, files=tuple(files), weights=JoinedWeights(found), config=config, is_remade=True)
 
 
 def _depth(what: str, opened: Opened) -> int:

@@ -12,8 +12,10 @@ from fusionlab.commands.fuse.mergekit.parameters import Parameters
 from fusionlab.errors import InputError, did_you_mean
 from fusionlab.foreign import MergekitConfig, checked
 
-_TOP = ("merge_method", "base_model", "models", "slices", "parameters", "dtype", "out_dtype")
+_TOP = ("merge_method", "base_model", "models", "slices", "parameters", "dtype", "out_dtype", "tokenizer_source",
+        "chat_template")  # fmt: skip
 _NOT_DONE = {
+    "tokenizer": "give tokenizer_source: base, union or a model",
     "modules": "give the same models to all modules, under models",
 }
 
@@ -57,4 +59,5 @@ def translate(config: Mapping[str, Any], file: Path = Path("a mergekit configura
         recipe["input_dtype"] = dtype
     if (output := config.get("out_dtype", dtype)) is not None:
         recipe["dtype"] = output
-    return recipe
+    given = {"tokenizer": config.get("tokenizer_source"), "chat_template": config.get("chat_template")}
+    return recipe | {key: value for key, value in given.items() if value is not None}
