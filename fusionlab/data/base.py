@@ -36,19 +36,26 @@ class TaskData(LightningDataModule, DataDefaults, ABC):
         batch_size: samples of each task in a training batch of one process.
         eval_batch_size: samples in an evaluation batch.
         max_samples: use at most this many samples of each split, a fixed random choice.
+        cache_dir: folder for decoded images and tokens; by default ``$FUSIONLAB_CACHE``, else ``~/.cache/fusionlab``.
         seed: seed of the order of training samples.
     """
 
     gives: ClassVar[Samples]
 
     def __init__(
-        self, definitions: dict[str, Task], batch_size: int, eval_batch_size: int, max_samples: int | None, seed: int
+        self,
+        definitions: dict[str, Task],
+        batch_size: int,
+        eval_batch_size: int,
+        max_samples: int | None = None,
+        cache_dir: str | None = None,
+        seed: int = 42,
     ) -> None:
         super().__init__()
         check_positive(batch_size=batch_size, eval_batch_size=eval_batch_size, max_samples=max_samples)
         self.definitions = definitions
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.max_samples, self.seed = max_samples, seed
+        self.max_samples, self.cache_dir, self.seed = max_samples, cache_dir, seed
         self.tasks: dict[str, Any] = {}
         self.loaded: dict[str, dict[str, Split]] = {name: {} for name in definitions}
         """The splits, whole, by task and name."""

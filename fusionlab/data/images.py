@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -109,9 +110,7 @@ class ImageTasks(TaskData):
             checkpoint says.
         on_bad_image: ``error`` names the images that do not decode and stops, ``skip`` leaves them out.
         images: folder of images, or one image, for ``predict``.
-        max_samples: use at most this many images of each split, a fixed random choice.
-        cache_dir: folder for decoded images; by default ``$FUSIONLAB_CACHE``, else ``~/.cache/fusionlab``.
-        seed: seed of the order of training images.
+        arguments: max_samples, cache_dir and seed, as of :class:`~fusionlab.data.base.TaskData`.
     """
 
     gives = "images"
@@ -124,23 +123,20 @@ class ImageTasks(TaskData):
         image_size: int | None = None,
         on_bad_image: OnBadImage = "error",
         images: str | None = None,
-        max_samples: int | None = None,
-        cache_dir: str | None = None,
-        seed: int = 42,
+        **arguments: Any,
     ) -> None:
         super().__init__(
             parse_tasks(EMBEDDED_TASKS if tasks is None else tasks, _KNOWN),
             batch_size,
             eval_batch_size,
-            max_samples,
-            seed,
+            **arguments,
         )
         check_positive(image_size=image_size)
         if on_bad_image not in ("error", "skip"):
             raise InputError(f"on_bad_image must be 'error' or 'skip', got {on_bad_image!r}")
         for task in self.definitions.values():
             _check(task)
-        self.image_size, self.on_bad_image, self.cache_dir = image_size, on_bad_image, cache_dir
+        self.image_size, self.on_bad_image = image_size, on_bad_image
         self.images = None if images is None else image_files(Path(images))
 
     def load_task(self, task: Task, splits: list[SplitName]) -> None:

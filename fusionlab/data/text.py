@@ -53,9 +53,7 @@ class TextTasks(TaskData):
         prompts: how GLUE's tasks are put: ``paper`` as in arXiv 2310.04742, ``natural`` as questions.
         max_tokens: longer inputs are cut, counted and reported.
         texts: file with one text a line, or ``-`` for the standard input, for ``predict``.
-        max_samples: use at most this many texts of each split, a fixed random choice.
-        cache_dir: folder for tokens; by default ``$FUSIONLAB_CACHE``, else ``~/.cache/fusionlab``.
-        seed: seed of the order of training texts.
+        arguments: max_samples, cache_dir and seed, as of :class:`~fusionlab.data.base.TaskData`.
     """
 
     gives = "texts"
@@ -68,9 +66,7 @@ class TextTasks(TaskData):
         prompts: Prompts = "paper",
         max_tokens: int = 512,
         texts: str | None = None,
-        max_samples: int | None = None,
-        cache_dir: str | None = None,
-        seed: int = 42,
+        **arguments: Any,
     ) -> None:
         if prompts not in ("paper", "natural"):
             raise InputError(f"prompts must be 'paper' or 'natural', got {prompts!r}")
@@ -81,8 +77,7 @@ class TextTasks(TaskData):
             parse_tasks(EMBEDDED_TEXT_TASKS if tasks is None else tasks, known),
             batch_size,
             eval_batch_size,
-            max_samples,
-            seed,
+            **arguments,
         )
         check_positive(max_tokens=max_tokens)
         for task in self.definitions.values():
@@ -95,7 +90,7 @@ class TextTasks(TaskData):
             check_path(task)
         if texts not in (None, "-") and not Path(str(texts)).expanduser().is_file():
             raise InputError(f"data.texts: no file {texts!r}")
-        self.prompts, self.max_tokens, self.texts, self.cache_dir = prompts, max_tokens, texts, cache_dir
+        self.prompts, self.max_tokens, self.texts = prompts, max_tokens, texts
 
     def setup(self, stage: str | None = None) -> None:
         """Load the splits that the stage needs; nothing for ``predict``, which answers texts as they are."""

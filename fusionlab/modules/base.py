@@ -46,16 +46,19 @@ class FusionModule(LightningModule, ModuleDefaults, ABC):
     task is activated, so only one graph is held, and each task is trained as if alone. Subclasses compute what depends
     on the trained weights through :meth:`output`, so that every method can act there.
 
+    The constructor's arguments are written here once: a subclass takes its own and hands on the others.
+
     Args:
         backbone: an embedded name, a local folder or a hub id, the embedded one by default; or a loaded backbone.
         method: ``lora`` trains A and B; ``l_lora`` each adapted layer expanded to first order in (A, B);
-            ``tangent_lora`` the whole network expanded so; ``full`` all weights of the encoder; ``tangent`` those, the
-            whole network expanded to first order. With ``weights``, a tangent method scores them linearized.
+            ``tangent_lora`` the whole network expanded so; ``full`` all weights, of a CLIP those of the image tower;
+            ``tangent`` those, the whole network expanded to first order. With ``weights``, a tangent method scores
+            them linearized.
         rank: rank r of every adapter.
         lora_alpha: the adapter is scaled by ``lora_alpha / rank``.
         dropout: dropout on the adapter's input while training, 0..1.
         target_modules: names of the linear layers to adapt; the backbone's q and v projections by default.
-        learning_rate: peak learning rate of AdamW; by default one that suits the method and the embedded backbone.
+        learning_rate: peak learning rate of AdamW; by default one that suits the method.
         weight_decay: decoupled weight decay on what is trained.
         num_warmup_steps: steps of linear warm-up.
         lr_schedule: what follows the warm-up, ``cosine`` to zero over the run, or ``constant``.
@@ -72,7 +75,7 @@ class FusionModule(LightningModule, ModuleDefaults, ABC):
 
     def __init__(
         self,
-        backbone: str | nn.Module | None,
+        backbone: str | nn.Module | None = None,
         method: Method = "lora",
         rank: int = 16,
         lora_alpha: float = 32,

@@ -26,7 +26,7 @@ from fusionlab.files import write_folder
 from fusionlab.layout import BASE
 from fusionlab.modules.answering import Evaluation, check_evaluation, is_generated
 from fusionlab.modules.applying import Linearized
-from fusionlab.modules.base import FusionModule, Method
+from fusionlab.modules.base import FusionModule
 from fusionlab.tensors import save_state
 
 Ranking = Literal["whole", "without_end", "per_token", "per_byte"]
@@ -41,19 +41,7 @@ class CausalModule(FusionModule):
     Args:
         backbone: the embedded ``tiny-lm``, which is the default, a local folder or a hub id of a causal language model,
             or a GGUF file, which is dequantized and written to ``base/`` of the run.
-        method: ``lora`` trains A and B; ``l_lora`` each adapted layer expanded to first order in (A, B);
-            ``tangent_lora`` the whole network expanded so; ``full`` all weights; ``tangent`` those, the whole network
-            expanded to first order. With ``weights``, a tangent method scores them linearized.
-        rank: rank r of every adapter.
-        lora_alpha: the adapter is scaled by ``lora_alpha / rank``.
-        dropout: dropout on the adapter's input while training, 0..1.
         target_modules: names of the linear layers to adapt, or ``all-linear``, the default: all but the head.
-        learning_rate: peak learning rate of AdamW; by default one that suits the method.
-        weight_decay: decoupled weight decay on what is trained.
-        num_warmup_steps: steps of linear warm-up.
-        lr_schedule: what follows the warm-up, ``cosine`` to zero over the run, or ``constant``.
-        weights: folder with an adapter or a fused model, to ``validate``, ``test`` or ``predict`` with.
-        seed: seed of the initial adapter, of dropout, and written into every result row.
         evaluation: how tasks with label words are scored: ``rank`` takes the one of the highest likelihood,
             ``generate`` compares the greedy answer; one for all tasks, or by task, ``rank`` where it is not named.
         ranking: what label words are ranked by: log p of the ``whole`` answer with what closes it, ``without_end``,
@@ -61,6 +49,7 @@ class CausalModule(FusionModule):
         max_new_tokens: length of a generated answer at most, in tokens.
         dtype: dtype of the frozen weights, ``float32`` or ``bfloat16``; adapters are float32.
         gradient_checkpointing: compute activations again in the backward pass, which takes less memory.
+        arguments: method, rank and the others of :class:`~fusionlab.modules.base.FusionModule`.
     """
 
     reads = "conversations"
@@ -74,22 +63,13 @@ class CausalModule(FusionModule):
     def __init__(
         self,
         backbone: str | nn.Module | None = None,
-        method: Method = "lora",
-        rank: int = 16,
-        lora_alpha: float = 32,
-        dropout: float = 0.0,
         target_modules: list[str] | str | None = None,
-        learning_rate: float | None = None,
-        weight_decay: float = 0.0,
-        num_warmup_steps: int = 0,
-        lr_schedule: Literal["cosine", "constant"] = "cosine",
-        weights: str | None = None,
-        seed: int = 42,
         evaluation: Evaluation | dict[str, Evaluation] = "rank",
         ranking: Ranking = "whole",
         max_new_tokens: int = 64,
         dtype: str = "float32",
         gradient_checkpointing: bool = False,
+        **arguments: Any,
     ) -> None:
         if max_new_tokens < 1:
             raise InputError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
@@ -97,10 +77,8 @@ class CausalModule(FusionModule):
             raise InputError(f"ranking must be whole, without_end, per_token or per_byte, got {ranking!r}")
         if isinstance(target_modules, str):
             target_modules = None if target_modules == ALL_LINEAR else [target_modules]
-        super().__init__(
-            _load(backbone or self.default_backbone, dtype), method, rank, lora_alpha, dropout, target_modules,
-            learning_rate, weight_decay, num_warmup_steps, lr_schedule, weights, seed,
-        )  # fmt: skip
+        loaded = _load(backbone or self.default_backbone, dtype)
+        super().__init__(loaded, target_modules=target_modules, **arguments)
         if gradient_checkpointing:
             enable_gradient_checkpointing(self.base_model)
         self.evaluation, self.ranking, self.max_new_tokens = evaluation, ranking, max_new_tokens

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -12,7 +12,6 @@ from fusionlab.adapters import hash_initial
 from fusionlab.backbones import ClipBackbone
 from fusionlab.backbones.prompts import prompts_of
 from fusionlab.keys import key_of
-from fusionlab.modules.base import Method
 from fusionlab.modules.images import ImageClassifier
 
 
@@ -21,19 +20,7 @@ class ClipModule(ImageClassifier):
 
     Args:
         backbone: an embedded name, a local folder or a hub id of a CLIP; ``tiny-clip`` by default.
-        method: ``lora`` trains A and B; ``l_lora`` each adapted layer expanded to first order in (A, B);
-            ``tangent_lora`` the whole network expanded so; ``full`` all weights of the encoder; ``tangent`` those, the
-            whole network expanded to first order. With ``weights``, a tangent method scores them linearized.
-        rank: rank r of every adapter.
-        lora_alpha: the adapter is scaled by ``lora_alpha / rank``.
-        dropout: dropout on the adapter's input while training, 0..1.
-        target_modules: names of the linear layers to adapt; the q and v projections by default.
-        learning_rate: peak learning rate of AdamW; by default one that suits the method and the embedded backbone.
-        weight_decay: decoupled weight decay on what is trained.
-        num_warmup_steps: steps of linear warm-up.
-        lr_schedule: what follows the warm-up, ``cosine`` to zero over the run, or ``constant``.
-        weights: folder with an adapter or a fused model, to ``validate``, ``test`` or ``predict`` with.
-        seed: seed of the initial adapter, of dropout, and written into every result row.
+        arguments: method, rank and the others of :class:`~fusionlab.modules.base.FusionModule`.
     """
 
     backbone: ClipBackbone
@@ -42,25 +29,8 @@ class ClipModule(ImageClassifier):
         "lora": 3e-3, "l_lora": 1e-2, "tangent_lora": 1e-2, "tangent": 1e-4, "full": 1e-4,
     }  # fmt: skip
 
-    def __init__(
-        self,
-        backbone: str | None = None,
-        method: Method = "lora",
-        rank: int = 16,
-        lora_alpha: float = 32,
-        dropout: float = 0.0,
-        target_modules: list[str] | None = None,
-        learning_rate: float | None = None,
-        weight_decay: float = 0.0,
-        num_warmup_steps: int = 0,
-        lr_schedule: Literal["cosine", "constant"] = "cosine",
-        weights: str | None = None,
-        seed: int = 42,
-    ) -> None:
-        super().__init__(
-            backbone, method, rank, lora_alpha, dropout, target_modules, learning_rate, weight_decay,
-            num_warmup_steps, lr_schedule, weights, seed,
-        )  # fmt: skip
+    def __init__(self, backbone: str | None = None, **arguments: Any) -> None:
+        super().__init__(backbone, **arguments)
         self.heads: dict[str, Tensor] = {}
         self._prompts: dict[str, str] = {}
         self._read: dict[tuple[tuple[str, ...], ...], str] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -20,7 +20,7 @@ from fusionlab.errors import InputError
 from fusionlab.evaluation.metrics import Accuracy, ScoreCorrelation
 from fusionlab.modules.answering import Evaluation, check_evaluation, is_generated
 from fusionlab.modules.applying import Linearized
-from fusionlab.modules.base import FusionModule, Method
+from fusionlab.modules.base import FusionModule
 
 LABEL_METRICS, SCORE_METRICS = ("accuracy", "exact_match"), ("spearman", "pearson")
 
@@ -32,24 +32,12 @@ class T5Module(FusionModule):
 
     Args:
         backbone: an embedded name, a local folder or a hub id of a T5, T5 v1.1 or flan-T5; ``tiny-t5`` by default.
-        method: ``lora`` trains A and B; ``l_lora`` each adapted layer expanded to first order in (A, B);
-            ``tangent_lora`` the whole network expanded so; ``full`` all weights of the encoder; ``tangent`` those, the
-            whole network expanded to first order. With ``weights``, a tangent method scores them linearized.
-        rank: rank r of every adapter.
-        lora_alpha: the adapter is scaled by ``lora_alpha / rank``.
-        dropout: dropout on the adapter's input while training, 0..1.
-        target_modules: names of the linear layers to adapt; the q and v projections of all attention by default.
-        learning_rate: peak learning rate of AdamW; by default one that suits the method and the embedded backbone.
-        weight_decay: decoupled weight decay on what is trained.
-        num_warmup_steps: steps of linear warm-up.
-        lr_schedule: what follows the warm-up, ``cosine`` to zero over the run, or ``constant``.
-        weights: folder with an adapter or a fused model, to ``validate``, ``test`` or ``predict`` with.
-        seed: seed of the initial adapter, of dropout, and written into every result row.
         evaluation: how tasks with label words are scored: ``rank`` takes the word of the highest likelihood
             (accuracy), ``generate`` compares the greedy answer letter by letter (exact_match); one for all tasks, or
             by task, ``rank`` where a task is not named.
         max_new_tokens: length of a generated answer at most, in tokens.
         dtype: dtype of the frozen weights, ``float32`` or ``bfloat16``; adapters are float32.
+        arguments: method, rank and the others of :class:`~fusionlab.modules.base.FusionModule`.
     """
 
     reads = "texts"
@@ -62,27 +50,14 @@ class T5Module(FusionModule):
     def __init__(
         self,
         backbone: str | None = None,
-        method: Method = "lora",
-        rank: int = 16,
-        lora_alpha: float = 32,
-        dropout: float = 0.0,
-        target_modules: list[str] | None = None,
-        learning_rate: float | None = None,
-        weight_decay: float = 0.0,
-        num_warmup_steps: int = 0,
-        lr_schedule: Literal["cosine", "constant"] = "cosine",
-        weights: str | None = None,
-        seed: int = 42,
         evaluation: Evaluation | dict[str, Evaluation] = "rank",
         max_new_tokens: int = 16,
         dtype: str = "float32",
+        **arguments: Any,
     ) -> None:
         if max_new_tokens < 1:
             raise InputError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-        super().__init__(
-            _load(backbone or self.default_backbone, dtype), method, rank, lora_alpha, dropout, target_modules,
-            learning_rate, weight_decay, num_warmup_steps, lr_schedule, weights, seed,
-        )  # fmt: skip
+        super().__init__(_load(backbone or self.default_backbone, dtype), **arguments)
         self.evaluation, self.max_new_tokens = evaluation, max_new_tokens
         self.metric_names: dict[str, str] = {}
         self.answers: dict[str, Answers] = {}

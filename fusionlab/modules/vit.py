@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from safetensors import safe_open
@@ -20,7 +20,6 @@ from fusionlab.errors import InputError, name_list
 from fusionlab.files import write_folder
 from fusionlab.keys import key_of, plain
 from fusionlab.layout import HEADS
-from fusionlab.modules.base import Method
 from fusionlab.modules.images import ImageClassifier
 from fusionlab.samplers import Split
 from fusionlab.tensors import save_state
@@ -36,21 +35,9 @@ class ViTModule(ImageClassifier):
     Args:
         backbone: a local folder or hub id of a transformers ViT, ``timm:ARCHITECTURE``, ``timm:FOLDER``, or
             ``config:FILE`` for random weights by a configuration.
-        method: ``lora`` trains A and B; ``l_lora`` each adapted layer expanded to first order in (A, B);
-            ``tangent_lora`` the whole network expanded so; ``full`` all weights of the encoder; ``tangent`` those, the
-            whole network expanded to first order. With ``weights``, a tangent method scores them linearized.
-        rank: rank r of every adapter.
-        lora_alpha: the adapter is scaled by ``lora_alpha / rank``.
-        dropout: dropout on the adapter's input while training, 0..1.
-        target_modules: names of the linear layers to adapt; the q and v projections by default.
-        learning_rate: peak learning rate of AdamW; by default one that suits the method.
-        weight_decay: decoupled weight decay on what is trained.
-        num_warmup_steps: steps of linear warm-up.
-        lr_schedule: what follows the warm-up, ``cosine`` to zero over the run, or ``constant``.
-        weights: folder with an adapter or a fused model, to ``validate``, ``test`` or ``predict`` with.
-        seed: seed of the initial adapter, of dropout, and written into every result row.
         heads: folder of the heads, to ``validate``, ``test`` or ``predict`` with; by default that of the run in which
             ``weights`` lies.
+        arguments: method, rank and the others of :class:`~fusionlab.modules.base.FusionModule`.
     """
 
     backbone: ViTBackbone | TimmBackbone
@@ -59,26 +46,8 @@ class ViTModule(ImageClassifier):
         "lora": 1e-3, "l_lora": 1e-3, "tangent_lora": 1e-3, "tangent": 1e-4, "full": 1e-4,
     }  # fmt: skip
 
-    def __init__(
-        self,
-        backbone: str | nn.Module | None = None,
-        method: Method = "lora",
-        rank: int = 16,
-        lora_alpha: float = 32,
-        dropout: float = 0.0,
-        target_modules: list[str] | None = None,
-        learning_rate: float | None = None,
-        weight_decay: float = 0.0,
-        num_warmup_steps: int = 0,
-        lr_schedule: Literal["cosine", "constant"] = "cosine",
-        weights: str | None = None,
-        seed: int = 42,
-        heads: str | None = None,
-    ) -> None:
-        super().__init__(
-            _checked(backbone), method, rank, lora_alpha, dropout, target_modules, learning_rate, weight_decay,
-            num_warmup_steps, lr_schedule, weights, seed,
-        )  # fmt: skip
+    def __init__(self, backbone: str | nn.Module | None = None, heads: str | None = None, **arguments: Any) -> None:
+        super().__init__(_checked(backbone), **arguments)
         self.heads_folder = heads
         self.classifiers = nn.ModuleDict()
         self._filled: dict[str, str] = {}

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jsonargparse
 import torch
 from lightning.pytorch import Trainer
 
 from fusionlab.adapters import base_state
 from fusionlab.contracts import as_data, as_module
 from fusionlab.data.tasks import check_samples
+from fusionlab.errors import InputError, did_you_mean
 from fusionlab.runs.loading import point_hash
 
 
@@ -63,12 +65,12 @@ def workbench(config: Mapping[str, Any], runs: Sequence[Path] = ()) -> Workbench
         enable_model_summary=False,
         **kept,
     )
-    module = module_class(**model.get("init_args", {}))
+    module = module_class(**known_arguments("model", module_class, model))
     module = attached.precision_plugin.convert_module(module)
     attached.strategy.connect(module)
     module.trainer = attached
     module.to(attached.strategy.root_device)
-    source = data_class(**data.get("init_args", {}))
+    source = data_class(**known_arguments("data", data_class, data))
     check_samples(as_module(module), as_data(source))
     source.trainer = attached
     source.setup("fit")
@@ -83,3 +85,21 @@ def class_of(path: str, package: str) -> type:
     """The class that a configuration names: of ``package`` by its name alone, of any other by its whole path."""
     module, _, name = path.rpartition(".")
     return getattr(importlib.import_module(module or package), name)
+
+
+def arguments_of(owner: type) -> list[str]:
+    """The names of a class's arguments, with those that it hands on to its base."""
+    return list(jsonargparse.ArgumentParser().add_class_arguments(owner, as_group=False, fail_untyped=False))
+
+
+def known_arguments(key: str, owner: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``init_args`` that are given for a class.
+
+    Raises:
+        InputError: it takes no argument of one of these names.
+    """
+    arguments, known = dict(given.get("init_args") or {}), arguments_of(owner)
+    for name in arguments:
+        if name not in known:
+            raise InputError(f"{key}: unknown key {name!r} of {owner.__name__}; {did_you_mean(name, known)}")
+    return arguments

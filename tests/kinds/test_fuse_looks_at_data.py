@@ -101,6 +101,11 @@ REFUSED: dict[str, tuple[Any, list[str], str]] = {
     "other kind": ("lorahub", ["--model", "T5Module", *DATA], "T5Module"),
     "another base": ("lorahub", ["--model", "ClipModule", "--model.backbone", "tiny-t5", *DATA], "is not the recipe's"),
     "memory": ("lorahub", ["--model", "ClipModule", *DATA, "--memory_budget", "9MB"], "and the budget is 9,000,000"),
+    "misspelt": (
+        "lorahub",
+        ["--model", "ClipModule", "--model.rnk", "4", *DATA],
+        "model: unknown key 'rnk' of ClipModule; did you mean 'rank'",
+    ),
     "no such rule": ("lorahubb", ["--model", "ClipModule", *DATA], "no such rule"),
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import math
 import random
@@ -105,14 +104,14 @@ class SweepRecipe:
 
     def fit_config(self, method: str, seed: int, root: Path) -> dict[str, Any]:
         """The configuration that one run is fitted with."""
-        from fusionlab.search.workbench import class_of
+        from fusionlab.search.workbench import arguments_of, class_of
 
         own = self._fit()
         config = _overlay(own, self.by_method.get(method, {}))
         model = config.setdefault("model", {})
         if "class_path" not in model:
             config["model"] = {"class_path": "ClipModule", "init_args": model.get("init_args", {})}
-        chooses = "method" in inspect.signature(class_of(config["model"]["class_path"], "fusionlab.modules")).parameters
+        chooses = "method" in arguments_of(class_of(config["model"]["class_path"], "fusionlab.modules"))
         return _overlay(
             config,
             {

@@ -106,9 +106,7 @@ class ChatTasks(TaskData):
             which the data are read.
         prompts: file of questions for ``predict``, one JSON row a line.
         tokenizer: folder or hub id of the tokenizer, or one that is loaded; by default the model's.
-        max_samples: use at most this many rows of each split, a fixed random choice.
-        cache_dir: folder for tokens; by default ``$FUSIONLAB_CACHE``, else ``~/.cache/fusionlab``.
-        seed: seed of the order of training samples.
+        arguments: max_samples, cache_dir and seed, as of :class:`~fusionlab.data.base.TaskData`.
     """
 
     gives = "conversations"
@@ -129,16 +127,13 @@ class ChatTasks(TaskData):
         date: str | None = None,
         prompts: str | None = None,
         tokenizer: Any = None,
-        max_samples: int | None = None,
-        cache_dir: str | None = None,
-        seed: int = 42,
+        **arguments: Any,
     ) -> None:
         super().__init__(
             parse_tasks(EMBEDDED_CHAT_TASKS if tasks is None else tasks, _KNOWN),
             batch_size,
             eval_batch_size,
-            max_samples,
-            seed,
+            **arguments,
         )
         check_positive(max_length=max_length)
         for task in self.definitions.values():
@@ -159,7 +154,7 @@ class ChatTasks(TaskData):
         self.max_length, self.packing, self.system = max_length, packing, system
         self.completion_only_loss, self.assistant_only_loss = completion_only_loss, assistant_only_loss
         self.apply_chat_template, self.chat_template_path = apply_chat_template, chat_template_path
-        self.on_empty, self.prompts, self.cache_dir = on_empty, prompts, cache_dir
+        self.on_empty, self.prompts = on_empty, prompts
         self.moment = _moment(date)
         self._given_tokenizer = tokenizer
         self._sources: dict[str, Source] = {}
