@@ -28,10 +28,11 @@ from fusionlab.callbacks import (
 )
 from fusionlab.commands.checkpoint import checkpoint_to_go_on_from
 from fusionlab.commands.folders import folder_for_a_trial, folder_of, next_run_folder
+from fusionlab.commands.given import check_given
 from fusionlab.commands.messages import readable, refused_class
-from fusionlab.commands.options import check_given, check_monitors, check_options
+from fusionlab.commands.options import check_monitors, check_options
 from fusionlab.commands.outputs import write_labels, write_scores
-from fusionlab.commands.parser import checked_flags, given_flags
+from fusionlab.commands.parser import checked_flags, flag_names, given_flags
 from fusionlab.commands.trainer import (
     as_list,
     brings_progress_bar,
@@ -128,7 +129,11 @@ class FusionCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse what :func:`main` was given, whatever else is on the command line of this process."""
         self.given = given_flags(args)
-        self.config = parser.parse_args(args)
+        try:
+            self.config = parser.parse_args(args)
+        except ArgumentError as error:
+            of_command = self._subcommand_parsers.get(args[0], parser)
+            raise InputError(readable(str(error), flag_names(of_command), args[0])) from error
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: checkpoints hold no configuration, and one that cannot be read is told of when it is used."""
@@ -140,7 +145,8 @@ class FusionCLI(LightningCLI):
             raise InputError("seed_everything must be a number, so that the run can be repeated")
         if self.subcommand == "predict" and config.output is None:
             raise InputError("predict needs --output, the file for the predictions, such as predictions.csv")
-        check_given(self.subcommand, self.given, config.data.class_path)
+        given = [*self.given, *(["dry_run"] if config.dry_run else [])]  # of a file too: it must not become a true run
+        check_given(self.subcommand, given, config.data.class_path)
         if self.subcommand == "validate" and "trainer.limit_val_batches" not in self.given:
             config.trainer.limit_val_batches = config.trainer.limit_val_batches or 1.0  # 0 is what fit has
         check_options(self.subcommand, config)
@@ -156,8 +162,6 @@ class FusionCLI(LightningCLI):
         if config.trainer.default_root_dir is None:
             config.trainer.default_root_dir = str(next_run_folder(self.subcommand, config).path)
         if self.subcommand != "fit":
-            if config.dry_run:
-                raise InputError(f"dry_run is of fit; {self.subcommand} writes nothing but its rows")
             return
         if config.dry_run:
             config.trainer.enable_checkpointing = config.trainer.enable_progress_bar = False
@@ -352,8 +356,6 @@ def _run(argv: list[str]) -> int:
             parser_kwargs={"exit_on_error": False},
             args=argv,
         )
-    except ArgumentError as error:
-        raise InputError(readable(str(error))) from error
     except ValueError as error:
         wrapped = _input_error_in(error)
         if wrapped is not None:

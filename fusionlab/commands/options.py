@@ -22,30 +22,6 @@ NEVER: Mapping[str, str] = {
     "enable_autolog_hparams": "nothing is logged as hyperparameters; the run's config.yaml holds the configuration",
     "model_registry": "no checkpoint is loaded from a registry; give --model.weights a folder or --ckpt_path a file",
 }
-# options that act in some commands only
-TRAINING = (
-    "max_epochs", "min_epochs", "max_steps", "min_steps", "max_time", "limit_train_batches", "overfit_batches",
-    "val_check_interval", "check_val_every_n_epoch", "num_sanity_val_steps", "log_every_n_steps",
-    "enable_checkpointing", "enable_model_summary", "accumulate_grad_batches", "gradient_clip_val",
-    "gradient_clip_algorithm", "detect_anomaly",
-)  # fmt: skip
-COMMANDS_OF: Mapping[str, tuple[str, ...]] = {
-    **{f"trainer.{name}": ("fit",) for name in TRAINING},
-    "trainer.limit_val_batches": ("fit", "validate"),
-    "trainer.limit_test_batches": ("fit", "test"),
-    "trainer.limit_predict_batches": ("predict",),
-    "trainer.logger": ("fit", "validate", "test"),
-    "trainer.inference_mode": ("validate", "test", "predict"),
-    "overwrite": ("fit",),
-    "train_only": ("fit",),
-    "checkpoint_every_n_steps": ("fit",),
-    "fusion": ("fit",),
-    "output": ("validate", "test", "predict"),
-    "model.weights": ("validate", "test", "predict"),
-    "model.heads": ("validate", "test", "predict"),
-    "data.images": ("predict",),
-    "data.texts": ("predict",),
-}
 VALIDATION = ("val_check_interval", "check_val_every_n_epoch", "num_sanity_val_steps")
 LIMITS = {"validate": "limit_val_batches", "test": "limit_test_batches", "predict": "limit_predict_batches"}
 _OF_THE_COMMAND = "the command sets it up itself; leave it out"
@@ -77,26 +53,6 @@ PLUGINS: Mapping[str, str] = {
     "FSDPPrecision": "it belongs to a strategy that cannot work here; give trainer.precision",
     "XLAPrecision": "it needs a TPU; give trainer.precision",
 }
-
-
-def check_given(command: str, flags: Iterable[str], data: str) -> None:
-    """Raise if a flag was given to a command in which it does nothing.
-
-    In a file it may stand: one configuration serves all commands.
-
-    Args:
-        command: which one.
-        flags: names of the flags on the command line.
-        data: the class of the data.
-
-    Raises:
-        InputError: one of them acts in other commands only.
-    """
-    for flag in flags:
-        questions = ("predict",) if flag == "data.prompts" and data.endswith("ChatTasks") else None
-        commands = COMMANDS_OF.get(flag) or COMMANDS_OF.get(flag.partition(".")[0]) or questions
-        if commands is not None and command not in commands:
-            raise InputError(f"--{flag} does nothing in {command}, only in {', '.join(commands)}; leave it out")
 
 
 def check_options(command: str, config: Any) -> None:

@@ -22,10 +22,11 @@ from lightning.pytorch import LightningDataModule, callbacks
 import fusionlab
 from fusionlab.__main__ import main
 from fusionlab.callbacks import __all__ as our_callbacks
-from fusionlab.commands import options
+from fusionlab.commands import given, options
 from fusionlab.commands.fit import TRAINER_DEFAULTS, FusionCLI
 from fusionlab.data import TextTasks
 from fusionlab.modules import FusionModule
+from fusionlab.search.workbench import arguments_of
 
 TESTS = Path(__file__).parents[1]
 DATA = ["--data.tasks", "[textures]", "--data.max_samples", "14", "--data.eval_batch_size", "8"]
@@ -305,7 +306,7 @@ def keys() -> dict[str, list[str]]:
             auto_configure_optimizers=False, load_from_checkpoint_support=False, args=["fit"],
         )  # fmt: skip
     for prefix, classes in CLASSES.items():
-        of_classes = [f"{prefix}.{name}" for each in classes for name in inspect.signature(each).parameters]
+        of_classes = [f"{prefix}.{name}" for each in classes for name in arguments_of(each)]
         for command in found:
             found[command] += dict.fromkeys(of_classes)
     return found
@@ -320,7 +321,7 @@ def test_every_key_is_known() -> None:
     assert known - asked == set()
     acting = [key for key in found["validate"] if key in FIT and key not in SCORING and key.startswith("trainer.")]
     shared = {"trainer.callbacks", "trainer.plugins", "trainer.strategy", "trainer.enable_progress_bar"}
-    assert {key for key in acting if key not in options.COMMANDS_OF} == shared
+    assert {key for key in acting if key not in given.COMMANDS_OF} == shared
 
 
 def test_every_callback_is_known() -> None:
@@ -390,7 +391,7 @@ def test_a_gpu_is_used_where_there_is_one(tmp_path: Path) -> None:
 
 OF_OTHERS = [
     (command, key)
-    for number, (key, commands) in enumerate(options.COMMANDS_OF.items())
+    for number, (key, commands) in enumerate(given.COMMANDS_OF.items())
     for command in ["fit", "validate", "test", "predict"]
     if command not in commands and (command == "fit" or number % 3 == ["validate", "test", "predict"].index(command))
 ]
@@ -399,7 +400,7 @@ OF_OTHERS = [
 @pytest.mark.parametrize(("command", "key"), OF_OTHERS)
 def test_what_acts_in_other_commands_only_is_refused(command: str, key: str) -> None:
     with pytest.raises(fusionlab.errors.InputError, match=f"--{key} does nothing in {command}"):
-        options.check_given(command, [key], "fusionlab.ImageTasks")
+        given.check_given(command, [key], "fusionlab.ImageTasks")
 
 
 @pytest.mark.parametrize("name", options.CALLBACKS)

@@ -342,7 +342,7 @@ BAD = {
     "rule": ({"rules": ["metagtp"]}, "'metagtp': no such rule; did you mean 'metagpt'"),
     "size": ({"sizes": [4]}, "expected 2 to 3, the number of tasks, got 4"),
     "key": ({"seed": 3}, "unknown key 'seed'; did you mean 'seeds'"),
-    "type": ({"seeds": "many"}, "seeds: expected .*, got many"),
+    "type": ({"seeds": "many"}, "seeds: expected .*, got 'many'"),
     "no run": ({"runs": ["nowhere"]}, "no config.yaml in 'nowhere'"),
     "reference": ({"full_reference": "nowhere"}, "no results.json in 'nowhere'"),
     "fit file": ({"fit": "nowhere.yaml"}, "no file 'nowhere.yaml'"),

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from argparse import ArgumentError
 from typing import Any
 
-import jsonargparse
-
+from fusionlab.commands import parser
 from fusionlab.commands.fuse.recipe import Recipe, read_recipe
-from fusionlab.commands.parser import checked_flags
-from fusionlab.errors import InputError, did_you_mean
-from fusionlab.foreign import as_json, parse_yaml
+from fusionlab.errors import InputError
+from fusionlab.foreign import parse_yaml
 
 _NESTED = ("rule", "model", "data")
 _SWITCHES = {
@@ -55,12 +51,8 @@ def parse(argv: list[str]) -> Recipe:
     Raises:
         InputError: an unknown key or flag, a value of the wrong type, or a required one that is missing.
     """
-    arguments, rest = _split_arguments(checked_flags(argv, ["finetuned"]))
-    try:
-        values: dict[str, Any] = build_parser().parse_args(_with_recipes(rest)).as_dict()
-    except ArgumentError as error:
-        raise InputError(_readable(str(error))) from error
-    values.pop("config")
+    arguments, rest = _split_arguments(parser.checked_flags(argv, ["finetuned"]))
+    values = parser.values(Recipe, rest, "fuse", _SWITCHES, read_recipe)
     for key, own in arguments.items():
         given = values[key] if isinstance(values[key], dict) else {"class_path": values[key]}
         if own and given["class_path"] is None:
@@ -90,51 +82,3 @@ def _split_arguments(argv: list[str]) -> tuple[dict[str, dict[str, Any]], list[s
     if all(pending):
         raise InputError(f"--{'.'.join(pending)}: expected a value.")
     return found, rest
-
-
-def build_parser() -> jsonargparse.ArgumentParser:
-    """The parser, whose help is the recipe's documentation."""
-    parser = jsonargparse.ArgumentParser(
-        prog="python -m fusionlab fuse",
-        description=str(Recipe.__doc__).partition("\n")[0],
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", action="config", help="a recipe in YAML, or a mergekit configuration")
-    parser.add_class_arguments(Recipe, as_group=False, skip=set(_SWITCHES))
-    for name, text in _SWITCHES.items():
-        parser.add_argument(f"--{name}", action="store_true", help=text)
-    return parser
-
-
-def _with_recipes(argv: list[str]) -> list[str]:
-    """``argv`` with the checked content of every recipe in the place of its path."""
-    found, is_path = [], False
-    for argument in argv:
-        flag, equals, value = argument.partition("=")
-        if is_path:
-            argument = as_json(read_recipe(argument), repr(argument))
-        elif flag == "--config" and equals:
-            argument = f"--config={as_json(read_recipe(value), repr(value))}"
-        is_path = argument == "--config"
-        found.append(argument)
-    return found
-
-
-def _readable(message: str) -> str:
-    """jsonargparse's message in one line, with the nearest flag for one that is not known."""
-    unknown = re.match(r"unrecognized arguments: (\S+)", message)
-    if unknown:
-        flags = [action.option_strings[-1] for action in build_parser()._actions if action.option_strings]
-        name = unknown[1].partition("=")[0]
-        return f"unknown argument {name!r}; {did_you_mean(name, flags)}"
-    required = re.match(r"the following arguments are required: (.+)", message)
-    if required:
-        return f"missing: {required[1]}. Give them as flags (--finetuned.TASK PATH), or a recipe with --config."
-    wrong = re.match(r'Parser key "([\w.]+)":', message)
-    value = re.search(r"(?:Got value|Given value): (.*)$", message, re.DOTALL)
-    if wrong and value:
-        expected = re.findall(r"Expected a (?:<class ')?(?:typing\.)?([\w\[\]', ]+?)(?:'>)?(?:\.|\n|$)", message)
-        kinds = " or ".join(dict.fromkeys(kind for kind in expected if kind != "NoneType"))
-        return f"{wrong[1]}: expected {kinds or 'another value'}, got {value[1].strip()}."
-    return " ".join(message.split())

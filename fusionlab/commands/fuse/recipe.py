@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal
 
+from fusionlab.commands import parser
 from fusionlab.commands.fuse.parts import check_parts
-from fusionlab.errors import InputError, did_you_mean
+from fusionlab.errors import InputError
 from fusionlab.files import path_of
-from fusionlab.foreign import read_yaml
 
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*$", re.IGNORECASE)
 
@@ -118,16 +118,9 @@ def read_recipe(path: str) -> dict[str, Any]:
     Raises:
         InputError: no such file, no YAML mapping, or a key that is not known.
     """
-    file = path_of(path)
-    if not file.exists():
-        raise InputError(f"--config: {path!r} does not exist; give a recipe in YAML.")
-    content = read_yaml(file)
+    content = parser.read_file(path)
     if "merge_method" in content:
         from fusionlab.commands.fuse.mergekit import translate
 
-        content = translate(content, file)
-    known = [item.name for item in fields(Recipe)]
-    for key in content:
-        if key not in known:
-            raise InputError(f"{path!r}: unknown key {key!r}; {did_you_mean(str(key), known)}")
-    return content
+        content = translate(content, path_of(path))
+    return parser.read_recipe(Recipe, path, content)
