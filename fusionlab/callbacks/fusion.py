@@ -24,7 +24,8 @@ from fusionlab.data.tasks import without_classes
 from fusionlab.engine import try_rule
 from fusionlab.errors import InputError, name_list
 from fusionlab.evaluation.loop import rank_and_world_size
-from fusionlab.evaluation.scores import Row, evaluate
+from fusionlab.evaluation.rows import Row
+from fusionlab.evaluation.scores import evaluate
 from fusionlab.files import write_text
 from fusionlab.fusion.finetuned import Finetuned
 from fusionlab.fusion.folders import export_finetuned, save_fused
@@ -140,7 +141,7 @@ class FusionCallback(Callback):
         labels, tasks = {"method": module.method, "seed": module.seed}, list(data.tasks)
         models: list[tuple[Any, dict[str, Any]]] = [(None, {"model": "pretrained"})]
         models += [(task, {"model": "finetuned", "finetuned_on": task}) for task in tasks]
-        models += [(each.model.weights, _row_of(name, each.model, tasks)) for name, each in made.items()]
+        models += [(each.model.weights, _row_of(name, each, tasks)) for name, each in made.items()]
         return harness_rows(self.harness, trainer, module, [(weights, row | labels) for weights, row in models])
 
     def _diagnosis(self, module: Module, data: Data) -> Callable[[Path], None]:
@@ -161,7 +162,7 @@ class FusionCallback(Callback):
             rows += score(task, task, scored, split, model="finetuned", finetuned_on=task, **labels)
         made = self._make(Finetuned(module, {task: module.finetuned(task) for task in tasks}), score)
         for name, each in made.items():
-            row = _row_of(name, each.model, tasks)
+            row = _row_of(name, each, tasks)
             found = score(f"fused by {name}", each.model.weights, tasks, split, **row, **labels)
             if each.found.scores:
                 found = _with_bounds_of_choice(found, data)
@@ -187,7 +188,7 @@ class FusionCallback(Callback):
         tasks, backbone, method = list(data.tasks), module.backbone, {"method": module.method}
         export_finetuned(module, root, tasks)
         for name, each in made.items():
-            row = _row_of(name, each.model, tasks) | method
+            row = _row_of(name, each, tasks) | method
             searched = {"search": each.found.looked_at} if each.found.scores else {}
             save_fused(root / FUSED / name, each.model, backbone, row, searched)
         title = f"{module.backbone.name}, {module.method}: {len(data.tasks)} tasks"
@@ -257,10 +258,11 @@ def _with_bounds_of_choice(rows: list[Row], data: Data) -> list[Row]:
     return [{**row, "limited": "; ".join(filter(None, (row.get("limited"), chosen)))} for row in rows]
 
 
-def _row_of(rule: str, model: FusedModel, tasks: Sequence[str]) -> Row:
+def _row_of(rule: str, made: _Made, tasks: Sequence[str]) -> Row:
     """What a row says of a fused model."""
     row = {"model": "fused", "rule": rule, "fused_tasks": tasks}
-    return row | {"scaling_coefficients": model.scaling_coefficients}
+    searched = made.found.figures if made.found.scores else None
+    return row | {"scaling_coefficients": made.model.scaling_coefficients, "search": searched}
 
 
 def _log_key(row: Row) -> str | None:

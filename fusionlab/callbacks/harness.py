@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from fusionlab.adapters.weights import is_linearized
-from fusionlab.evaluation.scores import Row
+from fusionlab.evaluation.rows import Row
 from fusionlab.harness import HarnessTasks
 from fusionlab.modules import CausalModule
 

@@ -41,6 +41,7 @@ class ModuleDefaults:
 
     method: str = "full"
     seed: int = 42
+    precision: str = "32-true"
     adapted_base_hash: str | None = None
     rows: Sequence[Row] = ()
     predictions: Sequence[Mapping[str, Any]] = ()

@@ -121,6 +121,10 @@ class Module(Source, Protocol):
         """Goes into every row."""
 
     @property
+    def precision(self) -> str:
+        """What the trainer computes in, as its flag says it; ``32-true`` without one."""
+
+    @property
     def device(self) -> torch.device:
         """Where batches are wanted."""
 

@@ -21,7 +21,8 @@ from fusionlab.adapters import Adapter, base_tensors
 from fusionlab.adapters.weights import Weights, is_linearized
 from fusionlab.contracts import Data, Module
 from fusionlab.evaluation.loop import Acting
-from fusionlab.evaluation.scores import Row, Scored, score
+from fusionlab.evaluation.rows import Row
+from fusionlab.evaluation.scores import Scored, score
 from fusionlab.linearize import LinearizedState
 
 KEPT_AFTER_CHANGE = 2  # k and v beside a changed q still see the same input

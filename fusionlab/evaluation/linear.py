@@ -14,7 +14,8 @@ from fusionlab.adapters.weights import Weights
 from fusionlab.backbones.choice import lowest_argmax
 from fusionlab.contracts import Batch, Data, LinearOutputs, Module
 from fusionlab.evaluation.loop import Acting, count_batches
-from fusionlab.evaluation.scores import Row, Scored, rows_of, score
+from fusionlab.evaluation.rows import Row, rows_of
+from fusionlab.evaluation.scores import Scored, score
 from fusionlab.fusion.finetuned import Finetuned
 
 Sum: TypeAlias = tuple[Mapping[str, float], Sequence[str], Mapping[str, Any]]

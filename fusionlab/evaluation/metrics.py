@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,9 +11,22 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from fusionlab.backbones.choice import lowest_argmax
+from fusionlab.evaluation.functional import parse_score, pearson, perplexity, share, spearman
 
 
-class Accuracy(Metric):
+class Score(Metric):
+    """A metric that tells faults beside its score.
+
+    torchmetrics' own would do for the score alone, but they add floats in the order in which ranks and batches come.
+    """
+
+    faults: ClassVar[tuple[str, ...]] = ()
+    """Which of the values of ``compute`` count faults: they are neither better where higher nor where lower."""
+    is_share: ClassVar[bool] = False
+    """Whether the score is a share of the samples."""
+
+
+class Accuracy(Score):
     """correct / total over the unmasked samples; both counted in int64.
 
     Example:
@@ -25,6 +38,7 @@ class Accuracy(Metric):
 
     full_state_update = False
     higher_is_better = True
+    is_share = True
     correct: Tensor
     total: Tensor
 
@@ -57,7 +71,7 @@ class Accuracy(Metric):
 
     def compute(self) -> Tensor:
         """The share of correct samples, float64 scalar."""
-        return self.correct.double() / self.total.double()
+        return torch.tensor(share(int(self.correct), int(self.total)), dtype=torch.float64)
 
 
 class RankedAccuracy(Accuracy):
@@ -74,6 +88,7 @@ class RankedAccuracy(Accuracy):
         {'accuracy': 0.5, 'near_ties': 1.0}
     """
 
+    faults = ("near_ties",)
     near_ties: Tensor
     TIE = 1e-4
 
@@ -99,7 +114,7 @@ class RankedAccuracy(Accuracy):
         return {self.name: super().compute(), "near_ties": self.near_ties.double()}
 
 
-class Perplexity(Metric):
+class Perplexity(Score):
     """exp(−Σ log p / Σ tokens) over all learnt tokens of all samples; lower is better.
 
     A sample's sum is kept with its index, and the sums are added exactly in the order of the samples, so that any
@@ -151,11 +166,10 @@ class Perplexity(Metric):
     def compute(self) -> Tensor:
         """The perplexity, float64 scalar."""
         losses, counts, indices = map(dim_zero_cat, (self.losses, self.counts, self.indices))
-        total = math.fsum(losses[indices.argsort()].tolist())
-        return torch.tensor(math.exp(min(700.0, total / int(counts.sum()))), dtype=torch.float64)
+        return torch.tensor(perplexity(losses[indices.argsort()].tolist(), int(counts.sum())), dtype=torch.float64)
 
 
-class ScoreCorrelation(Metric):
+class ScoreCorrelation(Score):
     """Spearman's and Pearson's correlation of predicted with true scores, and the number of unparsable answers.
 
     Samples are kept with their index and sorted by it, and the sums are exact (integer ranks, ``math.fsum``), so that
@@ -176,6 +190,8 @@ class ScoreCorrelation(Metric):
     """
 
     full_state_update = False
+    higher_is_better = True
+    faults = ("unparsable",)
     predictions: list[Tensor]
     targets: list[Tensor]
     indices: list[Tensor]
@@ -235,61 +251,3 @@ class ScoreCorrelation(Metric):
         values = {"spearman": spearman(scores, truths), "pearson": pearson(scores, truths)}
         ordered = {self.first: values.pop(self.first), **values, "unparsable": float(self.unparsable)}
         return {name: torch.tensor(value, dtype=torch.float64) for name, value in ordered.items()}
-
-
-def pearson(first: Sequence[float], second: Sequence[float]) -> float:
-    """Σ(x−x̄)(y−ȳ) / √(Σ(x−x̄)² Σ(y−ȳ)²), in float64 with exactly rounded sums; 0 where either is constant.
-
-    Example:
-        >>> pearson([1.0, 2.0, 3.0], [2.0, 4.0, 6.0])
-        1.0
-        >>> pearson([1.0, 1.0], [0.0, 5.0])
-        0.0
-    """
-    first, second = _centred(first), _centred(second)
-    norms = [math.fsum(value * value for value in values) for values in (first, second)]
-    if 0.0 in norms:
-        return 0.0
-    product = math.fsum(x * y for x, y in zip(first, second, strict=True))
-    return min(1.0, max(-1.0, product / math.sqrt(norms[0] * norms[1])))
-
-
-def spearman(first: Sequence[float], second: Sequence[float]) -> float:
-    """Pearson's correlation of the ranks, tied values sharing their mean rank; 0 where either is constant.
-
-    Example:
-        >>> spearman([1.0, 2.0, 30.0], [2.0, 4.0, 6.0])
-        1.0
-    """
-    return pearson(_ranks(first), _ranks(second))
-
-
-def parse_score(text: str) -> float | None:
-    """The number that ``text`` is, as Python reads it; None where it is none, or not finite.
-
-    Example:
-        >>> parse_score(" 3.8"), parse_score("nan"), parse_score("three")
-        (3.8, None, None)
-    """
-    try:
-        score = float(text)
-    except ValueError:
-        return None
-    return score if math.isfinite(score) else None
-
-
-def _centred(values: Sequence[float]) -> list[float]:
-    """Values minus their mean, scaled by a power of two against overflow; zeros where all are equal."""
-    if not values or min(values) == max(values):
-        return [0.0] * len(values)
-    exponent = math.frexp(max(map(abs, values)))[1]
-    values = [math.ldexp(value, -exponent) for value in values]
-    mean = math.fsum(values) / len(values)
-    return [value - mean for value in values]
-
-
-def _ranks(values: Sequence[float]) -> list[float]:
-    """Ranks from 0; ties share the mean of theirs."""
-    _, group, counts = torch.tensor(values, dtype=torch.float64).unique(return_inverse=True, return_counts=True)
-    means = counts.double().cumsum(0) - (counts.double() + 1) / 2
-    return means[group].tolist()

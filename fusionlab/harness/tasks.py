@@ -16,7 +16,7 @@ import numpy as np
 
 from fusionlab.errors import InputError, did_you_mean, name_list
 from fusionlab.evaluation.loop import evaluating
-from fusionlab.evaluation.scores import LM_EVAL, ROW_FIELDS, Row
+from fusionlab.evaluation.rows import LM_EVAL, ROW_FIELDS, Row
 from fusionlab.files import path_of
 from fusionlab.harness.bridge import Scored, bridged
 
@@ -144,9 +144,9 @@ class HarnessTasks:
             if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
                 continue
             error = values.get(f"{metric}_stderr,{filtered}")
-            told = {"filter": filtered, "stderr": error if isinstance(error, float) else None}
+            told = {"stderr": error if isinstance(error, float) else None, "task_known": False}
             told["higher_is_better"] = found["higher_is_better"].get(name, {}).get(metric)
-            yield {**common, "metric": metric, "value": float(value), LM_EVAL: {**own, **told}}
+            yield {**common, **told, "metric": metric, "value": float(value), LM_EVAL: {**own, "filter": filtered}}
 
     def _members(self, name: str, found: Mapping[str, Any]) -> list[str]:
         """The tasks below a group, or the task itself."""

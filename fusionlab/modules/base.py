@@ -20,7 +20,8 @@ from fusionlab.backbones import KnownBackbone, load_backbone
 from fusionlab.contracts import Application, ModuleDefaults
 from fusionlab.data.tasks import Samples
 from fusionlab.errors import InputError, name_list
-from fusionlab.evaluation.scores import Row, evaluate, mean_over_ranks
+from fusionlab.evaluation.rows import Row
+from fusionlab.evaluation.scores import evaluate, mean_over_ranks
 from fusionlab.keys import keyed
 from fusionlab.linearize import LINEARIZED_METHODS
 from fusionlab.modules.adaptation import Method, make_adaptation

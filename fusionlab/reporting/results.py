@@ -8,20 +8,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fusionlab.contracts import Data, Module
+from fusionlab.contracts import Data, Module, Row
 from fusionlab.errors import InputError, name_list
-from fusionlab.evaluation.scores import COUNTS, LM_EVAL, LOWER_IS_BETTER, Row, primary_rows
+from fusionlab.evaluation.rows import LM_EVAL, SCHEMA, higher_is_better, primary_rows, read_rows
 from fusionlab.files import write_text, written_whole
 from fusionlab.keys import scoring_key
 from fusionlab.layout import RESULTS
 from fusionlab.reporting.charts import bar_chart
 
-SCHEMA = 1
 _log = logging.getLogger(__name__)
 
 
 def write_results(path: Path, rows: Sequence[Row]) -> None:
-    """Write ``{"schema": 1, "rows": [...]}`` whole or not at all."""
+    """Write ``{"schema": 2, "rows": [...]}`` whole or not at all."""
     write_text(path, json.dumps({"schema": SCHEMA, "rows": list(rows)}, indent=1, allow_nan=False) + "\n")
 
 
@@ -34,7 +33,7 @@ def normalize(rows: Sequence[Row], full: dict[tuple[str, str], float] | None = N
 
     Returns:
         The rows with ``denominator`` and ``normalized``; None where there is no denominator, it is not positive, or
-        the row is a count.
+        the value is not better where it is higher.
     """
     own = {
         (row["task"], row["metric"]): row["value"]
@@ -50,8 +49,8 @@ def normalize(rows: Sequence[Row], full: dict[tuple[str, str], float] | None = N
 
 
 def _share(row: Row, values: dict[tuple[str, str], float]) -> float | None:
-    without = row["metric"] in (*COUNTS, *LOWER_IS_BETTER)
-    return share(row["value"], None if without else values.get((row["task"], row["metric"])))
+    single = values.get((row["task"], row["metric"])) if higher_is_better(row) else None
+    return share(row["value"], single)
 
 
 def share(value: float, single: float | None) -> float | None:
@@ -109,7 +108,7 @@ def _single_task_rows(run: Path) -> list[Row]:
         raise InputError(f"no {RESULTS} in {str(run)!r}; give the folder of a finished run")
     return [
         row
-        for row in json.loads(path.read_text())["rows"]
+        for row in read_rows(path)
         if row["model"] == "finetuned" and row["finetuned_on"] == row["task"] and row["denominator"] == "own"
     ]
 
@@ -124,8 +123,8 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     that only repeat a value under another denominator, are left out.
     """
     rows = [row for row in rows if row["denominator"] in (None, "own") and _is_own(row)]
-    rows = [row for row in rows if row["metric"] not in COUNTS and LM_EVAL not in row]
-    primary = {(row["task"], row["metric"]) for row in primary_rows(rows)}
+    rows = [row for row in rows if higher_is_better(row) is not None and LM_EVAL not in row]
+    averaged = {(row["task"], row["metric"]) for row in primary_rows(rows) if higher_is_better(row)}
     columns = list(dict.fromkeys((row["task"], row["metric"]) for row in rows))
     lines: dict[str, dict[tuple[str, str], float]] = {}
     for row in rows:
@@ -135,7 +134,7 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     body = []
     for name, values in lines.items():
         cells = [f"{values[column]:.3f}" if column in values else "-" for column in columns]
-        of_tasks = [value for column, value in values.items() if column in primary and column[1] not in LOWER_IS_BETTER]
+        of_tasks = [value for column, value in values.items() if column in averaged]
         body.append([name, *cells, f"{sum(of_tasks) / len(of_tasks):.3f}" if of_tasks else "-"])
     return header, body
 
@@ -149,7 +148,7 @@ def harness_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
             continue
         name = row["model"] if row["model"] != "finetuned" else f"finetuned on {row['finetuned_on']}"
         metric = row["metric"] if own["filter"] == "none" else f"{row['metric']}, {own['filter']}"
-        value = f"{row['value']:.4f}" + ("" if own["stderr"] is None else f" ± {own['stderr']:.4f}")
+        value = f"{row['value']:.4f}" + ("" if row["stderr"] is None else f" ± {row['stderr']:.4f}")
         last = (own["num_fewshot"], own["limit"], own["version"], own["other_border_tokens"])
         name = line_name(row) if row["model"] == "fused" else name
         body.append([name, row["task"], metric, value, str(row["num_samples"]), *map(_or_dash, last)])
@@ -188,7 +187,11 @@ def markdown(rows: Sequence[Row], title: str) -> str:
         lines.append("")
     if found := limits(rows):
         lines += ["Scores of a part of the samples:", "", *(f"- {each}" for each in found), ""]
-    faults = [row for row in rows if row["metric"] in COUNTS and row["value"] and row["denominator"] != "full"]
+    faults = [
+        row
+        for row in rows
+        if higher_is_better(row) is None and LM_EVAL not in row and row["value"] and row["denominator"] != "full"
+    ]
     lines += [
         f"- {row['task']}, {line_name(row)}: {row['value']:.0f} of {row['num_samples']} answers {row['metric']}"
         for row in faults

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fusionlab.errors import InputError
-from fusionlab.evaluation.scores import LM_EVAL
+from fusionlab.evaluation.rows import LM_EVAL, read_rows
 from fusionlab.layout import FUSED, FUSION, PLOTS, RESULTS, SCORES, SWEEP
 from fusionlab.reporting.charts import Chart, Line, bar_chart, heat_maps, line_chart
 from fusionlab.reporting.page import Picture, Section, Table
@@ -43,7 +43,7 @@ def sections_of(folder: Path, published: Published = ()) -> list[Section]:
 
 
 def _of_run(folder: Path) -> Section:
-    rows = json.loads((folder / RESULTS).read_text())["rows"]
+    rows = read_rows(folder / RESULTS)
     if not rows:
         raise InputError(f"the {RESULTS} in {str(folder)!r} has no rows; finish the run first")
     section = Section(f"Run {folder.name}", [f"Method {rows[0]['method']}, seed {rows[0]['seed']}."])
@@ -82,7 +82,7 @@ def _cosines_of_run(folder: Path) -> dict[str, dict[str, float]]:
 
 def _of_sweep(folder: Path, published: Published) -> list[Section]:
     sweep, name = json.loads((folder / SWEEP).read_text()), _file_name(folder)
-    rows = json.loads((folder / RESULTS).read_text())["rows"]
+    rows = read_rows(folder / RESULTS)
     sections = []
     for protocol in dict.fromkeys(line["protocol"] for line in sweep["summary"]):
         lines = [line for line in sweep["summary"] if line["protocol"] == protocol]

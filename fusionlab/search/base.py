@@ -63,12 +63,12 @@ class Found:
     @property
     def looked_at(self) -> dict[str, Any]:
         """What it looked at and what that scored, as ``fusion.json`` tells it."""
-        return {
-            "num_samples": self.num_samples,
-            "num_labels": self.num_labels,
-            "passes": self.passes,
-            "scores": self.scores,
-        }
+        return {**self.figures, "scores": self.scores}
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """What it looked at, as rows tell it."""
+        return {"num_samples": self.num_samples, "num_labels": self.num_labels, "passes": self.passes}
 
 
 @runtime_checkable

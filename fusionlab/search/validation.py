@@ -17,7 +17,8 @@ from fusionlab.data.tasks import without_classes
 from fusionlab.errors import InputError, name_list
 from fusionlab.evaluation import linear_tasks, score_linear_sums
 from fusionlab.evaluation.loop import Acting, count_batches, in_evaluation_mode, to_device
-from fusionlab.evaluation.scores import Row, evaluate, mean_score, primary_rows
+from fusionlab.evaluation.rows import Row, mean_score, primary_rows
+from fusionlab.evaluation.scores import evaluate
 from fusionlab.fusion.finetuned import Finetuned
 from fusionlab.rules import Rule, is_open
 from fusionlab.search.adamerging import Adamerging

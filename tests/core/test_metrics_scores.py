@@ -6,7 +6,8 @@ import pytest
 import torch
 from torchmetrics import MetricCollection
 
-from fusionlab.evaluation.metrics import ScoreCorrelation, parse_score, pearson, spearman
+from fusionlab.evaluation.functional import parse_score, pearson, spearman
+from fusionlab.evaluation.metrics import ScoreCorrelation
 
 
 def filled(scores, targets, batches, first="spearman"):

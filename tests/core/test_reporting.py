@@ -8,12 +8,12 @@ import pytest
 
 from fusionlab import reporting
 from fusionlab.errors import InputError
-from fusionlab.evaluation.scores import ROW_FIELDS
+from fusionlab.evaluation.rows import ROW_FIELDS
 
 
 def row(**fields: Any) -> dict[str, Any]:
     known = {"metric": "accuracy", "split": "test", "num_samples": 10, "data_version": "v", "seed": 1, "method": "lora"}
-    return dict.fromkeys(ROW_FIELDS) | known | fields
+    return dict.fromkeys(ROW_FIELDS) | {"higher_is_better": True} | known | fields
 
 
 ROWS = [
@@ -54,7 +54,7 @@ def test_table_has_one_line_per_model_and_own_tasks_only() -> None:
 def test_files_are_written_and_read_back(tmp_path: Path) -> None:
     rows = reporting.normalize(ROWS)
     reporting.write_results(tmp_path / "results.json", rows)
-    assert json.loads((tmp_path / "results.json").read_text()) == {"schema": 1, "rows": rows}
+    assert json.loads((tmp_path / "results.json").read_text()) == {"schema": 2, "rows": rows}
     assert reporting.single_task_values(tmp_path) == {("a", "accuracy"): 0.8, ("b", "accuracy"): 0.0}
     assert "| fused: metagpt | 0.600 |" in reporting.markdown(rows, "title")
     reporting.plot_scores(rows, tmp_path / "plots" / "scores.png")

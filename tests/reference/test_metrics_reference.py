@@ -6,7 +6,7 @@ import random
 import pytest
 from scipy import stats
 
-from fusionlab.evaluation.metrics import pearson, spearman
+from fusionlab.evaluation.functional import pearson, spearman
 
 # both sides work in float64 on at most 500 values of size 1..10; scipy's sums are not exactly rounded
 TOLERANCE = 1e-13

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
-from fusionlab.evaluation.metrics import parse_score
+from fusionlab.evaluation.functional import parse_score
 from fusionlab.modules import T5Module
 
 SPIECE = Path(__file__).parents[2] / ".." / "shared" / "data" / "tokenizers" / "spiece.model"

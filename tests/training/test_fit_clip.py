@@ -16,7 +16,7 @@ from fusionlab import adapters
 from fusionlab.__main__ import main
 from fusionlab.backbones import ASSETS, load_backbone
 from fusionlab.callbacks import FusionCallback
-from fusionlab.evaluation.scores import ROW_FIELDS
+from fusionlab.evaluation.rows import ROW_FIELDS
 
 TASKS, SIZE = ["digits", "signs", "textures"], ["--data.max_samples", "48", "--data.eval_batch_size", "32"]
 FIT = [

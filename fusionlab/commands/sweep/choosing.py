@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from fusionlab.evaluation.scores import Row, mean_score
+from fusionlab.evaluation.rows import Row, mean_score
 from fusionlab.search import START, Exhaustive, Looks, ToTheTop, best
 
 Subset = tuple[str, ...]

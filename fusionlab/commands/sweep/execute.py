@@ -30,7 +30,7 @@ from fusionlab.commands.sweep.sources import (
 )
 from fusionlab.commands.sweep.worker import RunWorker, chunks, validation_point
 from fusionlab.evaluation.loop import to_device
-from fusionlab.evaluation.scores import Row
+from fusionlab.evaluation.rows import Row
 from fusionlab.fusion.finetuned import Finetuned
 from fusionlab.keys import FORMULAS, key_of
 from fusionlab.layout import LEDGER, SINGLE_TASK

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from fusionlab.adapters import base_state
-from fusionlab.commands.sweep.choosing import SPLITS, Tried, choose, score_of
+from fusionlab.commands.sweep.choosing import SPLITS, Subset, Tried, choose, score_of
 from fusionlab.commands.sweep.execute import Sweep
 from fusionlab.commands.sweep.identity import RunIdentity
-from fusionlab.evaluation.scores import ROW_FIELDS, Row
+from fusionlab.contracts import Row
+from fusionlab.evaluation.rows import ROW_FIELDS, higher_is_better
+from fusionlab.evaluation.rows import SCHEMA as ROWS
 from fusionlab.files import write_text
 from fusionlab.keys import plain
 from fusionlab.layout import RESULTS, SWEEP
@@ -24,6 +26,7 @@ from fusionlab.rules import coefficient_of, from_config, is_open, to_config
 from fusionlab.search import Search
 
 SCHEMA = 1
+LOOKED_AT = ("num_samples", "num_labels", "passes")
 
 
 def write_sweep(sweep: Sweep) -> Path:
@@ -67,7 +70,7 @@ def write_sweep(sweep: Sweep) -> Path:
         for record in found
         for row in _rows(record, protocol, singles[name], full.get(name))
     ]
-    write_text(sweep.output / RESULTS, json.dumps({"schema": 1, "rows": rows}, indent=1, allow_nan=False) + "\n")
+    write_text(sweep.output / RESULTS, json.dumps({"schema": ROWS, "rows": rows}, indent=1, allow_nan=False) + "\n")
     return path
 
 
@@ -127,11 +130,22 @@ def _with_coefficients_chosen(
     """Of an open rule's points, each subset's test point of the coefficient that the protocol chooses."""
     by_place = {(tuple(each["fused_tasks"]), _coefficient(each), each["split"]): each for each in points}
 
+    looks: dict[Subset, list[dict[str, Any]]] = {subset: [] for subset in sweep.subsets}
+
     def score(tried: Sequence[Tried]) -> list[float]:
-        return [score_of(protocol, by_place[(*each, SPLITS[protocol])]["values"], single) for each in tried]
+        found = [by_place[(*each, SPLITS[protocol])] for each in tried]
+        for (subset, _), point in zip(tried, found, strict=True):
+            looks[subset].append(point)
+        return [score_of(protocol, point["values"], single) for point in found]
 
     chosen = choose(sweep.subsets, score, sweep.recipe.grid)
-    return [by_place[subset, chosen[subset], "test"] for subset in sweep.subsets]
+    return [{**by_place[subset, chosen[subset], "test"], "looked_at": _looks(looks[subset])} for subset in looks]
+
+
+def _looks(points: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """What a choice of a coefficient looked at, as a row tells it."""
+    samples = sum(row["num_samples"] for row in points[0]["values"])
+    return {"num_samples": samples, "num_labels": samples, "passes": float(len(points))}
 
 
 def _found_by_search(
@@ -139,14 +153,19 @@ def _found_by_search(
 ) -> list[dict[str, Any]]:
     if not isinstance(rule, Search):
         return tested
-    wanted = [
-        record["rule_config"]
+    searches = [
+        record
         for record in records
         if record["kind"] == "search"
         and (record["method"], record["seed"], record["rule"]) == (source.method, source.seed, name)
         and tuple(record["fused_tasks"]) == subset
     ]
-    return [point for point in tested if point["rule_config"] in wanted]
+    return [
+        {**point, "looked_at": {key: search[key] for key in LOOKED_AT}}
+        for point in tested
+        for search in searches[:1]
+        if point["rule_config"] in [each["rule_config"] for each in searches]
+    ]
 
 
 def _coefficient(point: Mapping[str, Any]) -> float:
@@ -239,10 +258,9 @@ def _searches(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     for record in records:
         if record["kind"] == "search":
             found.setdefault((record["method"], record["rule"], len(record["fused_tasks"])), []).append(record)
-    kept = ("num_samples", "num_labels", "passes")
     return [
         {"method": method, "rule": rule, "num_tasks": size, "seconds": _average(r["cost"]["seconds"] for r in of)}
-        | {field: _average(record[field] for record in of) for field in kept}
+        | {field: _average(record[field] for record in of) for field in LOOKED_AT}
         for (method, rule, size), of in sorted(found.items())
     ]
 
@@ -264,6 +282,9 @@ def _rows(
             single = values.get(row["task"])
             fields = {
                 **row,
+                "higher_is_better": higher_is_better(row),
+                "task_known": False,
+                "search": record.get("looked_at"),
                 "model": "fused",
                 "method": record["method"],
                 "seed": record["seed"],
@@ -272,7 +293,7 @@ def _rows(
                 "fused_tasks": record["fused_tasks"],
                 "scaling_coefficients": record["scaling_coefficients"],
                 "denominator": name,
-                "normalized": share(row["value"], single),
+                "normalized": share(row["value"], single if higher_is_better(row) else None),
             }
             rows.append({**{field: fields.get(field) for field in ROW_FIELDS}, "protocol": protocol})
     return rows

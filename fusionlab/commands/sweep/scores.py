@@ -9,7 +9,7 @@ from typing import Any
 from fusionlab.adapters import Adapter
 from fusionlab.adapters.weights import state_of
 from fusionlab.evaluation import Candidate, score_candidates, tangent_shortcut
-from fusionlab.evaluation.scores import primary_rows
+from fusionlab.evaluation.rows import primary_rows
 from fusionlab.fusion.finetuned import Finetuned, Fused
 from fusionlab.search.validation import NOTHING, Cost
 from fusionlab.search.workbench import Workbench

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from fusionlab.commands import fit
 from fusionlab.commands.sweep.recipe import Space, SweepRecipe
 from fusionlab.contracts import ModuleDefaults
 from fusionlab.errors import InputError, name_list
+from fusionlab.evaluation.rows import read_rows
 from fusionlab.files import write_text
 from fusionlab.fusion.finetuned import Finetuned
 from fusionlab.layout import ADAPTERS, CONFIG, FINETUNED, FITS, RESULTS, RUNS
@@ -173,7 +173,7 @@ def load_finetuned(source: RunSource, bench: Workbench, space: Space = "delta_we
 
 def _check_scored_data(source: RunSource, bench: Workbench) -> None:
     for folder in source.folders:
-        for row in json.loads((folder / RESULTS).read_text())["rows"]:
+        for row in read_rows(folder / RESULTS):
             known = bench.data.splits.get(row["task"], {}).get(row["split"])
             if known is not None and known.data_version != row["data_version"]:
                 raise InputError(

@@ -11,7 +11,7 @@ from fusionlab.commands.sweep.ledger import Ledger
 from fusionlab.commands.sweep.scores import ModelScores, added
 from fusionlab.commands.sweep.sources import RunSource
 from fusionlab.evaluation import Candidate, score_candidates
-from fusionlab.evaluation.scores import Row, mean_score, primary_rows
+from fusionlab.evaluation.rows import Row, mean_score, primary_rows
 from fusionlab.fusion.finetuned import Finetuned, Fused
 from fusionlab.keys import FORMULAS, plain
 from fusionlab.memory import peak_bytes
@@ -91,7 +91,7 @@ class RunWorker:
 
     def _value(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """What a record keeps of a result row."""
-        kept = ("task", "metric", "value", "num_samples", "data_version")
+        kept = ("task", "metric", "value", "num_samples", "data_version", "higher_is_better", "stderr", "precision")
         return {field: row[field] for field in kept} | {"scored_by": self.identity.scored_by(row["task"], row["split"])}
 
     def search(self, rule_name: str, search: Search, subset: tuple[str, ...]) -> Rule:

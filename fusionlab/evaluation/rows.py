@@ -1,0 +1,131 @@
+"""Result rows: their fields, what makes a row of a metric, what choices are made of, and reading old ones."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torchmetrics import Metric, MetricCollection
+
+from fusionlab.contracts import Row
+from fusionlab.errors import InputError, name_list
+from fusionlab.evaluation.functional import standard_error
+from fusionlab.evaluation.metrics import Score
+from fusionlab.samplers import FirstSamples, Split
+
+SCHEMA = 2
+ROW_FIELDS = (
+    "model", "method", "task", "split", "metric", "value", "num_samples", "rule", "scaling_coefficients",
+    "fused_tasks", "finetuned_on", "denominator", "normalized", "data_version", "seed", "scored_by",
+    "higher_is_better", "stderr", "precision", "task_known", "search",
+)  # fmt: skip
+"""Fields of every row; those from ``higher_is_better`` on came with schema 2.
+
+``higher_is_better``: True, False, or None for a count of faults. ``stderr``: of a share of the samples; None where it
+is not known. ``precision``: what the trainer computed in. ``task_known``: whether the model was told each input's task.
+``search``: samples, labels and passes of the search that found the model; None for none. Seconds, which no two runs
+share, are in ``fusion.json`` and a sweep's ledger.
+"""
+LM_EVAL = "lm_eval"
+"""The further field of a row that lm-eval scored: versions, few-shots, limit, filter."""
+_FAULTS_BEFORE, _LOWER_BEFORE = ("unparsable", "near_ties"), ("perplexity",)  # metrics of schema 1
+
+
+@dataclass(frozen=True)
+class _Value:
+    """What a value of a metric is."""
+
+    higher_is_better: bool | None
+    is_share: bool = False
+
+
+def rows_of(task: str, split: str, metrics: MetricCollection, samples: Split, labels: Mapping[str, Any]) -> list[Row]:
+    """One row per value of a scored task's metrics, with all :data:`ROW_FIELDS`; ``limited`` where it is of a part."""
+    values = {name: float(value) for name, value in metrics.compute().items()}
+    known = {"task": task, "split": split, "num_samples": len(samples), "data_version": samples.data_version}
+    known |= {"task_known": False} | dict(labels)
+    unknown = set(known) - set(ROW_FIELDS)
+    assert not unknown, f"no such row field: {unknown}"
+    limited = {"limited": samples.limited} if isinstance(samples, FirstSamples) else {}
+    kinds = _kinds(metrics)
+    return [
+        {field: {**known, **_told(name, value, kinds[name], len(samples))}.get(field) for field in ROW_FIELDS} | limited
+        for name, value in values.items()
+    ]
+
+
+def _told(name: str, value: float, kind: _Value, num_samples: int) -> Row:
+    error = standard_error(value, num_samples) if kind.is_share else None
+    return {"metric": name, "value": value, "higher_is_better": kind.higher_is_better, "stderr": error}
+
+
+def _kinds(metrics: MetricCollection) -> dict[str, _Value]:
+    """What each value of a collection is, by name; a metric with several gives them by theirs."""
+    found: dict[str, _Value] = {}
+    for name, metric in metrics.items():
+        values = metric.compute()
+        for each in values if isinstance(values, Mapping) else [name]:
+            found[each] = _kind(metric, each)
+    return found
+
+
+def _kind(metric: Metric, name: str) -> _Value:
+    if isinstance(metric, Score):
+        return _Value(None) if name in metric.faults else _Value(metric.higher_is_better, metric.is_share)
+    return _Value(metric.higher_is_better)
+
+
+def higher_is_better(row: Row) -> bool | None:
+    """Whether a row's value is better where it is higher; None for a count. Rows of schema 1 say it by the metric."""
+    if "higher_is_better" in row:
+        return row["higher_is_better"]
+    return None if row["metric"] in _FAULTS_BEFORE else row["metric"] not in _LOWER_BEFORE
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a results file, of this schema or of 1, whose further fields are filled in where they are known."""
+    rows = json.loads(path.read_text())["rows"]
+    told = ("stderr", "higher_is_better")  # what schema 1 kept among what is lm-eval's own
+    rows = [{key: value for key, value in row.get(LM_EVAL, {}).items() if key in told} | row for row in rows]
+    return [{**dict.fromkeys(ROW_FIELDS), **row, "higher_is_better": higher_is_better(row)} for row in rows]
+
+
+def primary_rows(rows: Iterable[Row]) -> list[Row]:
+    """Of each task the rows of its first metric: the one that means and choices are made of."""
+    rows, first = list(rows), {}
+    for row in rows:
+        first.setdefault(row["task"], row["metric"])
+    return [row for row in rows if row["metric"] == first[row["task"]]]
+
+
+def mean_score(rows: Iterable[Row]) -> float:
+    """What choices are made by: the mean of the rows' values, the higher the better.
+
+    Values that are better where they are lower are never averaged with others: they count where there is nothing else,
+    as the mean of −log value, so that tasks whose errors have other sizes count alike; one that is 0 is the best.
+
+    Example:
+        >>> mean_score([{"metric": "accuracy", "value": 0.5}, {"metric": "perplexity", "value": 9.0}])
+        0.5
+        >>> round(mean_score([{"metric": "error", "value": 0.5, "higher_is_better": False}]), 4)
+        0.6931
+
+    Raises:
+        InputError: no metric says what is better.
+    """
+    rows = list(rows)
+    scores = [row["value"] for row in rows if higher_is_better(row)]
+    if not scores:
+        errors = [row["value"] for row in rows if higher_is_better(row) is False]
+        if not errors:
+            unknown = name_list(dict.fromkeys(f"{row['metric']} of {row['task']}" for row in rows))
+            raise InputError(
+                f"nothing to choose by: {unknown} says neither that higher nor that lower is better; give its metric "
+                f"class higher_is_better, as torchmetrics asks"
+            )
+        scores = [math.inf if not error else -math.log(error) for error in errors]
+    return sum(scores) / len(scores)
