@@ -79,7 +79,7 @@ def _kind(metric: Metric, name: str) -> _Value:
     return _Value(metric.higher_is_better)
 
 
-def higher_is_better(row: Row) -> bool | None:
+def higher_is_better(row: Mapping[str, Any]) -> bool | None:
     """Whether a row's value is better where it is higher; None for a count. Rows of schema 1 say it by the metric."""
     if "higher_is_better" in row:
         return row["higher_is_better"]
@@ -102,7 +102,21 @@ def primary_rows(rows: Iterable[Row]) -> list[Row]:
     return [row for row in rows if row["metric"] == first[row["task"]]]
 
 
-def mean_score(rows: Iterable[Row]) -> float:
+def averaged(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The rows that one mean may hold: those that are better where higher; errors only where there is nothing else.
+
+    Example:
+        >>> error = {"task": "a", "metric": "error", "value": 9.0, "higher_is_better": False}
+        >>> averaged([error, {"task": "b", "metric": "accuracy", "value": 0.5}])
+        [{'task': 'b', 'metric': 'accuracy', 'value': 0.5}]
+        >>> averaged([error]) == [error]
+        True
+    """
+    rows = list(rows)
+    return [row for row in rows if higher_is_better(row)] or [row for row in rows if higher_is_better(row) is False]
+
+
+def mean_score(rows: Iterable[Mapping[str, Any]]) -> float:
     """What choices are made by: the mean of the rows' values, the higher the better.
 
     Values that are better where they are lower are never averaged with others: they count where there is nothing else,
@@ -118,14 +132,13 @@ def mean_score(rows: Iterable[Row]) -> float:
         InputError: no metric says what is better.
     """
     rows = list(rows)
-    scores = [row["value"] for row in rows if higher_is_better(row)]
-    if not scores:
-        errors = [row["value"] for row in rows if higher_is_better(row) is False]
-        if not errors:
-            unknown = name_list(dict.fromkeys(f"{row['metric']} of {row['task']}" for row in rows))
-            raise InputError(
-                f"nothing to choose by: {unknown} says neither that higher nor that lower is better; give its metric "
-                f"class higher_is_better, as torchmetrics asks"
-            )
-        scores = [math.inf if not error else -math.log(error) for error in errors]
+    if not (counted := averaged(rows)):
+        unknown = name_list(dict.fromkeys(f"{row['metric']} of {row['task']}" for row in rows))
+        raise InputError(
+            f"nothing to choose by: {unknown} says neither that higher nor that lower is better; give its metric "
+            f"class higher_is_better, as torchmetrics asks"
+        )
+    scores = [row["value"] for row in counted]
+    if not higher_is_better(counted[0]):
+        scores = [math.inf if not error else -math.log(error) for error in scores]
     return sum(scores) / len(scores)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from fusionlab.errors import InputError
@@ -34,11 +34,19 @@ class Score:
 
 @dataclass(frozen=True)
 class Denominators:
-    """Single-task scores by task: of the same method (``own``), and of full fine-tuning where they are known."""
+    """Single-task scores by task: of the same method (``own``), and of full fine-tuning where they are known.
+
+    Args:
+        tasks: all tasks.
+        own: of the same method.
+        full: of full fine-tuning.
+        errors: the tasks whose score is an error, better where it is lower: they have no share and no mean with others.
+    """
 
     tasks: tuple[str, ...]
     own: Mapping[str, float]
     full: Mapping[str, float] | None = None
+    errors: Set[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,7 @@ def measure(score: Score, denominators: Denominators) -> dict[str, float]:
     """The criteria of one fused model: ``abs``, or the mean of per-task ratios; over fused tasks or over all.
 
     Ratios over tasks of which one has a single-task score that is zero or negative do not exist, and are left out.
+    Errors are left out; where all tasks have errors, ``abs`` is their mean.
 
     Example:
         >>> known = Denominators(("a", "b"), own={"a": 0.5, "b": 1.0})
@@ -74,8 +83,11 @@ def measure(score: Score, denominators: Denominators) -> dict[str, float]:
     for name, single in (("abs", None), ("own", denominators.own), ("full", denominators.full)):
         if name == "full" and single is None:
             continue
-        for part, tasks in (("sub", score.fused_tasks), ("all", denominators.tasks)):
-            if single is not None and min(single[task] for task in tasks) <= 0:
+        for part, of_part in (("sub", score.fused_tasks), ("all", denominators.tasks)):
+            tasks = [task for task in of_part if task not in denominators.errors]
+            if single is None and denominators.errors >= set(denominators.tasks):
+                tasks = list(of_part)
+            if not tasks or (single is not None and min(single[task] for task in tasks) <= 0):
                 continue
             shares = [score.values.get(task, 0.0) / (1.0 if single is None else single[task]) for task in tasks]
             found[f"{name}_{part}"] = math.fsum(shares) / len(shares)

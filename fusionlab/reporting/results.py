@@ -232,6 +232,23 @@ def markdown_table(header: list[str], body: list[list[str]]) -> str:
     return "\n".join(lines)
 
 
+def best_cells(rows: Sequence[Row]) -> dict[str, str]:
+    """The best cell of the fused models in each column of :func:`table`, by the column's name: the lowest error."""
+    header, body = table(rows)
+    fused = [line for line in body if line[0].startswith("fused")]
+    errors = {name for row in rows if higher_is_better(row) is False for name in (row["task"], _column(row))}
+    best = {}
+    for place, name in list(enumerate(header))[1:]:
+        cells = [line[place] for line in fused if line[place] != "-"]
+        if cells:
+            best[name] = (min if name in errors else max)(cells, key=float)
+    return best
+
+
+def _column(row: Row) -> str:
+    return f"{row['task']} {row['metric']}"
+
+
 def print_table(rows: Sequence[Row], title: str) -> None:
     """Draw the scores in the terminal, the best fused model of each column in bold."""
     from rich.console import Console
@@ -241,10 +258,12 @@ def print_table(rows: Sequence[Row], title: str) -> None:
     drawn = Table(title=title)
     for position, name in enumerate(header):
         drawn.add_column(name, justify="left" if position == 0 else "right", overflow="fold")
-    fused = [line for line in body if line[0].startswith("fused")]
+    best = best_cells(rows)
     for line in body:
-        best = [line in fused and cell == max(other[i] for other in fused) for i, cell in enumerate(line)]
-        drawn.add_row(line[0], *(f"[bold]{c}[/]" if b else c for c, b in zip(line[1:], best[1:], strict=True)))
+        leads = (
+            line[0].startswith("fused") and best.get(name) == cell for name, cell in zip(header, line, strict=True)
+        )
+        drawn.add_row(*(f"[bold]{cell}[/]" if lead else cell for cell, lead in zip(line, leads, strict=True)))
     console = Console()
     if console.width < 100 and not console.is_terminal:
         console = Console(width=160)

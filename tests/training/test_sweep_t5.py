@@ -164,7 +164,8 @@ def test_tangent_models_are_scored_together_but_where_answers_are_generated(
 
 
 def test_published_choice_where_a_single_task_score_is_zero() -> None:
-    rows = [{"task": "a", "value": 0.4}, {"task": "b", "value": 0.3}, {"task": "c", "value": 0.1}]
+    values = {"a": 0.4, "b": 0.3, "c": 0.1}
+    rows = [{"task": task, "metric": "accuracy", "value": value} for task, value in values.items()]
     assert share_of_all(rows, {"a": 0.8, "b": 0.6, "c": 0.4}) == pytest.approx((0.5 + 0.5 + 0.25) / 3)
     assert share_of_all(rows, {"a": 0.8, "b": 0.0, "c": 0.4}) == pytest.approx((0.5 + 0.25) / 2)
     assert share_of_all(rows, {"a": 0.0, "b": 0.0, "c": 0.0}) == pytest.approx(0.8 / 3)

@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from fusionlab.evaluation.rows import Row, mean_score
+from fusionlab.evaluation.rows import Row, higher_is_better, mean_score
 from fusionlab.search import START, Exhaustive, Looks, ToTheTop, best
 
 Subset = tuple[str, ...]
@@ -70,12 +70,14 @@ def score_of(protocol: str, rows: Iterable[Row], single: Mapping[str, float]) ->
 def share_of_all(rows: Iterable[Mapping[str, Any]], single: Mapping[str, float]) -> float:
     """The published criterion, ``own_all``: the mean over the tasks of the share of their single-task score.
 
-    Tasks whose single-task score is not positive have no share and do not count; where none has one, the mean score.
+    Errors have no share, nor have tasks whose single-task score is not positive, and these do not count; where none has
+    one, the mean score.
 
     Example:
-        >>> share_of_all([{"task": "a", "value": 0.4}, {"task": "b", "value": 0.3}], {"a": 0.8, "b": 0.0})
+        >>> rows = [{"task": task, "metric": "accuracy", "value": value} for task, value in (("a", 0.4), ("b", 0.3))]
+        >>> share_of_all(rows, {"a": 0.8, "b": 0.0})
         0.5
     """
-    values = {row["task"]: row["value"] for row in rows}
-    known = {task: single[task] for task in values if single.get(task, 0.0) > 0} or dict.fromkeys(values, 1.0)
-    return math.fsum(values[task] / known[task] for task in known) / len(known)
+    rows = list(rows)
+    values = {row["task"]: row["value"] for row in rows if higher_is_better(row) and single.get(row["task"], 0.0) > 0}
+    return math.fsum(values[task] / single[task] for task in values) / len(values) if values else mean_score(rows)

@@ -184,8 +184,9 @@ def _summaries(
 ) -> list[dict[str, Any]]:
     """One line per method, rule and number of tasks: means, and spreads over subsets and over seeds."""
     measured: dict[tuple[str, str, int], dict[int, list[dict[str, float]]]] = {}
+    errors = _errors(point for of_source in chosen.values() for point in of_source)
     for source in sweep.sources:
-        known = Denominators(sweep.tasks, singles[source.name], full.get(source.name))
+        known = Denominators(sweep.tasks, singles[source.name], full.get(source.name), errors)
         for point in chosen[source.name]:
             key = (source.method, point["rule"], len(point["fused_tasks"]))
             measured.setdefault(key, {}).setdefault(source.seed, []).append(measure(_score(point), known))
@@ -216,14 +217,23 @@ def _summaries(
     return lines
 
 
+def _errors(records: Iterable[Mapping[str, Any]]) -> set[str]:
+    """The tasks whose score is an error, which is better where it is lower."""
+    return {row["task"] for record in records for row in record.get("values", ()) if not higher_is_better(row)}
+
+
 def _curves(sweep: Sweep, records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Mean over the fused tasks by coefficient, where all subsets have it: per method, rule, split, number of tasks."""
     found: dict[tuple[Any, ...], dict[float, list[float]]] = {}
+    records = list(records)
+    counted = set(sweep.tasks) - _errors(records) or set(sweep.tasks)
     for record in records:
         rule = sweep.rules[record["rule"]]
         if record["kind"] != "point" or not is_open(rule):
             continue
-        values = [row["value"] for row in record["values"] if row["task"] in record["fused_tasks"]]
+        values = [row["value"] for row in record["values"] if row["task"] in {*record["fused_tasks"]} & counted]
+        if not values:
+            continue
         key = (record["method"], record["rule"], record["split"], len(record["fused_tasks"]))
         found.setdefault(key, {}).setdefault(_coefficient(record), []).append(sum(values) / len(values))
     curves = []
