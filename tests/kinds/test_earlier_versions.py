@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 
 import fusionlab
 from fusionlab.__main__ import main
+from fusionlab.evaluation.rows import ROW_FIELDS, read_rows
+from fusionlab.reporting import single_task_values
 from fusionlab.runs.folder import RunFolder
 from fusionlab.runs.loading import Run
 
@@ -110,3 +112,25 @@ def test_a_ledger_s_points_are_not_computed_again(tmp_path: Path, monkeypatch: p
     )  # fmt: skip
     assert rows == expected
     assert len(list((tmp_path / "sweep_clip" / "ledger" / "points").rglob("*.json"))) == 6
+
+
+def test_rows_of_schema_1_are_read_with_what_their_metrics_and_lm_eval_say(tmp_path: Path) -> None:
+    before = FIXTURES / "at_088fe0e" / "run_causal"
+    assert json.loads((before / "results.json").read_text())["schema"] == 1
+    rows = read_rows(before / "results.json")
+    assert {tuple(sorted({*row} - {"limited", "lm_eval"})) for row in rows} == {tuple(sorted(ROW_FIELDS))}
+    assert {row["metric"]: row["higher_is_better"] for row in rows} == {
+        "exact_match": True, "accuracy": True, "near_ties": None, "acc": True, "acc_norm": True, "brier_score": False,
+    }  # fmt: skip
+    errors = {row["metric"]: row["stderr"] for row in rows}
+    assert errors["acc"] == pytest.approx(0.18443, abs=1e-5)
+    assert errors["accuracy"] is errors["brier_score"] is None
+    assert single_task_values(before) == {
+        ("count", "exact_match"): 0.0,
+        ("sure", "accuracy"): 0.0,
+        ("sure", "near_ties"): 0.0,
+    }
+    assert main(["report", str(before), "--output", str(tmp_path / "report")]) == 0
+    told = (tmp_path / "report" / "report.md").read_text()
+    assert "| pretrained | choose | acc | 0.2857 ± 0.1844 | 7 |" in told
+    assert "the first 2 of 3 samples" in told
