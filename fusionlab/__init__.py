@@ -21,9 +21,11 @@ _PUBLIC = {
     "ViTModule": "fusionlab.modules",
     "evaluate": "fusionlab.evaluation.scores",
     "fuse": "fusionlab.fusion.python",
+    "fuse_checkpoints": "fusionlab.commands.fuse.command",
     "load": "fusionlab.runs.loading",
     "load_backbone": "fusionlab.backbones",
     "rules": "fusionlab.rules",
+    "sweep": "fusionlab.commands.sweep.command",
     "task_vector": "fusionlab.tensors.state",
 }
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from argparse import ArgumentError
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jsonargparse
@@ -45,8 +46,41 @@ def values(
     parser = build_parser(recipe_class, command, switches)
     argv = checked_flags(argv, [item.name for item in fields(recipe_class) if "dict[" in str(item.type)])
     read = read or (lambda path: read_recipe(recipe_class, path))
+    return _parsed(parser, command, lambda: parser.parse_args(_with_files(argv, read)))
+
+
+def recipe_of(
+    recipe_class: type[_T],
+    given: _T | Mapping[str, Any] | str | Path,
+    command: str,
+    read: Callable[[str], dict[str, Any]] | None = None,
+) -> _T:
+    """The recipe that Python gives: one, its keys, or the path of a YAML file with them.
+
+    Args:
+        recipe_class: a dataclass with a Google docstring.
+        given: any of them.
+        command: name of the command whose recipe it is.
+        read: what reads a file into the recipe's keys; by default as YAML.
+
+    Raises:
+        InputError: as :func:`values`.
+    """
+    if isinstance(given, recipe_class):
+        return given
+    if isinstance(given, Mapping):
+        content = read_recipe(recipe_class, "recipe", dict(given))
+    else:
+        content = (read or (lambda path: read_recipe(recipe_class, path)))(str(given))
+    parser = build_parser(recipe_class, command, {})
+    return recipe_class(**_parsed(parser, command, lambda: parser.parse_object(content)))
+
+
+def _parsed(
+    parser: jsonargparse.ArgumentParser, command: str, parse: Callable[[], jsonargparse.Namespace]
+) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = parser.parse_args(_with_files(argv, read)).as_dict()
+        found: dict[str, Any] = parse().as_dict()
     except ArgumentError as error:
         raise InputError(readable(str(error), flag_names(parser), command)) from error
     found.pop("config")

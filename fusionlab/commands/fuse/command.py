@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from fusionlab.commands import parser
@@ -23,7 +25,25 @@ def main(argv: list[str]) -> int:
     Raises:
         InputError: what the user can fix; nothing was written then.
     """
-    recipe = parse(argv)
+    fuse_checkpoints(parse(argv), verbose=True)
+    return 0
+
+
+def fuse_checkpoints(recipe: Recipe | Mapping[str, Any] | str | Path, *, verbose: bool = False) -> Path:
+    """Fuse checkpoints or adapters on disk, of any size, into one model on disk, as the command ``fuse`` does.
+
+    Args:
+        recipe: what to fuse, how and where to: a :class:`~fusionlab.commands.fuse.recipe.Recipe`, its keys, or the path
+            of a YAML file with them or of a mergekit configuration.
+        verbose: print the forecast and the result, and show a progress bar on a terminal.
+
+    Returns:
+        the folder that was written; where the recipe says ``dry_run``, that would be, and the plan is printed.
+
+    Raises:
+        InputError: an unknown key, a value of another type, or what cannot be fused; nothing was written then.
+    """
+    recipe = parser.recipe_of(Recipe, recipe, "fuse", read_recipe)
     from fusionlab.commands.fuse.offline import fuse_folder, prepare
     from fusionlab.commands.fuse.progress import progress_bar
     from fusionlab.commands.fuse.report import plan_text
@@ -32,17 +52,21 @@ def main(argv: list[str]) -> int:
     search = search_of(recipe)
     if recipe.dry_run:
         looking = None if search is None else look(recipe, search)
-        print(plan_text(prepare(recipe) if looking is None else looking.prepared))
+        prepared = prepare(recipe) if looking is None else looking.prepared
+        print(plan_text(prepared))
         if looking is not None:
             print(looking.describe())
-        return 0
+        return prepared.output
     prepared = prepare(recipe) if search is None else with_rule_found(recipe, search)
+    if not verbose:
+        fuse_folder(prepared)
+        return prepared.output
     if prepared.forecast is not None:
         print(f"forecast: {prepared.forecast}", flush=True)
     with progress_bar(prepared.bytes_to_read) as advance:
         summary = fuse_folder(prepared, advance)
     print(summary)
-    return 0
+    return prepared.output
 
 
 def parse(argv: list[str]) -> Recipe:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
-from fusionlab.commands.parser import parse
+from fusionlab.commands.parser import parse, recipe_of
 from fusionlab.commands.sweep.recipe import SweepRecipe
+from fusionlab.layout import SWEEP
 
 SWITCHES = {"dry_run": "check everything, print the number of points and the estimated time, and stop"}
 
@@ -19,33 +20,51 @@ def main(argv: list[str]) -> int:
     Raises:
         InputError: what the user can fix.
     """
-    recipe = parse(SweepRecipe, argv, "sweep", SWITCHES)
-    import transformers
+    sweep(parse(SweepRecipe, argv, "sweep", SWITCHES), verbose=True)
+    return 0
 
+
+def sweep(recipe: SweepRecipe | Mapping[str, Any] | str | Path, *, verbose: bool = False) -> Path:
+    """Fuse every subset of tasks by every rule, for every method and seed, as the command ``sweep`` does.
+
+    Several processes may work in the same folder; a point that is in its ledger is not computed again.
+
+    Args:
+        recipe: a :class:`~fusionlab.commands.sweep.recipe.SweepRecipe`, its keys, or the path of a YAML file with them.
+        verbose: print where the results are, and show a progress bar on a terminal.
+
+    Returns:
+        the path of ``sweep.json``; where the recipe says ``dry_run``, it would be written, and the plan is printed.
+
+    Raises:
+        InputError: an unknown key, a value of another type, or what fit, the rules or the data refuse.
+    """
+    recipe = recipe_of(SweepRecipe, recipe, "sweep")
     from fusionlab.commands.sweep.execute import Sweep
     from fusionlab.commands.sweep.results import write_sweep
+    from fusionlab.commands.trainer import quiet
 
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
-    transformers.utils.logging.disable_progress_bar()
-    sweep = Sweep(recipe)
-    count = sweep.num_points()
+    quiet()
+    work = Sweep(recipe)
+    count = work.num_points()
     if recipe.dry_run:
         print(
-            f"{len(sweep.sources)} runs ({count['fits']} to fit), {len(sweep.subsets)} subsets of {len(sweep.tasks)} "
-            f"tasks, {len(sweep.rules)} rules\n"
+            f"{len(work.sources)} runs ({count['fits']} to fit), {len(work.subsets)} subsets of {len(work.tasks)} "
+            f"tasks, {len(work.rules)} rules\n"
             f"points: {count['points']}, more where a coefficient beyond the grid wins\n"
-            f"estimated time: {_duration(sweep.estimated_seconds())} (one batch was timed; points that are in the "
+            f"estimated time: {_duration(work.estimated_seconds())} (one batch was timed; points that are in the "
             f"ledger and models that are equal cost nothing)"
         )
-        return 0
+        return work.output / SWEEP
+    if not verbose:
+        work.run()
+        return write_sweep(work)
     with _progress(count["points"]) as advance:
-        sweep.run(advance)
-    path = write_sweep(sweep)
+        work.run(advance)
+    path = write_sweep(work)
     print(f"sweep: {path}")
     print(f"report: python -m fusionlab report {recipe.output}")
-    return 0
+    return path
 
 
 @contextmanager
