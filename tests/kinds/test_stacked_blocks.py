@@ -207,3 +207,22 @@ def test_what_does_not_fit_is_refused_by_key(
     assert run(root, recipe, tmp_path / "out") == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_norms_kept_beside_whole_models_are_not_those_of_a_part(root: Path, tmp_path: Path) -> None:
+    whole = {"base": "base", "finetuned": {"a": "a", "b": "b"}, "rule": "metagpt"}
+    assert run(root, whole, tmp_path / "whole") == 0  # keeps norms beside a and b
+    part = {task: [{"model": task, "layers": [1, 2]}] for task in ("base", "a", "b")}
+    base = part.pop("base")
+    for repeated in ("out", "again"):
+        assert run(root, {"base": base, "finetuned": part, "rule": "metagpt"}, tmp_path / repeated) == 0
+        found = json.loads((tmp_path / repeated / "fusion.json").read_text())["scaling_coefficients"]
+        squares = {}
+        for task in ("a", "b"):
+            both = weights(root, task), weights(root, "base")
+            names = [name for name in both[0] if not name.startswith("model.layers.") or ".layers.1." in name]
+            squares[task] = sum(float((both[0][name] - both[1][name]).double().square().sum()) for name in names)
+        assert found == {task: pytest.approx(square / sum(squares.values())) for task, square in squares.items()}
+    assert run(root, whole, tmp_path / "whole again") == 0
+    one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "whole again"))
+    assert one == two
