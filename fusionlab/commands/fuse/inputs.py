@@ -98,6 +98,13 @@ def open_input(
         if not opened.is_part:
             _check_architecture(task, base, opened)
         return opened
+    return _open_adapter(task, name, path, base, cache_bytes, allow_other_base=allow_other_base)
+
+
+def _open_adapter(
+    task: str, name: str, path: Path, base: Opened, cache_bytes: int, *, allow_other_base: bool
+) -> Opened:
+    """An adapter, whose modules are those of the base."""
     if base.is_remade:
         raise InputError(
             f"adapter {task!r}: the base {base.name} is made of ranges of blocks, which an adapter was not trained on; "

@@ -71,17 +71,7 @@ def prepare(recipe: Recipe) -> Prepared:
     }
     inputs = of_one_base(inputs, base)
     notes += [note for opened in inputs.values() for note in opened.notes]
-    tokenizer, template = None, None
-    if recipe.tokenizer is not None:
-        from fusionlab.commands.fuse.tokens import aligned
-
-        found = aligned(recipe.tokenizer, base, inputs)
-        base, inputs, tokenizer = found.base, found.inputs, found.tokenizer
-        notes.append(found.note)
-    if recipe.chat_template is not None:
-        from fusionlab.commands.fuse.tokens import chat_template
-
-        template = chat_template(recipe.chat_template, {"": base, **inputs})
+    base, inputs, written = _one_vocabulary(recipe, base, inputs, notes)
     if recipe.mismatched_tensors == "error":
         check_vocabularies(base, inputs)
     if recipe.hash and not recipe.dry_run:
@@ -92,10 +82,8 @@ def prepare(recipe: Recipe) -> Prepared:
     tensors = _output_tensors(job, base)
     resources = Resources(recipe.threads or len(os.sched_getaffinity(0)), budget)
     as_adapter = _as_adapter(recipe, rule, inputs)
-    if as_adapter and template is not None:
-        raise InputError("chat_template: a fused adapter has its base's; say save: weights to merge it into weights.")
     prepared = Prepared(recipe, base, inputs, job, tensors, as_adapter, resources, untied, tuple(notes))
-    prepared = replace(prepared, tokenizer=tokenizer, chat_template=template)
+    prepared = replace(prepared, tokenizer=written[0], chat_template=written[1])
     check_memory(rule, prepared.peak, resources)
     check_disk(output, prepared.output_bytes)
     try_rule(job)
@@ -104,6 +92,22 @@ def prepare(recipe: Recipe) -> Prepared:
         notes.append(rule.over_adapters)
     notes += [*tie_notes(base, untied), *report.unread_notes(base, inputs), *report.tokenizer_notes(base, inputs)]
     return replace(prepared, notes=tuple(notes), carried=report.carried(prepared))
+
+
+def _one_vocabulary(
+    recipe: Recipe, base: Opened, inputs: dict[str, Opened], notes: list[str]
+) -> tuple[Opened, dict[str, Opened], tuple[Any, str | None]]:
+    """The models with the rows of one vocabulary, where that is asked for; and the tokenizer and template to write."""
+    if recipe.tokenizer is None and recipe.chat_template is None:
+        return base, inputs, (None, None)
+    from fusionlab.commands.fuse.tokens import aligned, chat_template  # imports transformers, which takes seconds
+
+    template = None if recipe.chat_template is None else chat_template(recipe.chat_template, {"": base, **inputs})
+    if recipe.tokenizer is None:
+        return base, inputs, (None, template)
+    found = aligned(recipe.tokenizer, base, inputs)
+    notes.append(found.note)
+    return found.base, dict(found.inputs), (found.tokenizer, template)
 
 
 def fuse_folder(prepared: Prepared, advance: Callable[[int], None] | None = None) -> str:
@@ -181,6 +185,8 @@ def _as_adapter(recipe: Recipe, rule: Rule, inputs: Mapping[str, Opened]) -> boo
             f"save: an adapter needs adapters and a linear rule, or one on matrices, but {why}; say save: weights."
         )
     as_adapter = possible and recipe.save != "weights"
+    if as_adapter and recipe.chat_template is not None:
+        raise InputError("chat_template: a fused adapter has its base's; say save: weights to merge it into weights.")
     if as_adapter and (recipe.dtype or recipe.input_dtype):
         raise InputError("dtype: a fused adapter is float32; say save: weights to merge it into weights of a dtype.")
     if recipe.rank is not None and not as_adapter:

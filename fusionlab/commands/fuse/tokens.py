@@ -72,15 +72,7 @@ def aligned(source: str, base: Opened, inputs: Mapping[str, Opened]) -> Aligned:
         wanted = _union(list(own.values()), base.path)
     elif source != "base":
         wanted = _tokenizer(f"tokenizer {source!r}", resolve(source, None))
-    for key in _SPECIAL:
-        ours, theirs = base.config.get(key), getattr(wanted, key, None)
-        if isinstance(ours, int) and theirs is not None and theirs != ours:
-            raise InputError(f"tokenizer: {key} is {ours} in the base's config.json and {theirs} there; not supported.")
-    ids = wanted.get_vocab()
-    if sorted(ids.values()) != list(range(len(ids))):
-        raise InputError(
-            f"tokenizer: expected {len(ids)} tokens with ids from 0 without gaps, got up to {max(ids.values())}."
-        )
+    ids = _checked_ids(wanted, base)
     tokens = sorted(ids, key=ids.__getitem__)
     sizes = {what: _size(what, opened) for what, opened in models.items()}
     names = _vocabulary_names(models, sizes)
@@ -95,6 +87,20 @@ def aligned(source: str, base: Opened, inputs: Mapping[str, Opened]) -> Aligned:
     return Aligned(
         remade["the base"], found, None if source == "base" else wanted, note + (f": {name_list(some)}" if some else "")
     )
+
+
+def _checked_ids(wanted: PreTrainedTokenizerFast, base: Opened) -> dict[str, int]:
+    """The ids of the tokens, without gaps, of which the special ones are those of the base's configuration."""
+    for key in _SPECIAL:
+        ours, theirs = base.config.get(key), getattr(wanted, key, None)
+        if isinstance(ours, int) and theirs is not None and theirs != ours:
+            raise InputError(f"tokenizer: {key} is {ours} in the base's config.json and {theirs} there; not supported.")
+    ids = wanted.get_vocab()
+    if sorted(ids.values()) != list(range(len(ids))):
+        raise InputError(
+            f"tokenizer: expected {len(ids)} tokens with ids from 0 without gaps, got up to {max(ids.values())}."
+        )
+    return ids
 
 
 def _remade(
