@@ -6,13 +6,14 @@ are those in the memory of ``backbone.model`` without adapters; tensors of batch
 module is given them, and on the CPU where data give them.
 """
 
-from fusionlab.contracts.checks import as_data, as_module, as_tokenizing, is_backbone, is_source
+from fusionlab.contracts.checks import as_data, as_module, as_tokenizing, has_heads, is_backbone, is_source
 from fusionlab.contracts.defaults import DataDefaults, ModuleDefaults, Network
 from fusionlab.contracts.protocols import (
     Application,
     Backbone,
     Batch,
     Data,
+    Headed,
     LinearOutputs,
     Module,
     Row,
@@ -26,6 +27,7 @@ __all__ = [
     "Batch",
     "Data",
     "DataDefaults",
+    "Headed",
     "LinearOutputs",
     "Module",
     "ModuleDefaults",
@@ -36,6 +38,7 @@ __all__ = [
     "as_data",
     "as_module",
     "as_tokenizing",
+    "has_heads",
     "is_backbone",
     "is_source",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TypeGuard
 
-from fusionlab.contracts.protocols import Backbone, Data, Module, Source, Tokenizing
+from fusionlab.contracts.protocols import Backbone, Data, Headed, Module, Source, Tokenizing
 from fusionlab.errors import InputError
 
 
@@ -49,6 +49,11 @@ def is_source(given: object) -> TypeGuard[Source]:
 def is_backbone(given: object) -> TypeGuard[Backbone]:
     """Whether ``given`` is a network with what is known of it."""
     return not missing_members(given, Backbone)
+
+
+def has_heads(given: object) -> TypeGuard[Headed]:
+    """Whether ``given`` scores images by frozen heads."""
+    return not missing_members(given, Headed)
 
 
 def missing_members(given: object, contract: type) -> list[str]:

@@ -109,6 +109,10 @@ class ModuleDefaults:
         """The network's settings and the names of the metrics."""
         return {"backbone": self.backbone.settings, "metrics": list(self.metrics(task))}
 
+    def ranking_settings(self, task: str) -> Mapping[str, Any]:
+        """Nothing more."""
+        return {}
+
     def evaluation_context(self) -> AbstractContextManager[Any]:
         """As the network computes."""
         return nullcontext()

@@ -160,6 +160,9 @@ class Module(Source, Protocol):
     def scoring_settings(self, task: str) -> Mapping[str, Any]:
         """What decides the task's scores beside samples and weights, as JSON has it; asked once tasks are prepared."""
 
+    def ranking_settings(self, task: str) -> Mapping[str, Any]:
+        """What decides :meth:`scored_classes` beside that: a search may look at it, however the task is scored."""
+
     def evaluation_context(self) -> AbstractContextManager[Any]:
         """The precision in which it is scored."""
 
@@ -198,6 +201,28 @@ class Module(Source, Protocol):
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """All parameters by name."""
+
+
+class ImageEncoder(Backbone, Protocol):
+    """A backbone that encodes images."""
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """Features of uint8 images, shape ``(batch, dim)``."""
+
+
+class Headed(Module, Protocol):
+    """A module that scores images by a frozen head for each task on what its backbone gives."""
+
+    @property
+    def backbone(self) -> ImageEncoder:
+        """The base."""
+
+    @property
+    def heads(self) -> Mapping[str, Tensor]:
+        """By task, unit rows ``(num_classes, dim)``."""
+
+    def full_precision(self) -> AbstractContextManager[Any]:
+        """Autocast off, in which heads act."""
 
 
 class Data(Protocol):

@@ -19,9 +19,8 @@ from torch.nn import functional as F
 
 from fusionlab.adapters import Adapter, base_tensors
 from fusionlab.adapters.weights import Weights, is_linearized
-from fusionlab.contracts import Data, Module
+from fusionlab.contracts import Data, Module, Row
 from fusionlab.evaluation.loop import Acting
-from fusionlab.evaluation.rows import Row
 from fusionlab.evaluation.scores import Scored, score
 from fusionlab.linearize import LinearizedState
 
@@ -185,7 +184,7 @@ class _Memory:
         self._known: tuple[Tensor, int, Tensor, int] | None = None
 
     def install(self) -> None:
-        self._layer.forward = self._call  # type: ignore[method-assign]
+        self._layer.forward = self._call
 
     def uninstall(self) -> None:
         del self._layer.forward

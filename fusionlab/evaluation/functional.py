@@ -95,6 +95,7 @@ def _centred(values: Sequence[float]) -> list[float]:
 
 def _ranks(values: Sequence[float]) -> list[float]:
     """Ranks from 0; ties share the mean of theirs."""
-    _, group, counts = torch.tensor(values, dtype=torch.float64).unique(return_inverse=True, return_counts=True)
+    _, group, counts = torch.unique(torch.tensor(values, dtype=torch.float64), return_inverse=True, return_counts=True)
     means = counts.double().cumsum(0) - (counts.double() + 1) / 2
-    return means[group].tolist()
+    ranks: list[float] = means[group].tolist()
+    return ranks

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from fusionlab.adapters.weights import Weights
 from fusionlab.backbones.choice import lowest_argmax
-from fusionlab.contracts import Batch, Data, LinearOutputs, Module
+from fusionlab.contracts import Batch, Data, Headed, LinearOutputs, Module, Row, has_heads
 from fusionlab.evaluation.loop import Acting, count_batches
-from fusionlab.evaluation.rows import Row, rows_of
+from fusionlab.evaluation.rows import rows_of
 from fusionlab.evaluation.scores import Scored, score
 from fusionlab.fusion.finetuned import Finetuned
 
@@ -35,7 +35,7 @@ class TangentOutputs:
         finetuned: linearized task vectors.
     """
 
-    def __init__(self, module: Any, data: Any, finetuned: Finetuned) -> None:
+    def __init__(self, module: Headed, data: Data, finetuned: Finetuned) -> None:
         self._module, self._data, self._finetuned = module, data, finetuned
         self._known: dict[tuple[str, str], tuple[Tensor, Tensor, Tensor]] = {}
         self.tasks = tuple(data.tasks)
@@ -89,6 +89,9 @@ class TangentOutputs:
         module, backbone = self._module, self._module.backbone
         linear = module.linear_outputs(self._finetuned.weights)
 
+        def begin(task: str) -> list[tuple[Tensor, Tensor, Tensor]]:
+            return []
+
         def keep(task: str, batch: Batch, kept: list[tuple[Tensor, Tensor, Tensor]]) -> None:
             base, outputs = linear.parts(lambda: backbone.image_features(batch["images"]))
             features = torch.stack([base, *outputs.values()])
@@ -97,7 +100,7 @@ class TangentOutputs:
             kept.append((logits, batch["labels"], batch["mask"]))
 
         batches = partial(self._data.eval_batches, split=split)
-        found = count_batches(module, {"": Acting([task])}, batches, lambda task: [], keep, tasks=[task])
+        found = count_batches(module, {"": Acting([task])}, batches, begin, keep, tasks=[task])
         parts, labels, masks = zip(*found[""][task], strict=True)
         return torch.cat(parts, dim=1), torch.cat(labels), torch.cat(masks)
 
@@ -163,7 +166,7 @@ class LinearSums:
         finetuned: linearized task vectors.
     """
 
-    def __init__(self, module: Any, data: Any, finetuned: Finetuned) -> None:
+    def __init__(self, module: Module, data: Data, finetuned: Finetuned) -> None:
         self._module, self._data, self._finetuned = module, data, finetuned
         self.tasks = linear_tasks(module, data.tasks, finetuned.weights)
         self.passes = 0.0
@@ -179,14 +182,14 @@ class LinearSums:
         return score_linear_sums(self._module, self._data, self._finetuned.weights, candidates, split)
 
 
-def tangent_shortcut(module: Any, data: Any, finetuned: Finetuned) -> TangentOutputs | LinearSums | None:
+def tangent_shortcut(module: Module, data: Data, finetuned: Finetuned) -> TangentOutputs | LinearSums | None:
     """What scores weighted sums of these models together, on its ``tasks``; None where they are not linearized.
 
     It holds all task vectors on the module's device while it scores.
     """
     if not module.acts_linearly(finetuned.weights):
         return None
-    return (TangentOutputs if getattr(module, "heads", None) else LinearSums)(module, data, finetuned)
+    return TangentOutputs(module, data, finetuned) if has_heads(module) else LinearSums(module, data, finetuned)
 
 
 def _predictions(lambdas: Tensor, parts: Tensor) -> Tensor:
@@ -194,4 +197,4 @@ def _predictions(lambdas: Tensor, parts: Tensor) -> Tensor:
     _, samples, classes = parts.shape
     flat = parts.flatten(1)
     step = max(1, LOGITS_AT_ONCE // (samples * classes))
-    return torch.cat([lowest_argmax((rows @ flat).view(-1, samples, classes)) for rows in lambdas.split(step)])
+    return torch.cat([lowest_argmax((rows @ flat).view(-1, samples, classes)) for rows in torch.split(lambdas, step)])

@@ -207,8 +207,9 @@ class ScoreCorrelation(Score):
 
     def _begin(self) -> None:
         """Give every list its dtype, so that a process without a batch can take part in the gather."""
-        for name, dtype in (("predictions", torch.float64), ("targets", torch.float64), ("indices", torch.int64)):
-            getattr(self, name).append(torch.empty(0, dtype=dtype, device=self.device))
+        for values in (self.predictions, self.targets):
+            values.append(torch.empty(0, dtype=torch.float64, device=self.device))
+        self.indices.append(torch.empty(0, dtype=torch.int64, device=self.device))
 
     def reset(self) -> None:
         """Forget all batches."""

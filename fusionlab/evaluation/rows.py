@@ -82,7 +82,8 @@ def _kind(metric: Metric, name: str) -> _Value:
 def higher_is_better(row: Mapping[str, Any]) -> bool | None:
     """Whether a row's value is better where it is higher; None for a count. Rows of schema 1 say it by the metric."""
     if "higher_is_better" in row:
-        return row["higher_is_better"]
+        said: bool | None = row["higher_is_better"]
+        return said
     return None if row["metric"] in _FAULTS_BEFORE else row["metric"] not in _LOWER_BEFORE
 
 
@@ -96,7 +97,8 @@ def read_rows(path: Path) -> list[Row]:
 
 def primary_rows(rows: Iterable[Row]) -> list[Row]:
     """Of each task the rows of its first metric: the one that means and choices are made of."""
-    rows, first = list(rows), {}
+    rows = list(rows)
+    first: dict[str, str] = {}
     for row in rows:
         first.setdefault(row["task"], row["metric"])
     return [row for row in rows if row["metric"] == first[row["task"]]]
@@ -138,7 +140,7 @@ def mean_score(rows: Iterable[Mapping[str, Any]]) -> float:
             f"nothing to choose by: {unknown} says neither that higher nor that lower is better; give its metric "
             f"class higher_is_better, as torchmetrics asks"
         )
-    scores = [row["value"] for row in counted]
+    scores: list[float] = [row["value"] for row in counted]
     if not higher_is_better(counted[0]):
         scores = [math.inf if not error else -math.log(error) for error in scores]
     return sum(scores) / len(scores)

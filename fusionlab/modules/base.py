@@ -154,10 +154,6 @@ class FusionModule(LightningModule, ModuleDefaults, ABC):
         """What decides the task's scores beside samples, weights and the network: metric, and prompts or answers."""
         return {"metrics": list(self.metrics(task))}
 
-    def ranking_settings(self, task: str) -> dict[str, Any]:
-        """What decides the scores of label words: a search may look at these, however the task is scored."""
-        return {}
-
     def scoring_settings(self, task: str) -> dict[str, Any]:
         """What decides the task's scores beside samples and weights; its tasks are prepared."""
         return {

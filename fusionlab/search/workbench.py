@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from fusionlab.adapters import base_state
-from fusionlab.contracts import as_data, as_module
+from fusionlab.contracts import Data, Module, as_data, as_module
 from fusionlab.data.tasks import check_samples
 from fusionlab.errors import InputError, did_you_mean
 from fusionlab.runs.loading import point_hash
@@ -29,8 +29,8 @@ class Workbench:
         base_hash: of all base weights.
     """
 
-    module: Any
-    data: Any
+    module: Module
+    data: Data
     base_hash: str
 
     @property
@@ -65,20 +65,21 @@ def workbench(config: Mapping[str, Any], runs: Sequence[Path] = ()) -> Workbench
         enable_model_summary=False,
         **kept,
     )
-    module = module_class(**known_arguments("model", module_class, model))
-    module = attached.precision_plugin.convert_module(module)
-    attached.strategy.connect(module)
-    module.trainer = attached
-    module.to(attached.strategy.root_device)
-    source = data_class(**known_arguments("data", data_class, data))
-    check_samples(as_module(module), as_data(source))
-    source.trainer = attached
-    source.setup("fit")
-    attached.datamodule = source  # type: ignore[attr-defined]
+    made = attached.precision_plugin.convert_module(module_class(**known_arguments("model", module_class, model)))
+    attached.strategy.connect(made)
+    made.trainer = attached
+    made.to(attached.strategy.root_device)
+    given = data_class(**known_arguments("data", data_class, data))
+    module, source = as_module(made), as_data(given)
+    check_samples(module, source)
+    given.trainer = attached
+    given.setup("fit")
+    attached.datamodule = given  # type: ignore[attr-defined]
     if runs:
         module.read_run(runs, source.tasks)
     module.prepare_tasks(source.tasks)
-    return Workbench(module.eval(), source, point_hash(module.base_model))
+    module.eval()
+    return Workbench(module, source, point_hash(module.base_model))
 
 
 def class_of(path: str, package: str) -> type:
