@@ -258,7 +258,8 @@ def _signature(name: str, found: Any) -> str:
         given = inspect.signature(found)
     except ValueError:
         return name
-    listed = "".join(f"    {parameter},\n" for parameter in given.parameters.values())
+    shown = (re.sub(r""": (['"])(.*?)\1(?= =|$)""", r": \2", str(each)) for each in given.parameters.values())
+    listed = "".join(f"    {each},\n" for each in shown)
     return f"{name}(\n{listed})" if listed else f"{name}()"
 
 

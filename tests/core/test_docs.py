@@ -12,6 +12,8 @@ import pytest
 import yaml
 
 import fusionlab
+from fusionlab.__main__ import COMMANDS
+from fusionlab.commands.fuse.mergekit.methods import METHODS as MERGEKIT
 from fusionlab.evaluation.scores import LM_EVAL, ROW_FIELDS
 from fusionlab.reporting.protocols import Denominators, Score, measure
 from fusionlab.rules.config import known_rules
@@ -122,3 +124,23 @@ def test_a_broken_link_and_a_foreign_script_are_found(tmp_path: Path) -> None:
     assert site("<a href='b.html'>x</a>") == ["a.html: no b.html"]
     assert site("<a href='#bottom'>x</a>") == ["a.html: no part #bottom"]
     assert site("<script src='https://host/x.js'></script>") == ["a.html: loads https://host/x.js"]
+
+
+def test_mergekit_methods_are_those_that_are_read() -> None:
+    listed = (DOCS / "migration.md").read_text().partition("`merge_method` are read: ")[2].partition(".\n")[0]
+    assert re.findall(r"`(\w+)`", listed) == sorted(MERGEKIT)
+
+
+def test_flags_of_every_shown_command_exist() -> None:
+    known = {command: {name for name, _, _ in pages.flags(parser)} for command, parser in pages.parsers().items()}
+    classes = {"model", "data", "rule", "finetuned"}
+    count = 0
+    for page in [*DOCS.glob("*.md"), *(DOCS / "tutorials").glob("*.md")]:
+        text = page.read_text().replace("\\\n", " ")
+        for command, arguments in re.findall(r"python -m fusionlab (\w+)([^`\n]*)", text):
+            assert command in COMMANDS, f"{page.name}: {command}"
+            for flag in re.findall(r"--([\w.]+)", arguments):
+                is_of_class = flag.partition(".")[0] in classes and "." in flag
+                assert is_of_class or flag in known[command], f"{page.name}: {command} --{flag}"
+                count += 1
+    assert count > 40

@@ -12,7 +12,7 @@ OTHERS = [page for page in sorted(DOCS.glob("*.md")) if any(language == "bash" f
 
 def test_all_pages_are_there() -> None:
     assert [page.stem for page in TUTORIALS] == ["chat", "fuse", "images", "rule"]
-    assert [page.stem for page in OTHERS] == ["migration", "start"]
+    assert [page.stem for page in OTHERS] == ["migration", "recipes", "start"]
 
 
 @pytest.mark.parametrize("page", [*TUTORIALS, *OTHERS], ids=lambda page: page.stem)
