@@ -19,11 +19,10 @@ from lightning.pytorch import LightningDataModule, LightningModule
 
 import fusionlab
 from fusionlab.commands.fit import TRAINER_DEFAULTS, FusionCLI
-from fusionlab.commands.fuse.command import build_parser as fuse_parser
+from fusionlab.commands.fuse.recipe import Recipe
 from fusionlab.commands.parser import build_parser
 from fusionlab.commands.report import ReportRecipe
 from fusionlab.commands.rules import HEADER, rows
-from fusionlab.commands.sweep.command import SWITCHES
 from fusionlab.commands.sweep.recipe import METHODS, SweepRecipe
 from fusionlab.rules.config import known_rules
 from fusionlab.search.base import known_searches
@@ -144,8 +143,8 @@ def parsers() -> dict[str, Any]:
             save_config_callback=None, seed_everything_default=42, trainer_defaults=TRAINER_DEFAULTS,
             auto_configure_optimizers=False, load_from_checkpoint_support=False, args=["fit"],
         )  # fmt: skip
-    own = {"sweep": build_parser(SweepRecipe, "sweep", SWITCHES), "report": build_parser(ReportRecipe, "report", {})}
-    return {**found, "fuse": fuse_parser(), **own}
+    recipes = {"fuse": Recipe, "sweep": SweepRecipe, "report": ReportRecipe}
+    return found | {command: build_parser(recipe, command, {}) for command, recipe in recipes.items()}
 
 
 def command_page(command: str, parser: Any) -> str:

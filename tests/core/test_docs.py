@@ -14,7 +14,7 @@ import yaml
 import fusionlab
 from fusionlab.__main__ import COMMANDS
 from fusionlab.commands.fuse.mergekit.methods import METHODS as MERGEKIT
-from fusionlab.evaluation.scores import LM_EVAL, ROW_FIELDS
+from fusionlab.evaluation.rows import LM_EVAL, ROW_FIELDS
 from fusionlab.reporting.protocols import Denominators, Score, measure
 from fusionlab.rules.config import known_rules
 from fusionlab.search.base import known_searches, rule_or_search
