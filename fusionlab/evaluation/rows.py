@@ -28,10 +28,11 @@ ROW_FIELDS = (
 ``higher_is_better``: True, False, or None for a count of faults. ``stderr``: of a share of the samples; None where it
 is not known. ``precision``: what the trainer computed in. ``task_known``: whether the model was told each input's task.
 ``search``: samples, labels and passes of the search that found the model; None for none. Seconds, which no two runs
-share, are in ``fusion.json`` and a sweep's ledger.
+share, are in a sweep's ledger.
 """
 LM_EVAL = "lm_eval"
 """The further field of a row that lm-eval scored: versions, few-shots, limit, filter."""
+_EXPONENTIAL = ("perplexity",)  # metrics that are the exponential of a mean loss
 _FAULTS_BEFORE, _LOWER_BEFORE = ("unparsable", "near_ties"), ("perplexity",)  # metrics of schema 1
 
 
@@ -122,13 +123,13 @@ def mean_score(rows: Iterable[Mapping[str, Any]]) -> float:
     """What choices are made by: the mean of the rows' values, the higher the better.
 
     Values that are better where they are lower are never averaged with others: they count where there is nothing else,
-    as the mean of −log value, so that tasks whose errors have other sizes count alike; one that is 0 is the best.
+    as their negative mean, perplexities by their logarithm, which is the mean loss that they are made of.
 
     Example:
         >>> mean_score([{"metric": "accuracy", "value": 0.5}, {"metric": "perplexity", "value": 9.0}])
         0.5
-        >>> round(mean_score([{"metric": "error", "value": 0.5, "higher_is_better": False}]), 4)
-        0.6931
+        >>> mean_score([{"metric": "error", "value": 0.5, "higher_is_better": False}])
+        -0.5
 
     Raises:
         InputError: no metric says what is better.
@@ -142,5 +143,5 @@ def mean_score(rows: Iterable[Mapping[str, Any]]) -> float:
         )
     scores: list[float] = [row["value"] for row in counted]
     if not higher_is_better(counted[0]):
-        scores = [math.inf if not error else -math.log(error) for error in scores]
+        scores = [-math.log(row["value"]) if row["metric"] in _EXPONENTIAL else -row["value"] for row in counted]
     return sum(scores) / len(scores)

@@ -3,9 +3,16 @@
 from fusionlab.search.adamerging import Adamerging
 from fusionlab.search.base import Found, Problem, Search, is_search, rule_or_search, search_from_config, to_config
 from fusionlab.search.coefficients import START, MetagptMultiplier, Validated
-from fusionlab.search.looks import Exhaustive, Looks, ToTheTop, best, look
+from fusionlab.search.looks import Exhaustive, Looks, ToTheTop, best, look, looks_for
 from fusionlab.search.lorahub import Lorahub
-from fusionlab.search.validation import ValidationProblem, check_data, complete, looks_at_data, mean_scores
+from fusionlab.search.validation import (
+    ValidationProblem,
+    check_data,
+    complete,
+    looks_at_data,
+    mean_scores,
+    scored_at_once,
+)
 
 __all__ = [
     "START",
@@ -26,8 +33,10 @@ __all__ = [
     "is_search",
     "look",
     "looks_at_data",
+    "looks_for",
     "mean_scores",
     "rule_or_search",
+    "scored_at_once",
     "search_from_config",
     "to_config",
 ]

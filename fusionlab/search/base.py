@@ -23,6 +23,10 @@ class Problem(Protocol):
 
     tasks: tuple[str, ...]
 
+    @property
+    def at_once(self) -> bool:
+        """Whether many models are scored at about the cost of one: they act linearly, on all of the tasks."""
+
     def scores(self, rules: Sequence[Rule]) -> list[float]:
         """Mean validation score over the tasks of the model that each rule fuses; higher is better."""
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from fusionlab.errors import InputError
 from fusionlab.rules import Metagpt, Rule, TaskArithmetic, with_argument, with_coefficient
 from fusionlab.search.base import Found, Problem
-from fusionlab.search.looks import Exhaustive, Looks, ToTheTop, best, look
+from fusionlab.search.looks import Looks, best, look, looks_for
 
 START = 0.4
 """Where the best coefficient of task arithmetic is looked for first."""
@@ -23,7 +23,7 @@ class Validated:
     Args:
         rule: with a ``scaling_coefficient``, by itself or inside transforms; task arithmetic by default.
         grid: coefficients that are all tried, beyond its largest value while that wins, up to 3; by default a few looks
-            find the top, by steps of 0.05 between 0 and 3.
+            find the top, by steps of 0.05 between 0 and 3; models that are scored together are tried at every step.
         others: values of the rule's other arguments, such as ``{density: [0.1, 0.2]}``: each argument's are tried at
             the coefficient found, the best stays, and at the end the coefficient is looked for again.
 
@@ -61,7 +61,7 @@ class Validated:
         rule, settings = self.rule, ""
 
         def coefficient(start: float) -> float:
-            looks: Looks = ToTheTop(start) if self.grid is None else Exhaustive(tuple(self.grid))
+            looks: Looks = looks_for(self.grid, problem.at_once, start)
             found = look(lambda values: scored({f"{settings}{v}": with_coefficient(rule, v) for v in values}), looks)
             return best(found)
 
@@ -101,7 +101,7 @@ class MetagptMultiplier:
         def rule(value: float) -> Metagpt:
             return Metagpt(self.scope, value)  # type: ignore[arg-type]
 
-        looks: Looks = ToTheTop(1.0, 0.1) if self.grid is None else Exhaustive(tuple(self.grid))
+        looks: Looks = looks_for(self.grid, problem.at_once, 1.0, 0.1)
         scores = look(lambda values: problem.scores([rule(value) for value in values]), looks)
         told = {str(value): score for value, score in sorted(scores.items())}
         return _found(rule(best(scores)), told, problem, len(scores))

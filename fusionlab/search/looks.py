@@ -83,6 +83,16 @@ class ToTheTop:
         return round(place * self.step, 10)
 
 
+def looks_for(
+    grid: Sequence[float] | None, at_once: bool, start: float, step: float = 0.05, beyond: bool = True
+) -> Looks:
+    """A grid that was asked for; every multiple of the step where many models cost as one; else steps to the top."""
+    if grid is None and not at_once:
+        return ToTheTop(start, step)
+    every = (round(place * step, 10) for place in range(round(LIMIT / step) + 1))
+    return Exhaustive(tuple(every if grid is None else grid), beyond)
+
+
 def _vertex(left: tuple[int, float], top: tuple[int, float], right: tuple[int, float]) -> int:
     """The place where the parabola through three points is highest, rounded; their middle one is not below the others.
 
@@ -109,11 +119,13 @@ class Exhaustive:
     """
 
     grid: tuple[float, ...]
+    beyond: bool = True
+    """Whether to look beyond the grid."""
 
     def __call__(self, scores: Scores) -> tuple[float, ...]:
         grid = sorted(dict.fromkeys(self.grid))
         missing = tuple(value for value in grid if value not in scores)
-        if missing or len(grid) < 2:
+        if missing or len(grid) < 2 or not self.beyond:
             return missing
         edge = max(scores)
         if best(scores) != edge:

@@ -56,6 +56,11 @@ class ValidationProblem:
         self.cost: Cost = dict(NOTHING)
         """Of what it ran itself, without what ``score`` did; seconds of fusing only."""
 
+    @property
+    def at_once(self) -> bool:
+        """Whether outputs add up on all of the tasks."""
+        return scored_at_once(self._module, self.tasks, self._finetuned)
+
     def scores(self, rules: Sequence[Rule]) -> list[float]:
         """Mean validation scores."""
         return self._score(rules)
@@ -115,6 +120,11 @@ class ValidationProblem:
     def _first(self, task: str, num_samples: int) -> Batch:
         split = self._data.splits[task]["validation"]
         return split.batch(torch.arange(min(num_samples, len(split))))
+
+
+def scored_at_once(module: Module, tasks: Sequence[str], finetuned: Finetuned) -> bool:
+    """Whether many weighted sums are scored on the tasks at about the cost of one."""
+    return set(linear_tasks(module, tasks, finetuned.weights)) >= set(tasks)
 
 
 def mean_scores(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pytest
 
 from fusionlab.commands.sweep.choosing import Tried, choose, start_of
-from fusionlab.search import START
+from fusionlab.search import START, Exhaustive, ToTheTop
 
 TASKS = "abcdef"
 SUBSETS = [subset for size in (2, 3, 4, 6) for subset in itertools.combinations(TASKS, size)]
@@ -30,14 +30,14 @@ class Asked:
 
 def test_the_top_of_every_subset_by_few_looks() -> None:
     score = Asked()
-    chosen = choose(SUBSETS, score, None)
+    chosen = choose(SUBSETS, score, ToTheTop)
     assert all(chosen[subset] == pytest.approx(top(subset), abs=0.026) for subset in SUBSETS)
     assert len(score.looks) == len(set(score.looks)) <= 5.5 * len(SUBSETS)
 
 
 def test_a_grid_is_tried_whole() -> None:
     score = Asked()
-    chosen = choose(SUBSETS, score, (0.2, 0.4, 0.6))
+    chosen = choose(SUBSETS, score, lambda start: Exhaustive((0.2, 0.4, 0.6)))
     assert {subset: [value for other, value in score.looks if other == subset][:3] for subset in SUBSETS} == {
         subset: [0.2, 0.4, 0.6] for subset in SUBSETS
     }
@@ -46,7 +46,7 @@ def test_a_grid_is_tried_whole() -> None:
 
 def test_the_order_of_subsets_does_not_matter() -> None:
     one, other = Asked(), Asked()
-    assert choose(SUBSETS, one, None) == choose(list(reversed(SUBSETS)), other, None)
+    assert choose(SUBSETS, one, ToTheTop) == choose(list(reversed(SUBSETS)), other, ToTheTop)
     assert sorted(one.looks) == sorted(other.looks)
 
 

@@ -1,6 +1,7 @@
 """Rows of tasks with several metrics: the first one counts in means and choices, faults only in the report."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -122,7 +123,9 @@ def test_choices_go_the_way_of_the_metric() -> None:
         return [row(str(task), "error", value, higher_is_better=False) for task, value in enumerate(values)]
 
     assert mean_score(errors(0.5, 2.0)) > mean_score(errors(0.6, 2.0)) > mean_score(errors(6.0, 2.0))
-    assert mean_score(errors(0.0, 9.0)) > mean_score(errors(0.1, 0.1))
+    assert mean_score(errors(-0.5, 0.0)) > mean_score(errors(0.0, 0.0))  # a log-likelihood of a density
+    halves = [row("a", "perplexity", value, higher_is_better=False) for value in (4.0, 1.0)]
+    assert mean_score(halves) == pytest.approx(-math.log(2.0))
     with pytest.raises(InputError, match="nothing to choose by: odd of a says neither"):
         mean_score([row("a", "odd", 0.5, higher_is_better=None)])
     mixed = [row("a", "accuracy", 0.5), row("b", "error", 100.0, higher_is_better=False)]

@@ -29,6 +29,8 @@ from fusionlab.search.adamerging import entropy
 class Peaked:
     """Validation scores by coefficient."""
 
+    at_once = False
+
     def __init__(self, score: Callable[[float], float]) -> None:
         self.score = score
 
@@ -134,6 +136,7 @@ class Known:
 
     tasks = ("a", "b")
     best = {"a": 0.7, "b": -0.4}  # noqa: RUF012
+    at_once = False
 
     def __init__(self) -> None:
         self.asked: list[Rule] = []
@@ -241,3 +244,19 @@ def test_searches_by_name_and_back() -> None:
         search_from_config({"class_path": "adamerging", "init_args": {"num_steps": "many"}})
     with pytest.raises(InputError, match=r"grid: expected numbers, at least one, got \['x'\]"):
         search_from_config({"class_path": "metagpt_multiplier", "init_args": {"grid": ["x"]}})
+
+
+def test_models_that_cost_as_one_are_tried_at_every_step() -> None:
+    class AtOnce(Peaked):
+        at_once = True
+        calls = 0
+
+        def scores(self, rules: Sequence[Rule]) -> list[float]:
+            self.calls += 1
+            return [-abs(getattr(rule, "multiplier", getattr(rule, "scaling_coefficient", 0)) - 1.3) for rule in rules]
+
+    for search, tried in ((Validated(), 61), (MetagptMultiplier(), 31), (Validated(grid=(0.5, 1.3, 2.0)), 3)):
+        problem = AtOnce(lambda value: 0.0)
+        found = search.search(problem)
+        assert (problem.calls, found.passes) == (1, tried)
+        assert "1.3" in found.scores

@@ -19,6 +19,8 @@ from fusionlab.search import Adamerging, Found, Lorahub, MetagptMultiplier, Sear
 class Counted:
     """Tasks of several sizes, whose samples and labels are counted when they are looked at."""
 
+    at_once = False
+
     def __init__(self, sizes: Sequence[int]) -> None:
         self.sizes = {f"task {number}": size for number, size in enumerate(sizes)}
         self.tasks = tuple(self.sizes)

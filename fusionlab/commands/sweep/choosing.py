@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from fusionlab.evaluation.rows import Row, higher_is_better, mean_score
-from fusionlab.search import START, Exhaustive, Looks, ToTheTop, best
+from fusionlab.search import START, Looks, best
 
 Subset = tuple[str, ...]
 Tried = tuple[Subset, float]
@@ -29,25 +29,22 @@ def by_size(subsets: Iterable[Subset]) -> dict[int, list[Subset]]:
     return found
 
 
-def choose(subsets: Iterable[Subset], score: Score, grid: Sequence[float] | None) -> dict[Subset, float]:
+def choose(subsets: Iterable[Subset], score: Score, looks: Callable[[float], Looks]) -> dict[Subset, float]:
     """The best coefficient of every subset, size after size.
 
     Args:
         subsets: of all sizes up to one.
         score: of subsets with a coefficient each, many at once.
-        grid: coefficients that are all tried; None: a few looks.
+        looks: what is looked at from a start.
     """
     chosen: dict[Subset, float] = {}
     for size, of_size in sorted(by_size(subsets).items()):
-        chosen |= choose_of_size(of_size, score, grid, start_of(size, chosen))
+        chosen |= choose_of_size(of_size, score, looks(start_of(size, chosen)))
     return chosen
 
 
-def choose_of_size(
-    subsets: Sequence[Subset], score: Score, grid: Sequence[float] | None, start: float
-) -> dict[Subset, float]:
+def choose_of_size(subsets: Sequence[Subset], score: Score, looks: Looks) -> dict[Subset, float]:
     """The best coefficient of subsets of one size; what all of them look at next is scored at once."""
-    looks: Looks = ToTheTop(start) if grid is None else Exhaustive(tuple(grid))
     scores: dict[Subset, dict[float, float]] = {subset: {} for subset in subsets}
     while tried := [(subset, value) for subset in subsets for value in looks(scores[subset])]:
         for (subset, value), found in zip(tried, score(tried), strict=True):

@@ -38,7 +38,7 @@ from fusionlab.memory import peak_bytes
 from fusionlab.reporting import check_reference, single_task_values
 from fusionlab.rules import Rule, is_open, with_coefficient
 from fusionlab.runs.leases import remove_unfinished
-from fusionlab.search import START, Search, check_data
+from fusionlab.search import START, Looks, Search, check_data, looks_for, scored_at_once
 from fusionlab.search.workbench import Workbench, workbench
 
 SUBSETS_IN_A_JOB = 10
@@ -133,6 +133,15 @@ class Sweep:
             self._identities[source.name] = RunIdentity(source, loaded, self.bench, beside)
         return self._loaded[source.name]
 
+    def at_once(self, source: RunSource) -> bool:
+        """Whether many weighted sums of the run's weights are scored at about the cost of one."""
+        return scored_at_once(self.bench.module, self.tasks, self.finetuned(source))
+
+    def looks(self, source: RunSource, protocol: str) -> Callable[[float], Looks]:
+        """What is looked at from a start to choose a coefficient; ``published`` keeps to a grid that is given."""
+        grid, at_once = self.recipe.grid, self.at_once(source)
+        return lambda start: looks_for(grid, at_once, start, beyond=protocol == "strict")
+
     def identity(self, source: RunSource) -> RunIdentity:
         """The keys of the run's points."""
         self.finetuned(source)
@@ -205,21 +214,23 @@ class Sweep:
         else:
             for protocol, start in starts.items():
                 score = self._scored_by(worker.score, job, protocol)
-                chosen = choose_of_size(job.subsets, score, self.recipe.grid, start)
+                chosen = choose_of_size(job.subsets, score, self.looks(job.source, protocol)(start))
                 worker.score([self._point(job, "test", subset, value) for subset, value in chosen.items()])
 
     def _starts(self, job: Job) -> dict[str, float] | None:
         """By protocol, where the job's searches start; None while smaller subsets are not searched yet."""
         if not is_open(self.rules[job.rule_name]):
             return {}
-        if self.recipe.grid is not None:
+        if self.recipe.grid is not None or self.at_once(job.source):
             return dict.fromkeys(self.recipe.protocols, START)
         size = len(job.subsets[0])
         smaller = [subset for subset in self.subsets if len(subset) < size]
         known = self._worker(job.source).known
         try:
             return {
-                protocol: start_of(size, choose(smaller, self._scored_by(known, job, protocol), None))
+                protocol: start_of(
+                    size, choose(smaller, self._scored_by(known, job, protocol), self.looks(job.source, protocol))
+                )
                 for protocol in self.recipe.protocols
             }
         except KeyError:

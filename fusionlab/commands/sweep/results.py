@@ -13,6 +13,7 @@ from fusionlab.adapters import base_state
 from fusionlab.commands.sweep.choosing import SPLITS, Subset, Tried, choose, score_of
 from fusionlab.commands.sweep.execute import Sweep
 from fusionlab.commands.sweep.identity import RunIdentity
+from fusionlab.commands.sweep.sources import RunSource
 from fusionlab.contracts import Row
 from fusionlab.evaluation.rows import ROW_FIELDS, higher_is_better
 from fusionlab.evaluation.rows import SCHEMA as ROWS
@@ -116,7 +117,7 @@ def _chosen(
                 and (record["method"], record["seed"], record["rule"]) == (source.method, source.seed, name)
             ]
             if is_open(rule):
-                found[source.name] += _with_coefficients_chosen(sweep, of, protocol, singles[source.name])
+                found[source.name] += _with_coefficients_chosen(sweep, source, of, protocol, singles[source.name])
                 continue
             for subset in sweep.subsets:
                 tested = [point for point in of if point["split"] == "test" and tuple(point["fused_tasks"]) == subset]
@@ -125,7 +126,7 @@ def _chosen(
 
 
 def _with_coefficients_chosen(
-    sweep: Sweep, points: Iterable[dict[str, Any]], protocol: str, single: Mapping[str, float]
+    sweep: Sweep, source: RunSource, points: Iterable[dict[str, Any]], protocol: str, single: Mapping[str, float]
 ) -> list[dict[str, Any]]:
     """Of an open rule's points, each subset's test point of the coefficient that the protocol chooses."""
     by_place = {(tuple(each["fused_tasks"]), _coefficient(each), each["split"]): each for each in points}
@@ -138,7 +139,7 @@ def _with_coefficients_chosen(
             looks[subset].append(point)
         return [score_of(protocol, point["values"], single) for point in found]
 
-    chosen = choose(sweep.subsets, score, sweep.recipe.grid)
+    chosen = choose(sweep.subsets, score, sweep.looks(source, protocol))
     return [{**by_place[subset, chosen[subset], "test"], "looked_at": _looks(looks[subset])} for subset in looks]
 
 
