@@ -89,7 +89,8 @@ def _parsed(
 
 def flag_names(parser: jsonargparse.ArgumentParser) -> list[str]:
     """The names of a parser's flags, without dashes."""
-    return [action.option_strings[-1].removeprefix("--") for action in parser._actions if action.option_strings]
+    flags = (flag for action in parser._actions for flag in action.option_strings)
+    return [flag.removeprefix("--") for flag in flags if flag.startswith("--") and not flag.endswith("+")]
 
 
 def build_parser(recipe_class: type, command: str, switches: dict[str, str]) -> jsonargparse.ArgumentParser:

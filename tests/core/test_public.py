@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import fusionlab
+from fusionlab.__main__ import main
 from fusionlab.commands.fuse.recipe import Recipe
 from fusionlab.errors import InputError
 
@@ -88,6 +89,11 @@ def test_a_recipe_is_given_in_three_ways(given: str, checkpoints: dict[str, obje
     fused = load_file(tmp_path / "out" / "model.safetensors")
     assert (fused["w"] == 1.5).all()
     assert (fused["b"] == 3.0).all()
+
+
+def test_hints_name_no_flag_that_appends(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fuse", "--bas", "x"]) == 2
+    assert capsys.readouterr().err == "fusionlab: unknown key 'bas'; did you mean 'base'?\n"
 
 
 MISTAKES = {
