@@ -16,7 +16,7 @@ $(STAMP):
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
-	@$(BIN)/python -c 'from fusionlab.rules import kernels; kernels.compile_all()'
+	@$(BIN)/python -c 'from fusionlab.blocks import kernels; kernels.compile_all()'
 	@rm -f $(VENV)/.installed-*
 	@touch $@
 
