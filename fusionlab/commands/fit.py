@@ -353,7 +353,7 @@ def _run(argv: list[str]) -> int:
             trainer_defaults=TRAINER_DEFAULTS,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            parser_kwargs={"exit_on_error": False},
+            parser_kwargs={"exit_on_error": False, "allow_abbrev": False},
             args=argv,
         )
     except ValueError as error:

@@ -15,6 +15,8 @@ CASES = {
         ["fit", "--trainer.max_stps", "3"],
         "unknown key 'trainer.max_stps'; did you mean 'trainer.max_steps'",
     ),
+    "shortened flag": (["fit", "--overwrit"], "unknown key 'overwrit'; did you mean 'overwrite'"),
+    "shortened flag of another command": (["test", "--harnes", "[x]"], "unknown key 'harnes'; did you mean 'harness'"),
     "unknown model key": (["fit", "--model.metod", "lora"], "unknown key 'metod' of ClipModule; did you mean 'method'"),
     "unknown key of another model": (
         ["fit", "--model", "T5Module", "--model.max_new_token", "3"],
