@@ -61,6 +61,7 @@ class TangentOutputs:
             on_batch: called after each task with the number of candidates scored.
         """
         rows: dict[str, list[Row]] = {name: [] for name in candidates}
+        common = {"precision": self._module.precision}
         for task in self._data.tasks:
             names = [name for name, (_, tasks, _) in candidates.items() if task in tasks]
             if not names:
@@ -73,7 +74,9 @@ class TangentOutputs:
             for name, predicted in zip(names, predictions, strict=True):
                 metrics = self._module.metrics(task)
                 metrics.update(predicted, labels, mask)
-                rows[name] += rows_of(task, split, metrics, self._data.splits[task][split], dict(candidates[name][2]))
+                rows[name] += rows_of(
+                    task, split, metrics, self._data.splits[task][split], common | dict(candidates[name][2])
+                )
             if on_batch is not None:
                 on_batch(len(names))
         return rows

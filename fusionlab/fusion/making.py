@@ -25,6 +25,7 @@ from fusionlab.fusion.base import AnyBase, Base
 from fusionlab.fusion.units import UnitWeights
 from fusionlab.linearize import LinearizedState
 from fusionlab.rules import LinearRule, Rule, TaskArithmetic
+from fusionlab.rules.config import to_config
 from fusionlab.rules.matrix_rule import MatrixRule, has_core
 from fusionlab.tensors.state import State
 from fusionlab.tensors.state import task_vector as task_vector_of
@@ -91,6 +92,16 @@ def fuse_weights(
             refuses.
     """
     return Inputs(Base.of(base), finetuned).fuse(rule, dtype, resources)
+
+
+def _check_keeps_the_base(rule: Rule) -> None:
+    """Raise for a rule that also changes what no task has trained: in memory only what was trained is made anew."""
+    config = to_config(rule)
+    if config["class_path"].lower().endswith("passthrough") and config["init_args"].get("scale", 1.0) != 1.0:
+        raise InputError(
+            f"passthrough.scale {config['init_args']['scale']} scales the whole model, trained or not; give it to the "
+            f"command fuse, which writes whole models, or leave scale out"
+        )
 
 
 class Inputs:
@@ -183,6 +194,7 @@ class Inputs:
     def fuse(self, rule: Rule, dtype: torch.dtype | None = None, resources: Resources | None = None) -> FusedModel:
         """See :func:`fuse_weights`."""
         resources = resources or Resources(torch.get_num_threads())
+        _check_keeps_the_base(rule)
         if self.is_all_adapters and has_core(rule):
             return self._fuse_cores(rule, dtype, resources)
         job = self.job(rule, dtype)

@@ -20,6 +20,7 @@ EVERY_RULE = {
     "dare": rules.Dare(rules.TaskArithmetic(1.0)),
     "della": rules.Della(rules.TaskArithmetic(1.0)),
     "disjoint_mean": rules.DisjointMean(),
+    "passthrough": rules.Passthrough(),
     "iso_c": rules.IsoC(),
     "iso_cts": rules.IsoCts(),
     "karcher": rules.Karcher(),
@@ -58,7 +59,7 @@ def tasks_of(name: str) -> tuple[str, ...]:
 
 def test_every_exported_rule_is_tested_here_and_keeps_the_protocol() -> None:
     assert known_rules().keys() == EVERY_RULE.keys()
-    assert len(EVERY_RULE) == 22
+    assert len(EVERY_RULE) == 23
     for name, rule in EVERY_RULE.items():
         assert isinstance(rule, rules.Rule), name
         assert rules.rule_name(rule) == name

@@ -15,7 +15,14 @@ def test_all_pages_are_there() -> None:
     assert [page.stem for page in OTHERS] == ["migration", "recipes", "start"]
 
 
-@pytest.mark.parametrize("page", [*TUTORIALS, *OTHERS], ids=lambda page: page.stem)
+SLOW = {"chat", "fuse", "images", "recipes", "migration"}  # half a minute each; make test-slow
+PAGES = [
+    pytest.param(page, id=page.stem, marks=[pytest.mark.slow] if page.stem in SLOW else [])
+    for page in (*TUTORIALS, *OTHERS)
+]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FUSIONLAB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])

@@ -75,4 +75,4 @@ def test_a_run_that_is_there_stays_as_it_is(tmp_path: Path, capsys: pytest.Captu
 @pytest.mark.parametrize("command", ["validate", "test", "predict"])
 def test_other_commands_refuse_it(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, *FITS["clip"], "--dry_run", "--output", "rows.json"]) == 2
-    assert "dry_run is of fit" in capsys.readouterr().err
+    assert "--dry_run does nothing in" in capsys.readouterr().err

@@ -201,3 +201,13 @@ def test_what_cannot_be_fused_is_refused(vit: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is an adapter"):
         assert fused.state
     assert isinstance(fused.rule, rules.Average)
+
+
+def test_a_scale_of_the_whole_model_is_for_files_only() -> None:
+    backbone = fusionlab.load_backbone("tiny-clip")
+    name = next(name for name, _ in backbone.model.named_parameters())
+    finetuned = {"a": {name: dict(backbone.model.named_parameters())[name].detach() + 1}}
+    for scale in (0.9, [0.5, 1.0]):
+        rule = {"class_path": "passthrough", "init_args": {"scale": scale}}
+        with pytest.raises(InputError, match="scales the whole model"):
+            fusionlab.fuse(rule, backbone, finetuned=finetuned)

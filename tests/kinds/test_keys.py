@@ -28,6 +28,7 @@ from fusionlab.data.text import TextTasks
 from fusionlab.fusion.finetuned import Finetuned
 from fusionlab.keys import scoring_key
 from fusionlab.modules import CausalModule, ClipModule, T5Module, ViTModule
+from fusionlab.modules.base import FusionModule
 from fusionlab.rules import Average
 from fusionlab.search import Adamerging
 
@@ -66,10 +67,11 @@ class Kind:
     def prepared(self, *, precision: str = "32-true", backbone: Path | None = None, **changes: Any) -> tuple[Any, Any]:
         """Module and data, set up."""
         of_task = {name: changes.pop(name) for name in list(changes) if name in Task.__annotations__}
-        of_module = {name: changes.pop(name) for name in list(changes) if name in self.module.__init__.__annotations__}
+        known = {*self.module.__init__.__annotations__, *FusionModule.__init__.__annotations__} - {"arguments"}
+        of_module = {name: changes.pop(name) for name in list(changes) if name in known}
         given = dict(self.options)
         for name in list(given):
-            if name in self.module.__init__.__annotations__:
+            if name in known:
                 of_module.setdefault(name, given.pop(name))
         module = self.module(backbone=str(backbone or self.backbone), **of_module)
         data = self.data([{**self.task, **of_task}], **{**given, **changes})

@@ -52,7 +52,7 @@ RULES: dict[str, Any] = {
     "average": "average",
     "task_arithmetic": of("task_arithmetic", scaling_coefficient=0.3),
     "by_tensor": of("task_arithmetic", scaling_coefficient=[{"filter": "v", "value": [0.1, 0.7]}, {"value": 0.3}]),
-    "passthrough": of("passthrough", scale=0.9),
+    "passthrough": "passthrough",
     "by_name": of("task_arithmetic", scaling_coefficient=0.3, by_name={"*.0.*": 0.7}),
     "metagpt": "metagpt",
     "metagpt_layer": of("metagpt", scope="layer"),

@@ -42,6 +42,7 @@ RULES: dict[str, Any] = {
     "localize_and_stitch": "localize_and_stitch",
     "model_stock": "model_stock",
     "nuslerp": "nuslerp",
+    "passthrough": {"class_path": "passthrough", "init_args": {"scale": 0.9}},
     "sce": {"class_path": "sce", "init_args": {"density": 0.2}},
     "wudi": {"class_path": "wudi", "init_args": {"num_steps": 20}},
 }
