@@ -15,7 +15,7 @@ def test_all_pages_are_there() -> None:
     assert [page.stem for page in OTHERS] == ["migration", "recipes", "start"]
 
 
-SLOW = {"chat", "fuse", "images", "recipes", "migration"}  # half a minute each; make test-slow
+SLOW = {"chat", "fuse", "images", "recipes", "migration", "start"}  # half a minute each; make test-slow
 PAGES = [
     pytest.param(page, id=page.stem, marks=[pytest.mark.slow] if page.stem in SLOW else [])
     for page in (*TUTORIALS, *OTHERS)

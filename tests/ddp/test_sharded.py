@@ -120,7 +120,9 @@ def moments(folder: Path) -> list[dict[str, torch.Tensor]]:
     return list(state["state"].values())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] if kind in ("vit full", "t5 full") else []) for kind in KINDS]
+)
 def test_split_weights_train_the_same(tmp_path: Path, kind: str, vit: str) -> None:
     options = KINDS[kind] + ([vit] if kind.startswith("vit") else [])
     for strategy in ("ddp", "fsdp"):
@@ -143,7 +145,9 @@ def test_split_weights_train_the_same(tmp_path: Path, kind: str, vit: str) -> No
     assert held == shares["of"]
 
 
-@pytest.mark.parametrize(("kind", "then"), [("lora", "fsdp"), ("full", "fsdp"), ("full", "ddp")])
+@pytest.mark.parametrize(
+    ("kind", "then"), [("lora", "fsdp"), ("full", "fsdp"), pytest.param("full", "ddp", marks=pytest.mark.slow)]
+)
 def test_a_fault_and_a_restart_change_nothing(tmp_path: Path, kind: str, then: str) -> None:
     options = [*KINDS[kind], "--trainer.strategy"]
     assert 0 not in run(tmp_path / "broken", [*options, "fsdp"], fails_at=3)
