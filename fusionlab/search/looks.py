@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
+_Number = TypeVar("_Number", int, float)
 BEYOND, LIMIT = 5, 3.0
 Scores = Mapping[float, float]
 Looks = Callable[[Scores], tuple[float, ...]]
 """What to look at next by the scores so far; nothing at the end."""
 
 
-def best(scores: Scores) -> float:
+def best(scores: Mapping[_Number, float]) -> _Number:
     """The number that scores best; ties go to the smaller.
 
     Example:
@@ -59,7 +61,7 @@ class ToTheTop:
         return tuple(self._number(place) for place in [p for p in first if p not in known] or self._next(known))
 
     def _next(self, known: Mapping[int, float]) -> tuple[int, ...]:
-        top = max(sorted(known), key=lambda place: known[place])
+        top = best(known)
         if top == min(known):
             place = self._below(top)
         elif top == max(known):

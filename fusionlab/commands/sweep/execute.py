@@ -43,7 +43,7 @@ from fusionlab.search.workbench import Workbench, workbench
 
 SUBSETS_IN_A_JOB = 10
 MEAN_LOOKS = 5.5
-"""Looks a subset of a search for a coefficient; measured in benchmarks/results/coefficient_search."""
+"""Looks a subset that a search for a coefficient is expected to take, for the forecast; not measured yet."""
 _log = logging.getLogger(__name__)
 Advance = Callable[[int], None]
 
@@ -94,6 +94,7 @@ class Sweep:
         self._loaded: dict[str, Finetuned] = {}
         self._identities: dict[str, RunIdentity] = {}
         self._workers: dict[str, RunWorker] = {}
+        self._size_starts: dict[tuple[str, str, int], dict[str, float]] = {}
         self._advance: Advance = lambda count: None
         for source in self.sources:
             if source.is_finished:
@@ -224,17 +225,20 @@ class Sweep:
         if self.recipe.grid is not None or self.at_once(job.source):
             return dict.fromkeys(self.recipe.protocols, START)
         size = len(job.subsets[0])
-        smaller = [subset for subset in self.subsets if len(subset) < size]
-        known = self._worker(job.source).known
-        try:
-            return {
-                protocol: start_of(
-                    size, choose(smaller, self._scored_by(known, job, protocol), self.looks(job.source, protocol))
-                )
-                for protocol in self.recipe.protocols
-            }
-        except KeyError:
-            return None
+        place = (job.source.name, job.rule_name, size)
+        if place not in self._size_starts:
+            smaller = [subset for subset in self.subsets if len(subset) < size]
+            known = self._worker(job.source).known
+            try:
+                self._size_starts[place] = {
+                    protocol: start_of(
+                        size, choose(smaller, self._scored_by(known, job, protocol), self.looks(job.source, protocol))
+                    )
+                    for protocol in self.recipe.protocols
+                }
+            except KeyError:
+                return None
+        return self._size_starts[place]
 
     def _scored_by(self, score: Callable[[Sequence[Point]], list[list[Row]]], job: Job, protocol: str) -> Score:
         """What the protocol chooses by, of points that ``score`` gives the rows of."""
