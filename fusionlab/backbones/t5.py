@@ -118,6 +118,11 @@ class T5Backbone(nn.Module):
             **more,
         ).logits
 
+    def first_logits(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Logits of an answer's first token, shape ``(batch, 1, vocab)``."""
+        start = input_ids.new_full((len(input_ids), 1), self.model.config.decoder_start_token_id)
+        return self._logits(input_ids, attention_mask, start)
+
     def answers(self, words: Sequence[str], task: str) -> Answers:
         """Tokenize label words, each with its end token.
 

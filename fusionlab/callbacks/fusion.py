@@ -50,7 +50,7 @@ class FusionCallback(Callback):
     Args:
         rules: rules by name, the name being the folder and the rows' ``rule``; or a list of rule names. A rule is a
             lower-case name, or a mapping with ``class_path`` and ``init_args``; a rule that looks at data, such as
-            lorahub, looks at the validation splits.
+            lorahub, looks at the validation splits, or as regmean at unlabelled training inputs.
         every_n_epochs: also score during training, after every so many epochs; only at the end by default.
         finetuned_on: score each fine-tuned model on its ``own`` task, or on ``all`` tasks.
         full_reference: a run folder of full fine-tuning, whose single-task values become a second denominator.
@@ -107,7 +107,7 @@ class FusionCallback(Callback):
         for rule in self.rules.values():
             if not search.looks_at_data(rule) and not _names_parameters(rule):
                 try_rule(rule, data.tasks)
-        search.check_data(self.rules, data)
+        search.check_data(self.rules, data, [module.method])
         if self.diagnostics is not None:
             self.diagnostics.check(list(data.tasks), without_classes(data.tasks))
 
@@ -189,7 +189,7 @@ class FusionCallback(Callback):
         export_finetuned(module, root, tasks)
         for name, each in made.items():
             row = _row_of(name, each, tasks) | method
-            searched = {"search": each.found.looked_at} if each.found.scores else {}
+            searched = {"search": each.found.looked_at} if each.found.num_samples else {}
             save_fused(root / FUSED / name, each.model, backbone, row, searched)
         title = f"{module.backbone.name}, {module.method}: {len(data.tasks)} tasks"
         write_text(root / TABLE, reporting.markdown(rows, title))
@@ -261,7 +261,7 @@ def _with_bounds_of_choice(rows: list[Row], data: Data) -> list[Row]:
 def _row_of(rule: str, made: _Made, tasks: Sequence[str]) -> Row:
     """What a row says of a fused model."""
     row = {"model": "fused", "rule": rule, "fused_tasks": tasks}
-    searched = made.found.figures if made.found.scores else None
+    searched = made.found.figures if made.found.num_samples else None
     return row | {"scaling_coefficients": made.model.scaling_coefficients, "search": searched}
 
 

@@ -17,9 +17,10 @@ HEADER = ("rule", "what it makes", "λ", "looks at", "of adapters makes", "reads
 NOTES = """\
 - λ: `chosen` is found on validation data where there are some, else 0.3; `given` is a number of yours, the one that is
   taken without stands beside it. The search `validated` finds it for any rule that has one.
-- Looks at: unlabelled inputs, or labels, of the validation splits; such rules need `--model` and `--data` in `fuse`.
+- Looks at: unlabelled inputs, or labels, of the validation splits, or unlabelled training inputs; such rules need
+  `--model` and `--data` in `fuse`.
 - Of adapters makes: an adapter is exact and never becomes a dense matrix on the way; full weights are streamed.
-- Reads: passes over the inputs, one less where norms are known already; searches score models instead.
+- Reads: passes over the inputs, one less where norms are known already; searches run models instead.
 - No rule here needs to know the task of an input.
 """
 
@@ -60,8 +61,9 @@ def rows() -> Iterator[tuple[str, ...]]:
             _source(rule_class),
         )
     for name, search_class in known_searches().items():
-        made = "that of the rule" if "rule" in {item.name for item in fields(search_class)} else "an adapter"
-        yield name, _summary(search_class), "chosen", search_class.looks_at, made, "-", _source(search_class)
+        made = "that of the rule" if search_class.gives is None else _output(_instance(search_class.gives))
+        coefficient = "none" if search_class.split == "train" else "chosen"
+        yield name, _summary(search_class), coefficient, search_class.looks_at, made, "-", _source(search_class)
 
 
 def _instance(rule_class: type) -> Rule:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from fusionlab.adapters import Adapter, InjectionReport
@@ -45,6 +46,7 @@ class ModuleDefaults:
     adapted_base_hash: str | None = None
     rows: Sequence[Row] = ()
     predictions: Sequence[Mapping[str, Any]] = ()
+    pads: bool = True
     active: str | None = None
     """The task whose weights act; :meth:`Module.activate` sets it."""
 
@@ -104,6 +106,11 @@ class ModuleDefaults:
             InputError: always.
         """
         raise InputError(f"{type(self).__name__} scores no classes for task {task!r}")
+
+    def run_inputs(self: Module, task: str, batch: Batch) -> None:
+        """Predict, as for a score that nobody reads."""
+        mask = torch.ones(len(batch["index"]), dtype=torch.bool, device=self.device)
+        self.score(task, {**batch, "mask": mask}, self.metrics(task))
 
     def scoring_settings(self: Module, task: str) -> Mapping[str, Any]:
         """The network's settings and the names of the metrics."""

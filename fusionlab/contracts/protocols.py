@@ -157,6 +157,12 @@ class Module(Source, Protocol):
     def scored_classes(self, task: str, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits ``(batch, num_classes)`` and labels ``(batch,)``; :class:`InputError` where there are no classes."""
 
+    pads: bool
+    """Whether samples of a batch are padded to one length, so that where padding must not count each is run alone."""
+
+    def run_inputs(self, task: str, batch: Batch) -> None:
+        """Run the network over a batch's inputs, with nothing of its labels; for what its layers read meanwhile."""
+
     def scoring_settings(self, task: str) -> Mapping[str, Any]:
         """What decides the task's scores beside samples and weights, as JSON has it; asked once tasks are prepared."""
 

@@ -13,7 +13,7 @@ from fusionlab.tensors.identity import Ties
 from fusionlab.tensors.lazy import TaskInput, Weights
 
 MismatchedTensors = Literal["error", "base"]
-_AVERAGED = (".running_mean", ".running_var")  # buffers, no parameters: a variance stays one as a mean of variances
+AVERAGED = (".running_mean", ".running_var")  # buffers, no parameters: a variance stays one as a mean of variances
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def make_plan(
             copied[name] = "no task vector touches it"
         elif name not in copied and base.tensors[name].numel == 0:
             copied[name] = "empty"
-    averaged = tuple(name for name in names if name not in copied and name.endswith(_AVERAGED))
+    averaged = tuple(name for name in names if name not in copied and name.endswith(AVERAGED))
     fused = tuple(name for name in names if name not in copied and name not in averaged)
     if not fused:
         raise InputError("no parameter is left to fuse: the inputs share none with the base.")

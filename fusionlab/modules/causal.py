@@ -178,6 +178,11 @@ class CausalModule(FusionModule):
             raise InputError(f"task {task!r} has no label words to choose from; leave it out of the diagnostics' plane")
         return self.log_likelihoods(task, batch), batch["target"]
 
+    def run_inputs(self, task: str, batch: dict[str, Any]) -> None:
+        """Read the prompts, without their answers; whole texts where a text is all there is."""
+        is_text = self.tasks[task].kind == "text"
+        self.output(partial(self.backbone.logits, batch["input_ids" if is_text else "prompt_ids"], 1))
+
     def metrics(self, task: str) -> MetricCollection:
         """Accuracy with the number of near ties, exact match, correlations, or perplexity."""
         name = self.metric_name(task)

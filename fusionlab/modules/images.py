@@ -28,6 +28,7 @@ class ImageClassifier(FusionModule):
 
     backbone: ClipBackbone | ViTBackbone | TimmBackbone
     reads = "images"
+    pads = False
     class_names: dict[str, tuple[str, ...]]
 
     def features(self, images: Tensor) -> Tensor:
@@ -49,6 +50,10 @@ class ImageClassifier(FusionModule):
     def scored_classes(self, task: str, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Logits and labels."""
         return self.logits(task, batch["images"]), batch["labels"]
+
+    def run_inputs(self, task: str, batch: dict[str, Any]) -> None:
+        """The logits of the images."""
+        self.logits(task, batch["images"])
 
     def metrics(self, task: str) -> MetricCollection:
         """Top-1 accuracy."""

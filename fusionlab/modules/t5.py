@@ -133,6 +133,13 @@ class T5Module(FusionModule):
             raise InputError(f"task {task!r} has no label words to choose from; leave it out of the diagnostics' plane")
         return self.log_likelihoods(task, batch), batch["target"]
 
+    def run_inputs(self, task: str, batch: dict[str, Any]) -> None:
+        """Encode the texts, and decode all label words, or where there are none what an answer begins with."""
+        if task in self.answers:
+            self.log_likelihoods(task, batch)
+        else:
+            self.output(partial(self.backbone.first_logits, *_inputs(batch)))
+
     def metrics(self, task: str) -> MetricCollection:
         """Accuracy, exact match, or the correlations of the scores with the number of unparsable answers."""
         name = self.metric_names[task]

@@ -50,7 +50,7 @@ def from_config(config: str | Mapping[str, Any] | Rule) -> Rule:
 
 
 def to_config(rule: Rule) -> dict[str, Any]:
-    """The configuration that gives ``rule`` again.
+    """The configuration that gives ``rule`` again, but for tensors that it carries.
 
     Example:
         >>> to_config(from_config("average"))
@@ -61,7 +61,7 @@ def to_config(rule: Rule) -> dict[str, Any]:
     path = _path_of(type(rule))
     values: dict[str, Any] = {}
     if is_dataclass(rule):
-        values = {item.name: getattr(rule, item.name) for item in fields(rule)}
+        values = {item.name: getattr(rule, item.name) for item in fields(rule) if item.metadata.get("told", True)}
     init_args = {name: to_config(value) if isinstance(value, Rule) else value for name, value in values.items()}
     return {"class_path": path, "init_args": init_args}
 

@@ -1,10 +1,14 @@
-"""Searches that look at data and return a rule with its coefficients."""
+"""Searches that look at data and return a rule with its coefficients, or with statistics of models run over data."""
 
 from fusionlab.search.adamerging import Adamerging
 from fusionlab.search.base import Found, Problem, Search, is_search, rule_or_search, search_from_config, to_config
 from fusionlab.search.coefficients import START, MetagptMultiplier, Validated
+from fusionlab.search.fisher import Fisher
 from fusionlab.search.looks import Exhaustive, Looks, ToTheTop, best, look, looks_for
 from fusionlab.search.lorahub import Lorahub
+from fusionlab.search.regmean import Regmean
+from fusionlab.search.regmean_plus_plus import RegmeanPlusPlus
+from fusionlab.search.training import TrainingRuns
 from fusionlab.search.validation import (
     ValidationProblem,
     check_data,
@@ -18,13 +22,17 @@ __all__ = [
     "START",
     "Adamerging",
     "Exhaustive",
+    "Fisher",
     "Found",
     "Looks",
     "Lorahub",
     "MetagptMultiplier",
     "Problem",
+    "Regmean",
+    "RegmeanPlusPlus",
     "Search",
     "ToTheTop",
+    "TrainingRuns",
     "Validated",
     "ValidationProblem",
     "best",

@@ -37,6 +37,9 @@ class Adamerging:
     batch_size: int = 16
 
     looks_at: ClassVar[str] = "unlabelled inputs"
+    split: ClassVar[str] = "validation"
+    needs_classes: ClassVar[bool] = True
+    gives: ClassVar[type] = TaskArithmetic
 
     def __post_init__(self) -> None:
         if self.scope not in ("task", "layer"):

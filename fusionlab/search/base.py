@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -13,15 +13,63 @@ from fusionlab.errors import InputError, did_you_mean
 from fusionlab.rules import Rule, from_config
 from fusionlab.rules import to_config as rule_config
 from fusionlab.rules.config import _arguments as checked_arguments
+from fusionlab.search.layers import Block, Grams
 from fusionlab.tensors.state import State
 
 Batch = dict[str, Any]
 
 
+class Training(Protocol):
+    """What the fine-tuned models, and others by their task vectors, do on unlabelled training inputs."""
+
+    def units(self, tasks: Sequence[str] | None = None) -> Mapping[str, tuple[int, ...]]:
+        """The shapes of the tensors that the models of some tasks, by default of all, have changed, by name on disk."""
+
+    def task_vector(self, task: str) -> dict[str, Tensor]:
+        """τ by unit, on the CPU."""
+
+    def linear_units(self, tasks: Sequence[str]) -> list[str]:
+        """Those of the units that linear layers multiply, and nothing else."""
+
+    def is_transposed(self, unit: str) -> bool:
+        """Whether the weight of a linear layer is stored ``(in, out)``."""
+
+    def blocks(self, tasks: Sequence[str]) -> list[Block]:
+        """The parts of the network with linear layers, in the order in which an input meets them."""
+
+    def expert_grams(self, task: str, limit: int) -> Grams:
+        """Σ x xᵀ / number of x of what linear layers read in the task's own model, by unit."""
+
+    def grams(self, task: str, task_vector: State, limit: int, units: Collection[str]) -> Grams:
+        """The same of some units, in a model on the task's inputs."""
+
+    def expert_squared_gradients(self, task: str, limit: int, seed: int) -> dict[str, Tensor]:
+        """The mean of (∂ log p(y|x)/∂θ)², y drawn from p(y|x), in the task's own model, by unit."""
+
+    def num_samples(self, tasks: Sequence[str], limit: int) -> int:
+        """Training inputs of the tasks, of each one ``limit`` at most."""
+
+    @property
+    def num_tasks(self) -> int:
+        """Of all models."""
+
+    @property
+    def num_elements(self) -> int:
+        """Of all units."""
+
+    @property
+    def gram_bytes(self) -> int:
+        """Of the Gram matrices of all layers and tasks."""
+
+
 class Problem(Protocol):
-    """The fine-tuned models to fuse, and the data a search may look at: validation splits only."""
+    """The fine-tuned models to fuse, and the data a search may look at: validation splits, and training inputs."""
 
     tasks: tuple[str, ...]
+
+    @property
+    def training(self) -> Training:
+        """The models on unlabelled training inputs."""
 
     @property
     def at_once(self) -> bool:
@@ -80,7 +128,13 @@ class Search(Protocol):
     """A frozen dataclass of settings."""
 
     looks_at: ClassVar[str]
-    """What of the validation splits it looks at."""
+    """What of the split it looks at."""
+    split: ClassVar[str]
+    """The split: ``validation``, or ``train``."""
+    needs_classes: ClassVar[bool]
+    """Whether it looks at probabilities of classes, or of label words."""
+    gives: ClassVar[type | None]
+    """The class of the rule that it gives; None where that is an argument."""
 
     def search(self, problem: Problem) -> Found:
         """Look at the problem's data and choose."""
@@ -92,11 +146,19 @@ def is_search(config: Any) -> bool:
     return isinstance(name, str) and _name(name) in known_searches()
 
 
-def known_searches() -> dict[str, type]:
+def known_searches() -> dict[str, type[Search]]:
     """Every search by its name in a config."""
     from fusionlab import search
 
-    exported = (search.Adamerging, search.Lorahub, search.MetagptMultiplier, search.Validated)
+    exported: tuple[type[Search], ...] = (
+        search.Adamerging,
+        search.Fisher,
+        search.Lorahub,
+        search.MetagptMultiplier,
+        search.Regmean,
+        search.RegmeanPlusPlus,
+        search.Validated,
+    )
     return {_name(item.__name__): item for item in exported}
 
 

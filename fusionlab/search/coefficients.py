@@ -35,6 +35,9 @@ class Validated:
     others: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     looks_at: ClassVar[str] = "labels"
+    split: ClassVar[str] = "validation"
+    needs_classes: ClassVar[bool] = False
+    gives: ClassVar[type | None] = None
 
     def __post_init__(self) -> None:
         _check_numbers("validated.grid", self.grid)
@@ -90,6 +93,9 @@ class MetagptMultiplier:
     grid: Numbers = None
 
     looks_at: ClassVar[str] = "labels"
+    split: ClassVar[str] = "validation"
+    needs_classes: ClassVar[bool] = False
+    gives: ClassVar[type] = Metagpt
 
     def __post_init__(self) -> None:
         Metagpt(self.scope)  # type: ignore[arg-type]

@@ -35,6 +35,9 @@ class Lorahub:
     seed: int = 42
 
     looks_at: ClassVar[str] = "labels"
+    split: ClassVar[str] = "validation"
+    needs_classes: ClassVar[bool] = False
+    gives: ClassVar[type] = TaskArithmetic
 
     def __post_init__(self) -> None:
         if min(self.budget, self.num_samples) < 1 or self.bound <= 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -20,10 +20,11 @@ from fusionlab.evaluation.loop import Acting, count_batches, in_evaluation_mode,
 from fusionlab.evaluation.rows import Row, mean_score, primary_rows
 from fusionlab.evaluation.scores import evaluate
 from fusionlab.fusion.finetuned import Finetuned
+from fusionlab.linearize import LINEARIZED_METHODS
 from fusionlab.rules import Rule, is_open
-from fusionlab.search.adamerging import Adamerging
 from fusionlab.search.base import Found, Search
 from fusionlab.search.coefficients import Validated
+from fusionlab.search.training import TO_FIRST_ORDER, TrainingRuns
 from fusionlab.tensors.state import State
 
 Cost = dict[str, float]
@@ -41,6 +42,7 @@ class ValidationProblem:
         module: a module whose tasks are prepared.
         data: a data module that is set up.
         score: the mean validation score over the tasks of the model that each rule fuses; higher is better.
+        training: the models on training inputs, where some of that is known already.
     """
 
     def __init__(
@@ -50,9 +52,10 @@ class ValidationProblem:
         module: Module,
         data: Data,
         score: Callable[[Sequence[Rule]], list[float]],
+        training: TrainingRuns | None = None,
     ) -> None:
         self.tasks, self._finetuned, self._score = tasks, finetuned, score
-        self._module, self._data = module, data
+        self._module, self._data, self._training = module, data, training
         self.cost: Cost = dict(NOTHING)
         """Of what it ran itself, without what ``score`` did; seconds of fusing only."""
 
@@ -60,6 +63,13 @@ class ValidationProblem:
     def at_once(self) -> bool:
         """Whether outputs add up on all of the tasks."""
         return scored_at_once(self._module, self.tasks, self._finetuned)
+
+    @property
+    def training(self) -> TrainingRuns:
+        """The models on unlabelled training inputs."""
+        if self._training is None:
+            self._training = TrainingRuns(self._finetuned, self._module, self._data)
+        return self._training
 
     def scores(self, rules: Sequence[Rule]) -> list[float]:
         """Mean validation scores."""
@@ -172,24 +182,38 @@ def complete(rule: Rule | Search, problem: ValidationProblem) -> Found:
     return rule.search(problem) if isinstance(rule, Search) else Found(rule)
 
 
-def check_data(rules: Mapping[str, Rule | Search], data: Data) -> None:
-    """Refuse searches and open rules that these tasks give nothing to look at.
+def check_data(rules: Mapping[str, Rule | Search], data: Data, methods: Iterable[str] = ()) -> None:
+    """Refuse searches and open rules that these tasks, or models of these methods, give nothing to look at.
 
     Raises:
-        InputError: a task has no validation samples, or a score for its answer where a search looks at the
-            probabilities of classes.
+        InputError: a task has no samples in the split, or a score for its answer where a search looks at the
+            probabilities of classes; or the models act to first order where a search looks at training inputs.
     """
-    looking = [name for name, rule in rules.items() if looks_at_data(rule)]
-    empty = [task for task in data.tasks if not len(data.splits[task].get("validation", ()))]
-    if looking and empty:
-        raise InputError(
-            f"rules {name_list(looking)} look at validation data, and {name_list(empty)} has no validation samples; "
-            f"give a validation split, or rules with all their coefficients"
-        )
-    descending = [name for name, rule in rules.items() if isinstance(rule, Adamerging)]
+    for split in ("validation", "train"):
+        looking = [name for name, rule in rules.items() if split_looked_at(rule) == split]
+        empty = [task for task in data.tasks if not len(data.splits[task].get(split, ()))]
+        if looking and empty:
+            what = {"validation": "validation data", "train": "training inputs"}[split]
+            raise InputError(
+                f"rules {name_list(looking)} look at {what}, and {name_list(empty)} has no {split} samples; "
+                f"give a {split} split, or rules with all their coefficients"
+            )
+    classifying = [name for name, rule in rules.items() if isinstance(rule, Search) and rule.needs_classes]
     scores = without_classes(data.tasks)
-    if descending and scores:
+    if classifying and scores:
         raise InputError(
-            f"rules {name_list(descending)} need tasks with classes or label words, and {name_list(scores)} has a "
+            f"rules {name_list(classifying)} need tasks with classes or label words, and {name_list(scores)} has a "
             f"score as its answer; leave out one or the other"
         )
+    running = [name for name, rule in rules.items() if split_looked_at(rule) == "train"]
+    linear = [method for method in dict.fromkeys(methods) if method in LINEARIZED_METHODS]
+    if running and linear:
+        what = f"rules {name_list(running)}: models of method {name_list(linear)}"
+        raise InputError(TO_FIRST_ORDER.format(what=what))
+
+
+def split_looked_at(rule: Rule | Search) -> str | None:
+    """The split that a search or an open rule looks at; None for other rules."""
+    if isinstance(rule, Search):
+        return rule.split
+    return "validation" if is_open(rule) else None

@@ -25,6 +25,9 @@ RULES: dict[str, Any] = {
     "lorahub": of("lorahub", budget=3, num_samples=5),
     "multiplier": of("metagpt_multiplier", grid=[0.5, 1.0]),
     "adamerging": of("adamerging", num_steps=2, batch_size=4, learning_rate=0.1),
+    "regmean": of("regmean", num_samples=5),
+    "regmean_plus_plus": of("regmean_plus_plus", num_samples=3),
+    "fisher": of("fisher", num_samples=3),
 }
 DATA = ["--data", "ImageTasks", "--data.tasks", json.dumps(TASKS), *(f"--data.{k}={v}" for k, v in SIZES.items())]
 
@@ -56,7 +59,8 @@ def test_it_finds_and_writes_what_fit_does(
     name: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert fuse(run, tmp_path / "out", RULES[name], "--model", "ClipModule", *DATA, "--dry_run") == 0
-    assert "looks at        validation samples: 16 of digits, 16 of signs" in capsys.readouterr().out
+    split = "train" if name in ("regmean", "regmean_plus_plus", "fisher") else "validation"
+    assert f"looks at        {split} samples: 16 of digits, 16 of signs" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
     assert fuse(run, tmp_path / "out", RULES[name], "--model", "ClipModule", *DATA) == 0
     own, others = (json.loads((path / "fusion.json").read_text()) for path in (run / "fused" / name, tmp_path / "out"))
@@ -88,8 +92,10 @@ def test_another_base_is_insisted_on_for_the_models_that_are_run_too(
 
 
 REFUSED: dict[str, tuple[Any, list[str], str]] = {
-    "nothing": ("lorahub", [], "rule lorahub looks at validation data; give model and data"),
-    "no data": ("adamerging", ["--model", "ClipModule"], "rule adamerging looks at validation data; give data"),
+    "nothing": ("lorahub", [], "rule lorahub looks at data; give model and data"),
+    "no data": ("adamerging", ["--model", "ClipModule"], "rule adamerging looks at data; give data"),
+    "no inputs": ("regmean", [], "rule regmean looks at data; give model and data"),
+    "statistics": ("fisher", ["--model", "ClipModule", *DATA, "--memory_budget", "9.5MB"], "the budget is 9,500,000"),
     "no model": ("task_arithmetic", DATA, "model: needed beside data to choose the coefficient of task_arithmetic"),
     "no need": ("average", ["--model", "ClipModule", *DATA], "model and data: rule average looks at no data"),
     "an argument alone": ("average", ["--model.rank", "4"], "--model.rank: give --model too"),

@@ -29,6 +29,11 @@ SEARCHES: dict[str, Any] = {
     "adamerging": of("adamerging", num_steps=2, batch_size=4, learning_rate=0.1),
     "adamerging_layer": of("adamerging", scope="layer", num_steps=2, batch_size=4, learning_rate=0.1),
 }
+ON_TRAINING: dict[str, Any] = {  # unlabelled inputs; not of what acts to first order
+    "regmean": of("regmean", num_samples=6),
+    "regmean_plus_plus": of("regmean_plus_plus", num_samples=4),
+    "fisher": of("fisher", num_samples=3),
+}
 CLIP = ("ClipModule", ["digits", "signs"], [])
 CASES: dict[str, tuple[str, list[str], list[str]]] = {
     "clip lora": CLIP,
@@ -36,6 +41,10 @@ CASES: dict[str, tuple[str, list[str], list[str]]] = {
     "clip tangent": (CLIP[0], CLIP[1], ["--model.method", "tangent_lora"]),
     "t5 l_lora": ("T5Module", ["sentiment", "inference"], ["--model.method", "l_lora"]),
 }
+
+
+def searches_of(case: str) -> dict[str, Any]:
+    return SEARCHES if "tangent" in case else SEARCHES | ON_TRAINING
 
 
 CELLS = [pytest.param(case, marks=[] if "lora" in case else [pytest.mark.slow]) for case in CASES]
@@ -49,14 +58,16 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     argv = ["fit", "--model", model, *more, "--data", data, "--data.tasks", json.dumps(tasks)]
     argv += ["--data.max_samples", "16", "--data.eval_batch_size", "8", "--data.batch_size", "4"]
     argv += ["--trainer.max_steps", "3", "--trainer.enable_progress_bar", "false"]
-    assert main([*argv, "--fusion.rules", json.dumps(SEARCHES), "--trainer.default_root_dir", str(root)]) == 0
+    rules = json.dumps(searches_of(request.param))
+    assert main([*argv, "--fusion.rules", rules, "--trainer.default_root_dir", str(root)]) == 0
     return root
 
 
 @pytest.fixture(scope="module")
 def swept(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("sweep") / "out"
-    argv = ["sweep", "--runs", json.dumps([str(run)]), "--rules", json.dumps(SEARCHES), "--output", str(output)]
+    rules = {name: rule for name, rule in (SEARCHES | ON_TRAINING).items() if (run / "fused" / name).is_dir()}
+    argv = ["sweep", "--runs", json.dumps([str(run)]), "--rules", json.dumps(rules), "--output", str(output)]
     assert main(argv) == 0
     return output
 
@@ -65,30 +76,38 @@ def test_fit_and_sweep_find_the_same(run: Path, swept: Path) -> None:
     own, others = (json.loads((folder / "results.json").read_text())["rows"] for folder in (run, swept))
     records = [json.loads(path.read_text()) for path in (swept / "ledger" / "points").rglob("*.json")]
     found = {record["rule"]: record for record in records if record["kind"] == "search"}
-    for name in SEARCHES:
+    names = {path.name for path in (run / "fused").iterdir()}
+    assert names in ({*SEARCHES}, {*SEARCHES, *ON_TRAINING})
+    for name in names:
         fused = json.loads((run / "fused" / name / "fusion.json").read_text())
         rows = [row for row in own if row["rule"] == name]
         values = {row["task"]: row["value"] for row in others if row["rule"] == name and row["denominator"] == "own"}
         assert values == {row["task"]: row["value"] for row in rows}, name
         looked = fused["search"]
-        assert looked["num_samples"] == (10 if name == "lorahub" else 32), name
-        assert looked["num_labels"] == (0 if "adamerging" in name else looked["num_samples"]), name
-        assert len(looked["scores"]) > 1, name
+        expected = {name: 2 * rule["init_args"]["num_samples"] for name, rule in ON_TRAINING.items()} | {"lorahub": 10}
+        assert looked["num_samples"] == expected.get(name, 32), name
+        unlabelled = "adamerging" in name or name in ON_TRAINING
+        assert looked["num_labels"] == (0 if unlabelled else looked["num_samples"]), name
+        assert len(looked["scores"]) > 1 or name in ON_TRAINING, name
+        assert {json.dumps(row["search"]) for row in rows} == {
+            json.dumps({k: looked[k] for k in looked if k != "scores"})
+        }
         if name in found:  # open coefficients have points of their own there
             assert found[name]["rule_config"] == fused["rule"], name
             assert {key: found[name][key] for key in looked} == looked, name
 
 
 class Poisoned:
-    """A split that must not be looked at."""
+    """A split whose samples must not be looked at."""
 
-    data_version = "poisoned"
+    data_version = reading_version = "poisoned"
+    evaluation_order = None
+
+    def __init__(self, split: Any) -> None:
+        self.size = len(split)
 
     def __len__(self) -> int:
-        raise AssertionError("a search asked how many samples there are")
-
-    def __getitem__(self, index: Any) -> Any:
-        raise AssertionError("a search looked at a sample")
+        return self.size
 
     def batch(self, indices: Any) -> Any:
         raise AssertionError("a search looked at samples")
@@ -96,19 +115,25 @@ class Poisoned:
 
 @pytest.fixture(scope="module")
 def poisoned(run: Path) -> tuple[Any, Any, Finetuned]:
-    """The run's module, data of which only validation may be looked at, and its fine-tuned weights."""
+    """The run's module and data, and its fine-tuned weights."""
     config = run_config(run)
     source = RunSource(config["model"]["init_args"]["method"], 42, (run,))
     bench = workbench(config, [run])
     finetuned = load_finetuned(source, bench)
-    for splits in bench.data.splits.values():
-        splits |= {"train": Poisoned(), "test": Poisoned()}
     return bench.module, bench.data, finetuned
 
 
-@pytest.mark.parametrize("name", SEARCHES)
-def test_only_validation_is_looked_at(name: str, run: Path, poisoned: tuple[Any, Any, Finetuned]) -> None:
+@pytest.mark.parametrize("name", SEARCHES | ON_TRAINING)
+def test_only_the_split_that_it_says_is_looked_at(
+    name: str, run: Path, poisoned: tuple[Any, Any, Finetuned], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not (run / "fused" / name).is_dir():
+        pytest.skip("refused for what acts to first order")
     module, data, finetuned = poisoned
+    others = ("train", "test") if name in SEARCHES else ("validation", "test")
+    for splits in data.loaded.values():
+        for split in others:
+            monkeypatch.setitem(splits, split, Poisoned(splits[split]))
 
     def score(rules: Any) -> list[float]:
         found = []
@@ -120,7 +145,7 @@ def test_only_validation_is_looked_at(name: str, run: Path, poisoned: tuple[Any,
 
     problem = ValidationProblem(finetuned.tasks, finetuned, module, data, score)
     fused = json.loads((run / "fused" / name / "fusion.json").read_text())
-    found = complete(rule_or_search(SEARCHES[name]), problem)
+    found = complete(rule_or_search((SEARCHES | ON_TRAINING)[name]), problem)
     assert found.scores == pytest.approx(fused["search"]["scores"], abs=1e-6)
     assert found.looked_at | {"scores": {}} == fused["search"] | {"scores": {}}
 
@@ -134,6 +159,8 @@ def test_a_rule_with_its_coefficients_looks_at_nothing() -> None:
 NO_VALIDATION = {
     "open": ("task_arithmetic", ["ImageTasks", "ClipModule"], "r look at validation data, and digits has no valid"),
     "score": (of("adamerging"), ["TextTasks", "T5Module"], "r need tasks with classes or label words, and similarity"),
+    "score, fisher": ("fisher", ["TextTasks", "T5Module"], "r need tasks with classes or label words, and similarity"),
+    "first order": ("regmean", ["ImageTasks", "ClipModule"], "rules r: models of method tangent act to first order"),
 }
 
 
@@ -155,6 +182,7 @@ def test_what_gives_nothing_to_look_at_is_refused_before_training(
         monkeypatch.setattr(ImageTasks, "setup", without)
     argv = ["fit", "--data", data, "--model", model, "--data.tasks", json.dumps(tasks), "--data.max_samples", "16"]
     argv += ["--trainer.max_steps", "2", "--fusion.rules", json.dumps({"r": rule})]
+    argv += ["--model.method", "tangent"] if case == "first order" else []
     assert main([*argv, "--trainer.default_root_dir", str(tmp_path / "run")]) == 2
     assert expected in capsys.readouterr().err
     assert not (tmp_path / "run" / "results.json").exists()

@@ -15,6 +15,8 @@ from fusionlab.engine.job import inner_linear_rule
 from fusionlab.errors import InputError, did_you_mean, name_list
 from fusionlab.rules import Rule
 from fusionlab.rules.by_tensor import ByTensor
+from fusionlab.rules.weighted_by_fisher import WeightedByFisher
+from fusionlab.rules.weighted_by_grams import WeightedByGrams
 from fusionlab.tensors.identity import equal_matrices
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -55,6 +57,9 @@ def check_disk(output: Path, needed: int) -> None:
 
 def try_rule(job: Job) -> None:
     """Let the rule meet these tasks and names on tiny tensors, so that what does not fit is known at once."""
+    if isinstance(job.rule, WeightedByGrams | WeightedByFisher):
+        job.rule.check(tuple(job.inputs), job.plan.fused)
+        return
     if isinstance(job.rule, ByTensor):
         job.rule.table(job.statistics({}))
     linear = inner_linear_rule(job.rule)

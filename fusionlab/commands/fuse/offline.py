@@ -52,8 +52,12 @@ from fusionlab.tensors.parts import ignored
 UNTUNED = 0.3
 
 
-def prepare(recipe: Recipe) -> Prepared:
+def prepare(recipe: Recipe, found: Rule | None = None) -> Prepared:
     """Open and check everything that can be checked from headers; nothing is written.
+
+    Args:
+        recipe: what is to be done.
+        found: the rule in the place of the recipe's, which is a search that found it.
 
     Raises:
         InputError: inputs that are missing, corrupt or do not fit, a rule that does not fit them, an output that
@@ -61,7 +65,7 @@ def prepare(recipe: Recipe) -> Prepared:
     """
     output = path_of(recipe.output)
     check_writable(output)
-    rule, notes = _rule(recipe)
+    rule, notes = _rule(recipe.rule if found is None else found)
     base = open_base(recipe.base, recipe.variant)
     budget = parse_size(recipe.memory_budget, "memory_budget")
     cache_bytes = budget // (4 * len(recipe.finetuned))
@@ -134,8 +138,8 @@ def fuse_folder(prepared: Prepared, advance: Callable[[int], None] | None = None
     return report.summary_text(prepared, record, time.monotonic() - started, notes)
 
 
-def _rule(recipe: Recipe) -> tuple[Rule, list[str]]:
-    rule, notes = rules.from_config(recipe.rule), []
+def _rule(given: str | Mapping[str, Any] | Rule) -> tuple[Rule, list[str]]:
+    rule, notes = rules.from_config(given), []
     if rules.is_open(rule):
         rule = rules.with_coefficient(rule, UNTUNED)
         notes.append(f"no scaling_coefficient was given: {UNTUNED}, the usual one without tuning, was taken")

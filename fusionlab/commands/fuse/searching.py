@@ -1,4 +1,4 @@
-"""Rules that look at data, for ``fuse``: the models are run on validation data that the recipe names, then fused."""
+"""Rules that look at data, for ``fuse``: the models are run on data that the recipe names, then fused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fusionlab.tensors.stats import adapter_files
 
 if TYPE_CHECKING:
     from fusionlab.fusion.finetuned import Finetuned
-    from fusionlab.search import Search
+    from fusionlab.search import Search, TrainingRuns
     from fusionlab.search.workbench import Workbench
 
 _STAND_IN = rules.to_config(rules.TaskArithmetic(UNTUNED))
@@ -41,7 +41,7 @@ def search_of(recipe: Recipe) -> Search | None:
         if is_search(recipe.rule):
             if missing:
                 raise InputError(
-                    f"rule {name} looks at validation data; give {' and '.join(missing)}, as fit has them "
+                    f"rule {name} looks at data; give {' and '.join(missing)}, as fit has them "
                     f"(--model ClipModule --data ImageTasks --data.tasks ...)."
                 )
             return search_from_config(recipe.rule)
@@ -74,10 +74,11 @@ def with_rule_found(recipe: Recipe, search: Search) -> Prepared:
         bench.module,
         bench.data,
         lambda tried: mean_scores(bench.module, bench.data, finetuned, tried),
+        looking.training,
     )
     found = search.search(problem)
     record = {"search": to_config(search) | found.looked_at}
-    return replace(prepare(replace(recipe, rule=rules.to_config(found.rule))), found=record)
+    return replace(prepare(recipe, found.rule), found=record)
 
 
 def _names_of_rules() -> set[str]:
@@ -94,19 +95,23 @@ class Looking:
         bench: module and data.
         finetuned: the fine-tuned weights in memory.
         needed: bytes that the models take beside one another.
+        split: of the data, that is looked at.
+        training: the models on training inputs, for a search that looks at those.
     """
 
     prepared: Prepared
     bench: Workbench
     finetuned: Finetuned
     needed: int
+    split: str
+    training: TrainingRuns | None
 
     def describe(self) -> str:
         """What is looked at, for ``--dry_run``."""
-        sizes = {task: len(self.bench.data.splits[task]["validation"]) for task in self.finetuned.tasks}
+        sizes = {task: len(self.bench.data.splits[task][self.split]) for task in self.finetuned.tasks}
         told = ", ".join(f"{size} of {task}" for task, size in sizes.items())
         return (
-            f"looks at        validation samples: {told}; models in memory {self.needed:,} bytes; the rule above "
+            f"looks at        {self.split} samples: {told}; models in memory {self.needed:,} bytes; the rule above "
             f"stands in the place of what is found"
         )
 
@@ -115,17 +120,12 @@ def look(recipe: Recipe, search: Search) -> Looking:
     """Open and check all that the search looks at; see :func:`with_rule_found`."""
     from fusionlab.fusion.finetuned import Finetuned
     from fusionlab.runs.loading import load_weights
-    from fusionlab.search import check_data
+    from fusionlab.search import TrainingRuns, check_data
     from fusionlab.search.workbench import workbench
 
     prepared = prepare(replace(recipe, rule=_STAND_IN))
     needed = _bytes_in_memory(prepared)
-    budget = parse_size(recipe.memory_budget, "memory_budget")
-    if needed > budget:
-        raise InputError(
-            f"memory_budget: the models that are run on data take {needed:,} bytes beside one another, and the budget "
-            f"is {budget:,}; raise it, or find the coefficients in fit or sweep."
-        )
+    _check_budget(recipe, needed)
     bench = workbench({"model": _model_of(recipe), "data": _with_class(recipe.data)}, _runs(prepared))
     missing = [task for task in prepared.inputs if task not in bench.data.tasks]
     if missing or len(bench.data.tasks) != len(prepared.inputs):
@@ -140,7 +140,21 @@ def look(recipe: Recipe, search: Search) -> Looking:
         task: load_weights(each.path, base, base_name=name, allow_other_base=insist).weights
         for task, each in prepared.inputs.items()
     }
-    return Looking(prepared, bench, Finetuned(bench.module, weights), needed)
+    finetuned, training = Finetuned(bench.module, weights), None
+    if search.split == "train":
+        training = TrainingRuns(finetuned, bench.module, bench.data)
+        needed += search.bytes_needed(training)
+        _check_budget(recipe, needed)
+    return Looking(prepared, bench, finetuned, needed, search.split, training)
+
+
+def _check_budget(recipe: Recipe, needed: int) -> None:
+    budget = parse_size(recipe.memory_budget, "memory_budget")
+    if needed > budget:
+        raise InputError(
+            f"memory_budget: the models that are run on data take {needed:,} bytes beside one another, and the budget "
+            f"is {budget:,}; raise it, or find the coefficients in fit or sweep."
+        )
 
 
 def _bytes_in_memory(prepared: Prepared) -> int:

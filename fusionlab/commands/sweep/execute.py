@@ -87,7 +87,8 @@ class Sweep:
             check_reference(Path(recipe.full_reference), self.bench.module, self.bench.data)
         self.subsets = recipe.subsets(self.tasks)
         strict = "strict" in recipe.protocols  # else open rules are chosen on test
-        check_data({name: rule for name, rule in self.rules.items() if strict or not is_open(rule)}, self.bench.data)
+        looking = {name: rule for name, rule in self.rules.items() if strict or not is_open(rule)}
+        check_data(looking, self.bench.data, [source.method for source in self.sources])
         self.ledger = Ledger(self.output / LEDGER, recipe.lease_seconds)
         self._singles = Ledger(self.ledger.folder / SINGLE_TASK, recipe.lease_seconds)
         self.ledger.check_inputs(self._inputs(), write=False)
@@ -208,8 +209,9 @@ class Sweep:
         worker = self._worker(job.source)
         rule, name = self.rules[job.rule_name], job.rule_name
         if isinstance(rule, Search):
-            found = {subset: worker.search(name, rule, subset) for subset in job.subsets}
-            worker.score([self._test_point(name, chosen, subset) for subset, chosen in found.items()])
+            points = (worker.search(name, rule, subset, self._test_point) for subset in job.subsets)
+            for some in ([point] for point in points) if rule.split == "train" else [list(points)]:
+                worker.score(some)  # rules that carry statistics one by one
         elif not is_open(rule):
             worker.score([self._test_point(name, rule, subset) for subset in job.subsets])
         else:

@@ -96,7 +96,7 @@ class RunIdentity:
 
     def _searched(self, search: Search, subset: Sequence[str]) -> dict[str, Any]:
         ranked = {task: plain(self._bench.module.ranking_settings(task)) for task in subset}
-        return self._common(subset, "validation", subset) | {"search": search_config(search), "ranked": ranked}
+        return self._common(subset, search.split, subset) | {"search": search_config(search), "ranked": ranked}
 
     def _common(self, subset: Sequence[str], split: str, scored: Sequence[str]) -> dict[str, Any]:
         return {

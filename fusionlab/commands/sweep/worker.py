@@ -16,10 +16,13 @@ from fusionlab.fusion.finetuned import Finetuned, Fused
 from fusionlab.keys import FORMULAS, plain
 from fusionlab.memory import peak_bytes
 from fusionlab.rules import Rule, from_config, to_config
-from fusionlab.search import Found, Search, ValidationProblem
+from fusionlab.search import Found, Search, TrainingRuns, ValidationProblem
 from fusionlab.search import to_config as search_config
 from fusionlab.search.validation import NOTHING, Cost
 from fusionlab.search.workbench import Workbench
+
+PointOf = Callable[[str, Rule, tuple[str, ...]], Point]
+"""Gives the point of a rule's name, the rule and a subset."""
 
 
 class RunWorker:
@@ -48,6 +51,7 @@ class RunWorker:
         bench.module.read_run(source.folders, bench.data.tasks)
         self._models = ModelScores(finetuned, bench)
         self._spent: Cost = dict(NOTHING)  # on points
+        self._training: TrainingRuns | None = None
 
     def score(self, points: Sequence[Point]) -> list[list[Row]]:
         """Each point's rows, one of each scored task, from the ledger or computed."""
@@ -94,30 +98,43 @@ class RunWorker:
         kept = ("task", "metric", "value", "num_samples", "data_version", "higher_is_better", "stderr", "precision")
         return {field: row[field] for field in kept} | {"scored_by": self.identity.scored_by(row["task"], row["split"])}
 
-    def search(self, rule_name: str, search: Search, subset: tuple[str, ...]) -> Rule:
-        """What the search finds for a subset, from the ledger or searched."""
+    def search(self, rule_name: str, search: Search, subset: tuple[str, ...], point: PointOf) -> Point:
+        """The point of what the search finds for a subset, from the ledger or searched.
+
+        Statistics that a rule carries are in no ledger; they are found again where the point is not there yet.
+        """
         key = self.identity.of_search(search, subset)
-        record = self.ledger.get(key)
+        record, fresh = self.ledger.get(key), None
         if record is not None and record["rule"] != rule_name:  # found under another name: tables go by names
             key = self.identity.of_renamed_search(search, subset, rule_name)
             self.ledger.put(key, {**record, "key": key, "rule": rule_name})
         elif record is None:
-            self.ledger.put(key, self._search(rule_name, search, subset))
+            fresh, cost = self._search(rule_name, search, subset)
+            self.ledger.put(key, self._search_record(rule_name, subset, search, fresh, cost))
             record = self.ledger.get(key)
         assert record is not None
         self.advance(1)
-        return from_config(record["rule_config"])
+        found = point(rule_name, from_config(record["rule_config"]), subset)
+        if search.split == "train" and self.ledger.get(self.identity.of_point(found)) is None:
+            fresh = fresh or self._search(rule_name, search, subset)[0]
+            found = point(rule_name, fresh.rule, subset)
+        return found
 
-    def _search(self, rule_name: str, search: Search, subset: tuple[str, ...]) -> dict[str, Any]:
+    def _search(self, rule_name: str, search: Search, subset: tuple[str, ...]) -> tuple[Found, Cost]:
         def score(rules: Sequence[Rule]) -> list[float]:
             points = [validation_point(rule_name, rule, subset) for rule in rules]
             return [mean_score(rows) for rows in self.score(points)]
 
-        problem = ValidationProblem(subset, self.finetuned, self.bench.module, self.bench.data, score)
+        if search.split == "train" and self._training is None:
+            self._training = TrainingRuns(self.finetuned, self.bench.module, self.bench.data)
+        training = self._training
+        problem = ValidationProblem(subset, self.finetuned, self.bench.module, self.bench.data, score, training)
         started, before = time.monotonic(), self._spent["seconds"]
+        trained = 0.0 if training is None else training.cost
         found = search.search(problem)
         seconds = time.monotonic() - started - (self._spent["seconds"] - before)  # its points tell theirs themselves
-        return self._search_record(rule_name, subset, search, found, problem.cost | {"seconds": seconds})
+        passes = problem.cost["passes"] + (0.0 if training is None else training.cost - trained)
+        return found, problem.cost | {"seconds": seconds, "passes": passes}
 
     def _compute(self, points: Mapping[str, Point], split: str) -> dict[str, dict[str, Any]]:
         plans = {key: self.finetuned.plan(point.rule, point.subset) for key, point in points.items()}
