@@ -54,7 +54,10 @@ def fuse(run: Path, output: Path, rule: Any, *more: str) -> int:
     return main([*argv, *(f"--finetuned.{task}={run / 'adapters' / task}" for task in TASKS), *more])
 
 
-@pytest.mark.parametrize("name", RULES)
+CELLS = [pytest.param(name, marks=[pytest.mark.slow] if name in ("regmean", "fisher") else []) for name in RULES]
+
+
+@pytest.mark.parametrize("name", CELLS)
 def test_it_finds_and_writes_what_fit_does(
     name: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

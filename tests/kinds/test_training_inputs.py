@@ -58,8 +58,7 @@ def trained(bench: Workbench, method: str) -> dict[str, Any]:
         return {task: {name: moved(value) for name, value in floats.items()} for task in bench.data.tasks}
     arguments = {"backbone": bench.module.backbone.name, "method": method, "rank": 2}
     own = type(bench.module)(**arguments)
-    own.add_adapters(list(bench.data.tasks))
-    for parameters in own.task_parameters.values():
+    for parameters in own.adaptation.add(list(bench.data.tasks)).values():
         for parameter in parameters:
             parameter.data = moved(parameter)
     return {task: own.finetuned(task) for task in bench.data.tasks}
@@ -110,13 +109,11 @@ def test_every_linear_layer_is_known_and_the_model_is_made(backbone: str, method
         assert isinstance(model, dict)
         state = base_state(kind.module.base_model) | model
         assert all(value.isfinite().all() for value in state.values())
-        alone = next(iter(weights))
-        only = search.search(problem_of(kind, {alone: weights[alone]})).rule
-        of_one = Finetuned(kind.module, {alone: weights[alone]})
-        for name, value in of_one.make(of_one.plan(only, [alone])).items():  # type: ignore[union-attr]
-            tau = of_one.task_vector(alone)
-            moved = Finetuned(kind.module, {alone: weights[alone]}).moved(kind.base, tau)
-            torch.testing.assert_close(value, moved[name], rtol=0, atol=1e-6)
+        one = {next(iter(weights)): next(iter(weights.values()))}
+        finetuned, only = Finetuned(kind.module, one), search.search(problem_of(kind, one))
+        own = kind.base | finetuned.moved(kind.base, finetuned.task_vector(next(iter(one))))  # type: ignore[operator]
+        for name, value in finetuned.make(finetuned.plan(only.rule, finetuned.tasks)).items():  # type: ignore[union-attr]
+            torch.testing.assert_close(value, own[name], rtol=0, atol=1e-6)
 
 
 def test_text_is_read_without_padding(bench: Any) -> None:
