@@ -10,6 +10,7 @@ HEADS = "heads"  # by task, of ViTs
 BASE = "base"  # of language models that lie on disk in another form only
 PLOTS, SCORES = "plots", "scores.png"
 LEASES = "leases"  # by task
+LOGGED = "metrics.csv"  # by Lightning's CSV logger, where its flag puts it below the run
 SCORED = {"validate": "validate.json", "test": "test.json"}  # by command, beside a finished run's results
 
 # tasks that were trained by other jobs: parts/<tasks>/ with config.yaml, checkpoints and, once done, trained.json

@@ -37,9 +37,9 @@ def main(argv: list[str]) -> int:
     recipe = parse(ReportRecipe, _with_flag(argv), "report", {})
     if not recipe.runs:
         raise InputError("report needs at least one run: python -m fusionlab report RUN...")
-    from fusionlab.reporting.page import write_report
     from fusionlab.reporting.published import published_summaries
     from fusionlab.reporting.sections import sections_of
+    from fusionlab.reporting.writing import write_report
 
     published = published_summaries(Path(recipe.published).expanduser()) if recipe.published is not None else []
     sections = [section for run in recipe.runs for section in sections_of(Path(run).expanduser(), published)]

@@ -1,124 +1,186 @@
-"""Charts as SVG and PNG, by matplotlib."""
+"""What is drawn: lines over a quantity, and dots by task; how they look is told in ``svg`` and ``png``."""
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+LIGHT = ("#3754cb", "#ab0a07", "#209e95", "#6c236e", "#bf7303", "#080826", "#9774fd", "#560601")
+DARK = ("#26d2ff", "#d16a13", "#07a077", "#fb9dbd", "#d8e196", "#fbfbfc", "#9a6ef2", "#fb5fab")
+"""Colours of series, in order, on a light and on a dark page: told apart by people who do not see red, green or blue
+as others do, and 3:1 or more against the page. Series also differ in the shape of their marks and, past the eighth, in
+their dashes, so that none is known by its colour alone."""
+SHAPES = "osD^vPXp"
+DASHES = ("", "6 3", "2 2", "8 3 2 3")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """An axis.
+
+    Args:
+        label: what it shows, with its unit.
+        whole: values are counts, whose ticks are whole numbers.
+    """
+
+    label: str
+    whole: bool = False
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point of a line.
+
+    Args:
+        x: where it stands.
+        y: its value.
+        told: what a pointer or a key on it says.
+        band: half-width of the line's band there.
+        whisker: half-length of the point's whisker.
+    """
+
+    x: float
+    y: float
+    told: str
+    band: float = 0.0
+    whisker: float = 0.0
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a chart.
-
-    Args:
-        label: in the legend; lines of one label have one colour.
-        points: (x, y), in order.
-        spread: half-width of the band around each point; no band where it is empty.
-        style: matplotlib's line style.
-    """
+    """One line; lines of one label look alike in all panels."""
 
     label: str
-    points: Sequence[tuple[float, float]]
-    spread: Sequence[float] = ()
-    style: str = "-"
+    points: Sequence[Point]
+    dashed: bool = False
 
 
 @dataclass(frozen=True)
-class Chart:
-    """A drawn figure.
+class Dot:
+    """A value with its whisker's half-length and what a pointer or a key on it says."""
+
+    value: float
+    told: str
+    whisker: float = 0.0
+
+
+@dataclass(frozen=True)
+class LineChart:
+    """Lines over a quantity, one panel beside another, with shared axes and one legend.
 
     Args:
         name: of its file.
         caption: what it shows, protocol and denominator included.
-        svg: to be put into a page as it is.
-        png: to be written beside Markdown.
+        panels: lines by title.
+        x: the axis across.
+        y: the axis up.
+        shared: whether all panels have one range of values.
     """
 
     name: str
     caption: str
-    svg: str
-    png: bytes
+    panels: Mapping[str, Sequence[Line]]
+    x: Axis
+    y: Axis
+    shared: bool = True
+
+    def labels(self) -> list[str]:
+        """The names of its lines, in order."""
+        return list(dict.fromkeys(line.label for lines in self.panels.values() for line in lines))
 
 
-def line_chart(name: str, caption: str, panels: Mapping[str, Sequence[Line]], x_label: str, y_label: str) -> Chart:
-    """One panel beside another, with shared axes and one legend."""
-    figure, axes = _figure(len(panels))
-    labels = list(dict.fromkeys(line.label for lines in panels.values() for line in lines))
-    colours = {label: f"C{number % 10}" for number, label in enumerate(labels)}
-    handles: dict[str, Any] = {}
-    for axis, (title, lines) in zip(axes, panels.items(), strict=True):
-        for line in lines:
-            x, y = [point[0] for point in line.points], [point[1] for point in line.points]
-            drawn = axis.plot(x, y, line.style, color=colours[line.label], marker=".", label=line.label)[0]
-            handles.setdefault(line.label, drawn)
-            if line.spread:
-                low = [value - half for value, half in zip(y, line.spread, strict=True)]
-                high = [value + half for value, half in zip(y, line.spread, strict=True)]
-                axis.fill_between(x, low, high, color=colours[line.label], alpha=0.12, linewidth=0)
-        axis.set(title=title, xlabel=x_label)
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel(y_label)
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, frameon=False, fontsize="small")
-    return _chart(figure, name, caption)
+@dataclass(frozen=True)
+class Panel:
+    """Dots by what they belong to and by task.
+
+    Args:
+        axis: of the values.
+        dots: by label, then by task.
+        zero: whether a line marks zero.
+    """
+
+    axis: Axis
+    dots: Mapping[str, Mapping[str, Dot]]
+    zero: bool = False
+
+    def groups(self) -> list[str]:
+        """The tasks, in order."""
+        return list(dict.fromkeys(group for dots in self.dots.values() for group in dots))
 
 
-def bar_chart(name: str, caption: str, groups: Mapping[str, Mapping[str, float]], y_label: str) -> Chart:
-    """Grouped bars: ``groups[label][group]``."""
-    figure, (axis,) = _figure(1, width=9.0)
-    names = list(dict.fromkeys(group for values in groups.values() for group in values))
-    width = 0.8 / max(1, len(groups))
-    for number, (label, values) in enumerate(groups.items()):
-        heights = [values.get(group, 0.0) for group in names]
-        axis.bar([place + number * width for place in range(len(names))], heights, width, label=label)
-    axis.set_xticks([place + 0.4 - width / 2 for place in range(len(names))], names, rotation=30, ha="right")
-    axis.set_ylabel(y_label)
-    axis.grid(axis="y", alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize="small")
-    return _chart(figure, name, caption)
+@dataclass(frozen=True)
+class DotChart:
+    """Values by task, each panel with an axis of its own, so that no two units share one.
+
+    Args:
+        name: of its file.
+        caption: what it shows.
+        panels: by title.
+    """
+
+    name: str
+    caption: str
+    panels: Mapping[str, Panel] = field(default_factory=dict)
+
+    def labels(self) -> list[str]:
+        """The names of its series, in order."""
+        return list(dict.fromkeys(label for panel in self.panels.values() for label in panel.dots))
 
 
-def heat_maps(name: str, caption: str, panels: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Chart:
-    """Square maps of −1..1 with their numbers, one panel beside another."""
-    figure, axes = _figure(len(panels), height=4.2)
-    for axis, (title, rows) in zip(axes, panels.items(), strict=True):
-        names = list(rows)
-        values = [[rows[first].get(second, 0.0) for second in names] for first in names]
-        axis.imshow(values, cmap="RdBu_r", vmin=-1, vmax=1)
-        for i, row in enumerate(values):
-            for j, value in enumerate(row):
-                colour = "white" if abs(value) > 0.6 else "black"
-                axis.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize="x-small", color=colour)
-        axis.set_xticks(range(len(names)), names, rotation=45, ha="right", fontsize="x-small")
-        axis.set_yticks(range(len(names)), names, fontsize="x-small")
-        axis.set_title(title, fontsize="small")
-    return _chart(figure, name, caption)
+Chart = LineChart | DotChart
 
 
-def _figure(panels: int, width: float = 4.2, height: float = 3.6) -> tuple[Any, Any]:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(
-        1, max(1, panels), figsize=(width * max(1, panels), height), sharey=panels > 1 and height < 4, squeeze=False,
-        layout="constrained",
-    )  # fmt: skip
-    return figure, list(axes[0])
+def range_of(values: Iterable[float]) -> tuple[float, float]:
+    """Lowest and highest value that is finite, apart by something; 0 to 1 where there is none."""
+    found = [value for value in values if math.isfinite(value)]
+    low, high = min(found, default=0.0), max(found, default=1.0)
+    return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
-def _chart(figure: Any, name: str, caption: str) -> Chart:
-    from matplotlib import pyplot, rc_context
+def extent(lines: Iterable[Line]) -> tuple[tuple[float, float], tuple[float, float]]:
+    """The ranges across and up that lines take with their bands and whiskers."""
+    points = [point for line in lines for point in line.points]
+    reach = [(point.y, max(point.band, point.whisker)) for point in points]
+    return range_of(point.x for point in points), range_of(y + s * half for y, half in reach for s in (-1, 1))
 
-    svg, png = io.StringIO(), io.BytesIO()
-    with rc_context({"svg.hashsalt": name}):
-        figure.savefig(svg, format="svg", metadata={"Date": None})
-    figure.savefig(png, format="png", dpi=110)
-    pyplot.close(figure)
-    text = svg.getvalue()
-    ids = re.sub(r"\W", "-", name)  # one page holds several drawings: their ids must differ
-    text = re.sub(r'(id="|href="#|url\(#)', lambda match: f"{match[1]}{ids}-", text[text.index("<svg") :])
-    return Chart(name, caption, text, png.getvalue())
+
+def ticks(low: float, high: float, whole: bool = False, about: int = 6) -> list[float]:
+    """Round values between two bounds, both included; whole ones where values are counts.
+
+    Example:
+        >>> ticks(2, 6, whole=True), ticks(2, 3, whole=True)
+        ([2, 3, 4, 5, 6], [2, 3])
+        >>> ticks(0.31, 0.62)
+        [0.35, 0.4, 0.45, 0.5, 0.55, 0.6]
+    """
+    if whole:
+        step = max(1, math.ceil((high - low) / (about - 1)))
+        return list(range(math.ceil(low), math.floor(high) + 1, step))
+    rough = 0.75 * (high - low) / (about - 1)
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * (1 - 1e-9))
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [round(number * step, 12) for number in range(first, last + 1)]
+
+
+def whole_ticks(values: Iterable[float], low: float, high: float, at_most: int = 8) -> list[float]:
+    """Ticks of an axis of counts: the counts that there are where they are few, else :func:`ticks`.
+
+    Example:
+        >>> whole_ticks([2, 4, 8, 4], 2, 8), len(whole_ticks(range(100), 0, 99))
+        ([2, 4, 8], 5)
+    """
+    found = sorted(set(values))
+    return found if len(found) <= at_most else ticks(low, high, whole=True)
+
+
+def tick_text(value: float, all_ticks: Sequence[float]) -> str:
+    """A tick's number with the decimals that all of them need, thousands apart.
+
+    Example:
+        >>> [tick_text(value, [0.4, 0.45]) for value in (0.4, 0.45)], tick_text(2, [2, 3]), tick_text(1e4, [0, 1e4])
+        (['0.40', '0.45'], '2', '10,000')
+    """
+    texts = [f"{abs(each):.6f}".rstrip("0").rpartition(".")[2] for each in all_ticks]
+    return f"{value:,.{max(map(len, texts), default=0)}f}".replace("-", "−")

@@ -1,34 +1,55 @@
-"""A report as Markdown with plots beside it, and as one HTML page that needs nothing else."""
+"""What a report is made of, and its two forms: Markdown with plots beside it, and one self-contained HTML page."""
 
 from __future__ import annotations
 
-import base64
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fusionlab.files import write_text, written_whole
-from fusionlab.layout import PAGE, PLOTS, REPORT
+from fusionlab.layout import PLOTS
 from fusionlab.reporting.charts import Chart
-from fusionlab.reporting.results import markdown_table
 
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222 }
-table { border-collapse: collapse; margin: 1em 0; font-variant-numeric: tabular-nums }
-th, td { border-bottom: 1px solid #ddd; padding: .25em .7em; text-align: right }
-th:first-child, td:first-child { text-align: left }
-figure { margin: 1.5em 0 } figcaption { color: #555; font-size: .9em } svg, img { max-width: 100%; height: auto }
-"""
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table.
+
+    Args:
+        text: what it says.
+        more: what stands behind it in small print, such as a spread.
+        sort: what it is sorted by, where that is not its text.
+        shade: −1 to 1, how the cell is tinted; None for not at all.
+    """
+
+    text: str
+    more: str = ""
+    sort: float | None = None
+    shade: float | None = None
+
+    def plain(self) -> str:
+        """As one text."""
+        return f"{self.text} {self.more}".rstrip()
 
 
 @dataclass(frozen=True)
 class Table:
-    """Header and lines, with a caption that says what the numbers are."""
+    """Header and lines, with a caption that says what the numbers are.
+
+    Args:
+        caption: in words, with units.
+        header: the columns' names.
+        body: the lines; the first cell of each is its name.
+        notes: small print of a column's header, by its place: what its numbers are of.
+        folded: whether a page shows it on demand, since a chart beside it shows the same numbers.
+        left: the places of further columns that hold words.
+    """
 
     caption: str
-    header: list[str]
-    body: list[list[str]]
+    header: Sequence[str]
+    body: Sequence[Sequence[Cell | str]]
+    notes: Sequence[str] = ()
+    folded: bool = False
+    left: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -46,60 +67,75 @@ class Picture:
     png: bytes
 
 
+@dataclass(frozen=True)
+class Note:
+    """What a reader must not miss.
+
+    Args:
+        title: in a few words.
+        lines: what there is to say; more than one are a list.
+        warns: whether it is about what is missing, wrong or flatters.
+    """
+
+    title: str
+    lines: Sequence[str]
+    warns: bool = False
+
+
+Part = Table | Chart | Picture | Note
+
+
 @dataclass
 class Section:
-    """A part of the report."""
+    """A part of the report.
+
+    Args:
+        title: its heading.
+        text: paragraphs.
+        parts: tables, drawings and notes, in order.
+        facts: names and values at its head.
+        level: 2 for a run or a sweep, 3 for what belongs to it.
+    """
 
     title: str
     text: list[str] = field(default_factory=list)
-    parts: list[Table | Chart | Picture] = field(default_factory=list)
-
-
-def write_report(folder: Path, title: str, sections: Sequence[Section]) -> None:
-    """Write report.md, its plots, and report.html."""
-    for section in sections:
-        for part in section.parts:
-            if not isinstance(part, Table):
-                with written_whole(folder / PLOTS / f"{part.name}.png") as beside:
-                    beside.write_bytes(part.png)
-    write_text(folder / REPORT, as_markdown(title, sections))
-    write_text(folder / PAGE, as_html(title, sections))
+    parts: list[Part] = field(default_factory=list)
+    facts: list[tuple[str, str]] = field(default_factory=list)
+    level: int = 2
 
 
 def as_markdown(title: str, sections: Sequence[Section]) -> str:
     """The report as Markdown."""
     lines = [f"# {title}", ""]
     for section in sections:
-        lines += [f"## {section.title}", ""]
+        lines += [f"{'#' * section.level} {section.title}", ""]
+        if section.facts:
+            lines += [*(f"- {name}: {value}" for name, value in section.facts), ""]
         for paragraph in section.text:
             lines += [paragraph, ""]
         for part in section.parts:
-            if isinstance(part, Table):
-                lines += [f"{part.caption}:", "", markdown_table(part.header, part.body), ""]
-            else:
-                lines += [f"![{part.caption}]({PLOTS}/{part.name}.png)", "", f"*{part.caption}*", ""]
+            lines += [*_markdown(part), ""]
     return "\n".join(lines)
 
 
-def as_html(title: str, sections: Sequence[Section]) -> str:
-    """The report as one page: no script, nothing loaded from elsewhere."""
-    body = [f"<h1>{html.escape(title)}</h1>"]
-    for section in sections:
-        body.append(f"<h2>{html.escape(section.title)}</h2>")
-        body += [f"<p>{html.escape(paragraph)}</p>" for paragraph in section.text]
-        body += [_html(part) for part in section.parts]
-    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
-    return f"<!doctype html>\n<html><head>{head}</head>\n<body>\n" + "\n".join(body) + "\n</body></html>\n"
+def _markdown(part: Part) -> list[str]:
+    if isinstance(part, Table):
+        notes = [*part.notes, *[""] * (len(part.header) - len(part.notes))]
+        header = [f"{name} ({note})" if note else name for name, note in zip(part.header, notes, strict=True)]
+        body = [[cell.plain() if isinstance(cell, Cell) else cell for cell in line] for line in part.body]
+        return [f"{part.caption}:", "", markdown_table(header, body)]
+    if isinstance(part, Note):
+        return [f"**{part.title}.**", "", *(f"- {line}" for line in part.lines)]
+    return [f"![{part.caption}]({PLOTS}/{part.name}.png)", "", f"*{part.caption}*"]
 
 
-def _html(part: Table | Chart | Picture) -> str:
-    caption = html.escape(part.caption)
-    if isinstance(part, Chart):
-        return f"<figure>{part.svg}<figcaption>{caption}</figcaption></figure>"
-    if isinstance(part, Picture):
-        content = base64.b64encode(part.png).decode()
-        image = f'<img alt="{caption}" src="data:image/png;base64,{content}">'
-        return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
-    rows = [f"<tr>{''.join(f'<th>{html.escape(cell)}</th>' for cell in part.header)}</tr>"]
-    rows += [f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in line)}</tr>" for line in part.body]
-    return f"<p>{caption}:</p><table>{''.join(rows)}</table>"
+def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """Header and lines as Markdown."""
+    lines = ["| " + " | ".join(cells) + " |" for cells in [header, *body]]
+    lines.insert(1, "|" + "---|" * len(header))
+    return "\n".join(lines)
+
+
+def file_name(folder: Path) -> str:
+    """A folder's name as a file's."""
+    return "".join(char if char.isalnum() or char in "-_" else "-" for char in folder.resolve().name)

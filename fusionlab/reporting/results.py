@@ -11,10 +11,10 @@ from typing import Any
 from fusionlab.contracts import Data, Module, Row
 from fusionlab.errors import InputError, name_list
 from fusionlab.evaluation.rows import LM_EVAL, SCHEMA, higher_is_better, primary_rows, read_rows
-from fusionlab.files import write_text, written_whole
+from fusionlab.files import write_text
 from fusionlab.keys import scoring_key
 from fusionlab.layout import RESULTS
-from fusionlab.reporting.charts import bar_chart
+from fusionlab.reporting.page import markdown_table
 
 _log = logging.getLogger(__name__)
 
@@ -225,13 +225,6 @@ def _shares(values: dict[str, Any]) -> str:
     return ", ".join(f"{what} {values[what]:.1%}" for what in ("kept", "changed", "lost")) + f" ({values['dtype']})"
 
 
-def markdown_table(header: list[str], body: list[list[str]]) -> str:
-    """Header and lines as Markdown."""
-    lines = ["| " + " | ".join(cells) + " |" for cells in [header, *body]]
-    lines.insert(1, "|" + "---|" * len(header))
-    return "\n".join(lines)
-
-
 def best_cells(rows: Sequence[Row]) -> dict[str, str]:
     """The best cell of the fused models in each column of :func:`table`, by the column's name: the lowest error."""
     header, body = table(rows)
@@ -276,26 +269,3 @@ def print_table(rows: Sequence[Row], title: str) -> None:
         console.print(drawn)
     for limit in limits(rows):
         console.print(f"of a part of the samples: {limit}", soft_wrap=True, highlight=False)
-
-
-def bars(header: Sequence[str], body: Sequence[Sequence[str]]) -> dict[str, dict[str, float]]:
-    """The numbers of :func:`table` by model and column, those that there are."""
-    named = {name: zip(header[1:], cells, strict=True) for name, *cells in body}
-    return {name: {column: float(cell) for column, cell in cells if cell != "-"} for name, cells in named.items()}
-
-
-def plot_scores(rows: Sequence[Row], path: Path) -> None:
-    """Grouped bars: one group per task and one for the mean, one colour per model; written as PNG."""
-    metrics = dict.fromkeys(row["metric"] for row in rows if LM_EVAL not in row)
-    chart = bar_chart(path.stem, "", bars(*table(rows)), f"{' / '.join(metrics)} ({rows[0]['split']})")
-    with written_whole(path) as beside:
-        beside.write_bytes(chart.png)
-
-
-def save_figure(figure: Any, path: Path) -> None:
-    """Write a figure of pyplot as PNG, whole or not at all, and close it."""
-    from matplotlib import pyplot
-
-    with written_whole(path) as beside:
-        figure.savefig(beside, dpi=120, format="png")
-    pyplot.close(figure)

@@ -195,8 +195,8 @@ def test_everything_says_the_space(both: dict[str, Any], tmp_path: Path) -> None
         assert {record["rule"] for record in records_of(both["output"], space)} == names
     assert main(["report", str(both["output"]), "--output", str(tmp_path / "report")]) == 0
     text = (tmp_path / "report" / "report.md").read_text()
-    assert "lora, metagpt (factor)" in text
-    assert not re.search(r"lora, metagpt(?! \(factor\))", text)
+    assert "LoRA, MetaGPT (factor)" in text
+    assert not re.search(r"LoRA, MetaGPT(?! (× multiplier )?\(factor\))", text)
 
 
 def test_both_spaces_in_one_output_do_not_mix(both: dict[str, Any], tmp_path: Path) -> None:
