@@ -33,11 +33,18 @@ test: $(STAMP) ## the tests: CPU, offline, one process a core
 
 .PHONY: test-slow
 test-slow: $(STAMP) ## the slow tests too (crash loops, long runs)
-	$(PYTEST) -n 2 --dist loadfile -m 'not gpu and not network'
+	$(PYTEST) -n 2 --dist loadfile -m 'not gpu and not network and not browser'
 
 .PHONY: test-gpu
 test-gpu: $(STAMP) ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
+
+AXE := $(VENV)/browser/node_modules/axe-core/axe.min.js
+
+.PHONY: test-browser
+test-browser: $(STAMP) ## the report's page in Chromium (skipped where Chromium or npm is missing)
+	@test -f $(AXE) || npm install --silent --no-audit --no-fund --prefix $(VENV)/browser axe-core@4 || true
+	FUSIONLAB_AXE=$(abspath $(AXE)) $(PYTEST) -m browser -rs tests/core/test_report_browser.py
 
 .PHONY: check
 check: $(STAMP) ## lint, format and types

@@ -8,15 +8,17 @@ from pathlib import Path
 
 from fusionlab.commands.parser import parse
 from fusionlab.errors import InputError
+from fusionlab.files import path_of
 from fusionlab.layout import PAGE, REPORT
 
 
 @dataclass(frozen=True)
 class ReportRecipe:
-    """Draw runs and sweeps as Markdown with plots, and as one HTML page that needs nothing else.
+    """Draw runs and sweeps as Markdown with plots, and as one HTML page that needs nothing else; compare two or more.
 
     Args:
-        runs: folders of finished runs and sweeps; also given without the flag.
+        runs: folders of finished runs and sweeps; also given without the flag. Of two or more each is compared with the
+            first, score by score, with paired standard errors.
         output: the folder to write report.md, report.html and plots to.
         published: folder of the released result files of arXiv 2310.04742, drawn beside a sweep's curves.
         title: the page's title.
@@ -32,17 +34,24 @@ def main(argv: list[str]) -> int:
     """Write the report; returns 0.
 
     Raises:
-        InputError: no run, a folder that is none, or no published files.
+        InputError: no run, a folder that is none or is given twice, or no published files.
     """
     recipe = parse(ReportRecipe, _with_flag(argv), "report", {})
     if not recipe.runs:
         raise InputError("report needs at least one run: python -m fusionlab report RUN...")
+    from fusionlab.reporting.comparison import comparisons
+    from fusionlab.reporting.page import names_of
     from fusionlab.reporting.published import published_summaries
     from fusionlab.reporting.sections import sections_of
     from fusionlab.reporting.writing import write_report
 
     published = published_summaries(Path(recipe.published).expanduser()) if recipe.published is not None else []
-    sections = [section for run in recipe.runs for section in sections_of(Path(run).expanduser(), published)]
+    folders = [path_of(run) for run in recipe.runs]
+    names = names_of(folders)
+    found = [
+        section for folder, name in zip(folders, names, strict=True) for section in sections_of(folder, published, name)
+    ]
+    sections = [*comparisons(folders, names), *found]
     output = Path(recipe.output).expanduser()
     write_report(output, recipe.title, sections)
     print(f"report: {output / PAGE}, {output / REPORT}")

@@ -154,22 +154,20 @@ def ticks(low: float, high: float, whole: bool = False, about: int = 6) -> list[
         >>> ticks(0.31, 0.62)
         [0.35, 0.4, 0.45, 0.5, 0.55, 0.6]
     """
-    if whole:
-        step = max(1, math.ceil((high - low) / (about - 1)))
-        return list(range(math.ceil(low), math.floor(high) + 1, step))
-    rough = 0.75 * (high - low) / (about - 1)
+    rough = (high - low) / (about - 1)
+    rough = max(1.0, rough) if whole else 0.75 * rough
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * (1 - 1e-9))
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [round(number * step, 12) for number in range(first, last + 1)]
+    return [round(number * step) if whole else round(number * step, 12) for number in range(first, last + 1)]
 
 
 def whole_ticks(values: Iterable[float], low: float, high: float, at_most: int = 8) -> list[float]:
     """Ticks of an axis of counts: the counts that there are where they are few, else :func:`ticks`.
 
     Example:
-        >>> whole_ticks([2, 4, 8, 4], 2, 8), len(whole_ticks(range(100), 0, 99))
-        ([2, 4, 8], 5)
+        >>> whole_ticks([2, 4, 8, 4], 2, 8), whole_ticks(range(1, 98), 1, 97)
+        ([2, 4, 8], [20, 40, 60, 80])
     """
     found = sorted(set(values))
     return found if len(found) <= at_most else ticks(low, high, whole=True)

@@ -137,11 +137,11 @@ def _table(table: Table, place: str) -> str:
     caption = html.escape(table.caption)
     inner = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
     if table.folded:
-        scroll = f'<div class="scroll" role="region" tabindex="0" aria-label="{caption}">{inner}</div>'
+        scroll = f'<div class="scroll" role="group" tabindex="0" aria-label="{caption}">{inner}</div>'
         return f"<details><summary>{caption}</summary>{scroll}</details>"
     return (
         f'<div class="table"><p class="caption" id="{place}">{caption}</p>'
-        f'<div class="scroll" role="region" tabindex="0" aria-labelledby="{place}">{inner}</div></div>'
+        f'<div class="scroll" role="group" tabindex="0" aria-labelledby="{place}">{inner}</div></div>'
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fusionlab.errors import InputError
 from fusionlab.layout import PLOTS
 from fusionlab.reporting.charts import Chart
 
@@ -136,6 +137,19 @@ def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def file_name(folder: Path) -> str:
-    """A folder's name as a file's."""
-    return "".join(char if char.isalnum() or char in "-_" else "-" for char in folder.resolve().name)
+def names_of(folders: Sequence[Path]) -> list[str]:
+    """What folders are called: by their names, or as they were given where two have one name.
+
+    Raises:
+        InputError: one is given twice.
+    """
+    places = [folder.resolve() for folder in folders]
+    if twice := [folder for folder, place in zip(folders, places, strict=True) if places.count(place) > 1]:
+        raise InputError(f"{str(twice[0])!r} is given twice; give each run once")
+    names = [place.name for place in places]
+    return [str(folder) if names.count(name) > 1 else name for folder, name in zip(folders, names, strict=True)]
+
+
+def file_name(name: str) -> str:
+    """A name as a file's."""
+    return "".join(char if char.isalnum() or char in "-_" else "-" for char in name)

@@ -28,29 +28,35 @@ PICTURES = {
 }
 
 
-def sections_of(folder: Path, published: Sequence[PublishedSummary] = ()) -> list[Section]:
+def sections_of(folder: Path, published: Sequence[PublishedSummary] = (), title: str | None = None) -> list[Section]:
     """The sections of a run or sweep.
+
+    Args:
+        folder: of a finished one.
+        published: averages to draw beside a sweep's.
+        title: what it is called; the folder's name by default.
 
     Raises:
         InputError: the folder is neither.
     """
+    title = title or folder.resolve().name
     if (folder / SWEEP).is_file():
-        return of_sweep(folder, published)
+        return of_sweep(folder, published, title)
     if (folder / RESULTS).is_file():
-        return _of_run(folder)
+        return _of_run(folder, title)
     raise InputError(f"{str(folder)!r} has neither {RESULTS} nor {SWEEP}; give the folder of a finished run or sweep")
 
 
-def _of_run(folder: Path) -> list[Section]:
+def _of_run(folder: Path, title: str) -> list[Section]:
     rows = read_rows(folder / RESULTS)
     if not rows:
         raise InputError(f"the {RESULTS} in {str(folder)!r} has no rows; finish the run first")
-    name = file_name(folder)
+    name = file_name(title)
     told = [row for row in rows if row.get("task_known")]
     blind = [row for row in rows if not row.get("task_known")]
     records = _records(folder)
-    first = Section(f"Run {folder.resolve().name}", facts=_facts(rows, records))
-    first.parts += [*_scores(blind, name, folder.resolve().name), *_notes(rows)]
+    first = Section(f"Run {title}", facts=_facts(rows, records))
+    first.parts += [*_scores(blind, name, title), *_notes(rows)]
     sections = [first]
     if told:
         section = Section("Models that are told each input's task", level=3)
@@ -58,7 +64,7 @@ def _of_run(folder: Path) -> list[Section]:
             "These models choose by the task of an input, which must be known. The ones above are one model for "
             "everything. The two are not compared."
         )
-        section.parts += _scores(told, f"{name}-task-known", folder.resolve().name)
+        section.parts += _scores(told, f"{name}-task-known", title)
         sections.append(section)
     harness = harness_table(rows)
     if harness[1]:

@@ -32,10 +32,10 @@ _DASHED = (
 )
 
 
-def of_sweep(folder: Path, published: Published) -> list[Section]:
+def of_sweep(folder: Path, published: Published, title: str) -> list[Section]:
     """The sections of a sweep's folder."""
-    sweep, name = json.loads((folder / SWEEP).read_text()), file_name(folder)
-    rows, title = read_rows(folder / RESULTS), folder.resolve().name
+    sweep, name = json.loads((folder / SWEEP).read_text()), file_name(title)
+    rows = read_rows(folder / RESULTS)
     first = Section(f"Sweep {title}", facts=_facts(sweep), parts=missing_points(sweep, rows))
     sections = [first]
     for protocol in dict.fromkeys(line["protocol"] for line in sweep["summary"]):
