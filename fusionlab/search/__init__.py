@@ -4,7 +4,7 @@ from fusionlab.search.adamerging import Adamerging
 from fusionlab.search.base import Found, Problem, Search, is_search, rule_or_search, search_from_config, to_config
 from fusionlab.search.coefficients import START, MetagptMultiplier, Validated
 from fusionlab.search.fisher import Fisher
-from fusionlab.search.looks import Exhaustive, Looks, ToTheTop, best, look, looks_for
+from fusionlab.search.looks import MEAN_LOOKS, Exhaustive, Looks, ToTheTop, best, look, looks_for
 from fusionlab.search.lorahub import Lorahub
 from fusionlab.search.regmean import Regmean
 from fusionlab.search.regmean_plus_plus import RegmeanPlusPlus
@@ -19,6 +19,7 @@ from fusionlab.search.validation import (
 )
 
 __all__ = [
+    "MEAN_LOOKS",
     "START",
     "Adamerging",
     "Exhaustive",

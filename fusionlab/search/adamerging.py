@@ -78,6 +78,10 @@ class Adamerging:
         seen = problem.num_samples(shown)
         return Found(rule, scores, seen, 0, shown * len(problem.tasks) / seen)
 
+    def expected_rows(self, num_samples: int) -> float:
+        """Two batches a step, with gradients."""
+        return 3.0 * 2 * self.num_steps * self.batch_size
+
     def _rule(self, lambdas: Tensor, names: list[str], tasks: tuple[str, ...]) -> TaskArithmetic:
         if self.scope == "task":
             return TaskArithmetic({task: float(value) for task, value in zip(tasks, lambdas[:, 0], strict=True)})

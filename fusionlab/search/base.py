@@ -139,6 +139,9 @@ class Search(Protocol):
     def search(self, problem: Problem) -> Found:
         """Look at the problem's data and choose."""
 
+    def expected_rows(self, num_samples: int) -> float:
+        """About how many of a task's samples it runs through models, of ``num_samples``; a gradient counts as two."""
+
 
 def is_search(config: Any) -> bool:
     """Whether ``config``, a name or a mapping with ``class_path``, names a search rather than a rule."""

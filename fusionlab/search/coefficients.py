@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from fusionlab.errors import InputError
 from fusionlab.rules import Metagpt, Rule, TaskArithmetic, with_argument, with_coefficient
 from fusionlab.search.base import Found, Problem
-from fusionlab.search.looks import Looks, best, look, looks_for
+from fusionlab.search.looks import MEAN_LOOKS, Looks, best, look, looks_for
 
 START = 0.4
 """Where the best coefficient of task arithmetic is looked for first."""
@@ -78,6 +78,11 @@ class Validated:
             chosen = coefficient(chosen)
         return _found(with_coefficient(rule, chosen), told, problem, len(models))
 
+    def expected_rows(self, num_samples: int) -> float:
+        """All samples at every look."""
+        looks = MEAN_LOOKS if self.grid is None else len(self.grid)
+        return num_samples * (looks * (2 if self.others else 1) + sum(map(len, self.others.values())))
+
 
 @dataclasses.dataclass(frozen=True)
 class MetagptMultiplier:
@@ -111,6 +116,10 @@ class MetagptMultiplier:
         scores = look(lambda values: problem.scores([rule(value) for value in values]), looks)
         told = {str(value): score for value, score in sorted(scores.items())}
         return _found(rule(best(scores)), told, problem, len(scores))
+
+    def expected_rows(self, num_samples: int) -> float:
+        """All samples at every look."""
+        return num_samples * (MEAN_LOOKS if self.grid is None else len(self.grid))
 
 
 def _check_numbers(what: str, values: Numbers) -> None:

@@ -57,3 +57,7 @@ class Fisher:
         }
         rule = WeightedByFisher.of(self.floor, fishers)
         return Found(rule, {}, training.num_samples(tasks, self.num_samples), 0, 1.0)
+
+    def expected_rows(self, num_samples: int) -> float:
+        """Its training inputs once, with gradients, each alone."""
+        return 3.0 * self.num_samples

@@ -12,6 +12,8 @@ from typing import TypeVar
 
 _Number = TypeVar("_Number", int, float)
 BEYOND, LIMIT = 5, 3.0
+MEAN_LOOKS = 5.5
+"""Numbers that :class:`ToTheTop` looks at on average, for forecasts."""
 Scores = Mapping[float, float]
 Looks = Callable[[Scores], tuple[float, ...]]
 """What to look at next by the scores so far; nothing at the end."""

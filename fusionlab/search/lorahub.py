@@ -55,6 +55,10 @@ class Lorahub:
             warnings.filterwarnings("ignore", message="COBYLA")
             return self._search(problem, _nevergrad())
 
+    def expected_rows(self, num_samples: int) -> float:
+        """Its first samples at every look."""
+        return float(self.budget * min(self.num_samples, num_samples))
+
     def _search(self, problem: Problem, nevergrad: Any) -> Found:
         start = nevergrad.p.Array(init=[0.0] * len(problem.tasks)).set_bounds(-self.bound, self.bound)
         optimizer = nevergrad.optimizers.NGOpt(parametrization=start, budget=self.budget)

@@ -60,6 +60,10 @@ class Regmean:
         rule = WeightedByGrams.of(self.off_diagonal, self.floor, layers)
         return Found(rule, {}, training.num_samples(problem.tasks, self.num_samples), 0, 1.0)
 
+    def expected_rows(self, num_samples: int) -> float:
+        """Its training inputs once."""
+        return float(self.num_samples)
+
 
 def layers_of(training: Training, grams: Mapping[str, Mapping[str, tuple[Tensor, ...]]]) -> Layers:
     """What layers read, as the rule has it, from Gram matrices by task and unit.

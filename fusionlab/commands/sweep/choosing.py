@@ -1,7 +1,7 @@
 """Which coefficient of an open rule counts for each subset, and which ones are looked at to find it.
 
-A size's search starts at the median choice of the next smaller size, so that few looks are needed; what is looked at
-follows from scores alone, whichever process made them.
+A size's search starts at the median choice of some subsets of the next smaller size, so that few looks are needed; what
+is looked at follows from scores alone, whichever process made them, in whatever order.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from fusionlab.evaluation.rows import Row, higher_is_better, mean_score
@@ -21,6 +22,10 @@ SPLITS = {"strict": "validation", "published": "test"}
 """Where a protocol chooses."""
 
 
+class NotScoredError(LookupError):
+    """A point that a choice needs is not computed yet."""
+
+
 def by_size(subsets: Iterable[Subset]) -> dict[int, list[Subset]]:
     """Subsets by their number of tasks."""
     found: dict[int, list[Subset]] = {}
@@ -29,17 +34,36 @@ def by_size(subsets: Iterable[Subset]) -> dict[int, list[Subset]]:
     return found
 
 
+def leading(of_size: Sequence[Subset]) -> list[Subset]:
+    """The three subsets of a size that the next size's searches start from, evenly spread.
+
+    Example:
+        >>> leading([("a", "b"), ("a", "c"), ("a", "d"), ("b", "c"), ("b", "d"), ("c", "d")])
+        [('a', 'b'), ('b', 'c'), ('c', 'd')]
+    """
+    if len(of_size) <= 3:
+        return list(of_size)
+    return [of_size[0], of_size[len(of_size) // 2], of_size[-1]]
+
+
 def choose(subsets: Iterable[Subset], score: Score, looks: Callable[[float], Looks]) -> dict[Subset, float]:
-    """The best coefficient of every subset, size after size.
+    """The best coefficient of every subset, size after size; subsets whose points are not all scored are left out.
 
     Args:
         subsets: of all sizes up to one.
-        score: of subsets with a coefficient each, many at once.
+        score: of subsets with a coefficient each; raises :class:`NotScoredError` for what is not there.
         looks: what is looked at from a start.
     """
     chosen: dict[Subset, float] = {}
-    for size, of_size in sorted(by_size(subsets).items()):
-        chosen |= choose_of_size(of_size, score, looks(start_of(size, chosen)))
+    sizes = by_size(subsets)
+    for size, of_size in sorted(sizes.items()):
+        try:
+            start = start_of(size, sizes, chosen)
+        except NotScoredError:
+            continue
+        for subset in of_size:
+            with suppress(NotScoredError):
+                chosen |= choose_of_size([subset], score, looks(start))
     return chosen
 
 
@@ -52,11 +76,24 @@ def choose_of_size(subsets: Sequence[Subset], score: Score, looks: Looks) -> dic
     return {subset: best(found) for subset, found in scores.items()}
 
 
-def start_of(size: int, chosen: Mapping[Subset, float]) -> float:
-    """Where the search of a size starts: the median choice of the largest smaller size."""
-    smaller = [len(subset) for subset in chosen if len(subset) < size]
-    values = [value for subset, value in chosen.items() if smaller and len(subset) == max(smaller)]
-    return statistics.median_low(values) if values else START
+def start_of(size: int, sizes: Mapping[int, Sequence[Subset]], chosen: Mapping[Subset, float]) -> float:
+    """Where the searches of a size start: the median choice of the leading subsets of the next smaller size.
+
+    Args:
+        size: the number of tasks.
+        sizes: all subsets by their number of tasks.
+        chosen: coefficients.
+
+    Raises:
+        NotScoredError: one of them is not chosen yet.
+    """
+    smaller = [other for other in sizes if other < size]
+    if not smaller:
+        return START
+    before = leading(sizes[max(smaller)])
+    if not all(subset in chosen for subset in before):
+        raise NotScoredError(f"subsets of {max(smaller)} tasks")
+    return statistics.median_low(chosen[subset] for subset in before)
 
 
 def score_of(protocol: str, rows: Iterable[Row], single: Mapping[str, float]) -> float:

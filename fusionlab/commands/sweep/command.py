@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from fusionlab.commands.parser import parse, recipe_of
+from fusionlab.commands.sweep.processes import helping, num_processes
 from fusionlab.commands.sweep.recipe import SweepRecipe
 from fusionlab.layout import SWEEP
 
@@ -41,34 +43,33 @@ def sweep(recipe: SweepRecipe | Mapping[str, Any] | str | Path, *, verbose: bool
     """
     recipe = recipe_of(SweepRecipe, recipe, "sweep")
     from fusionlab.commands.sweep.execute import Sweep
+    from fusionlab.commands.sweep.forecast import forecast, num_points
     from fusionlab.commands.sweep.results import write_sweep
     from fusionlab.commands.trainer import quiet
 
     quiet()
     work = Sweep(recipe)
-    count = work.num_points()
     if recipe.dry_run:
-        print(
-            f"{len(work.sources)} runs ({count['fits']} to fit), {len(work.subsets)} subsets of {len(work.tasks)} "
-            f"tasks, {len(work.rules)} rules\n"
-            f"points: {count['points']}, more where a coefficient beyond the grid wins\n"
-            f"estimated time: {_duration(work.estimated_seconds())} (one batch was timed; points that are in the "
-            f"ledger and models that are equal cost nothing)"
-        )
+        print(forecast(work).told(work))
         return work.output / SWEEP
-    if not verbose:
-        work.run()
-        return write_sweep(work)
-    with _progress(count["points"]) as advance:
-        work.run(advance)
-    path = write_sweep(work)
-    print(f"sweep: {path}")
-    print(f"report: python -m fusionlab report {recipe.output}")
-    return path
+    with helping(recipe, num_processes(recipe, len(work.sources), work.bench.module.device)):
+        if not verbose:
+            work.run()
+        else:
+            with _progress(num_points(work), work.ledger.count) as advance:
+                work.run(advance)
+    missing = sum(each["num_subsets"] for each in write_sweep(work)["missing"])
+    if verbose:
+        if missing:
+            print(f"time is over: {missing} points are missing; the same command goes on with them")
+        print(f"sweep: {work.output / SWEEP}")
+        print(f"report: python -m fusionlab report {recipe.output}")
+    return work.output / SWEEP
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
+def _progress(total: int, count: Callable[[], int]) -> Iterator[Callable[[int], None]]:
+    """A bar over the points that are in the ledger, those of other processes among them."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -83,29 +84,19 @@ def _progress(total: int) -> Iterator[Callable[[int], None]]:
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     progress = Progress(TextColumn("points"), *columns, console=console, disable=not console.is_terminal)
     line = progress.add_task("points", total=total)
-    started = False
+    looked = 0.0
 
-    def advance(count: int) -> None:
-        nonlocal started
-        if not started:  # runs are fitted first, under a display of their own
+    def advance(_: int) -> None:
+        nonlocal looked
+        if not console.is_terminal or time.monotonic() - looked < 1:
+            return
+        if not looked:  # runs are fitted first, under a display of their own
             progress.start()
-            started = True
-        progress.advance(line, count)
+        looked, done = time.monotonic(), count()
+        progress.update(line, completed=done, total=max(total, done))
 
     try:
         yield advance
     finally:
-        if started:
+        if looked:
             progress.stop()
-
-
-def _duration(seconds: float) -> str:
-    """Seconds as a person says them.
-
-    Example:
-        >>> _duration(42), _duration(150), _duration(9000)
-        ('42 s', '2.5 min', '2.5 h')
-    """
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

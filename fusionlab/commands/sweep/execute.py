@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from fusionlab.commands.sweep.choosing import (
     SPLITS,
+    NotScoredError,
     Score,
     Tried,
     by_size,
     choose,
     choose_of_size,
+    leading,
     score_of,
     start_of,
 )
 from fusionlab.commands.sweep.identity import Point, RunIdentity
+from fusionlab.commands.sweep.jobs import Job, Work, works
 from fusionlab.commands.sweep.ledger import Ledger
 from fusionlab.commands.sweep.recipe import SweepRecipe
-from fusionlab.commands.sweep.sources import (
-    RunSource,
-    load_finetuned,
-    run_config,
-    sources,
-)
-from fusionlab.commands.sweep.worker import RunWorker, chunks, validation_point
-from fusionlab.evaluation.loop import to_device
+from fusionlab.commands.sweep.sources import RunSource, load_finetuned, run_config, sources
+from fusionlab.commands.sweep.worker import RunWorker, validation_point
 from fusionlab.evaluation.rows import Row
 from fusionlab.fusion.finetuned import Finetuned
 from fusionlab.keys import FORMULAS, key_of
@@ -41,25 +38,8 @@ from fusionlab.runs.leases import remove_unfinished
 from fusionlab.search import START, Looks, Search, check_data, looks_for, scored_at_once
 from fusionlab.search.workbench import Workbench, workbench
 
-SUBSETS_IN_A_JOB = 10
-MEAN_LOOKS = 5.5
-"""Looks a subset that a search for a coefficient is expected to take, for the forecast; not measured yet."""
 _log = logging.getLogger(__name__)
 Advance = Callable[[int], None]
-
-
-@dataclass(frozen=True)
-class Job:
-    """Some subsets by one rule for one run: what one process does under one lease."""
-
-    source: RunSource
-    rule_name: str
-    subsets: tuple[tuple[str, ...], ...]
-
-    @property
-    def lease(self) -> str:
-        """Name of its lease."""
-        return f"{self.source.name}-{key_of({'rule': self.rule_name, 'subsets': self.subsets})}"
 
 
 class Sweep:
@@ -67,13 +47,14 @@ class Sweep:
 
     Args:
         recipe: what to do.
+        place: where among the runs to begin, as a share of them; several processes begin at different ones.
 
     Raises:
         InputError: what a user can mend; nothing was written then.
     """
 
-    def __init__(self, recipe: SweepRecipe) -> None:
-        self.recipe = recipe
+    def __init__(self, recipe: SweepRecipe, place: float = 0.0) -> None:
+        self.recipe, self._place = recipe, place
         self.output = Path(recipe.output).expanduser()
         self.rules = recipe.named_rules
         if recipe.full_reference is not None:
@@ -93,6 +74,7 @@ class Sweep:
         self._singles = Ledger(self.ledger.folder / SINGLE_TASK, recipe.lease_seconds)
         self.ledger.check_inputs(self._inputs(), write=False)
         self._loaded: dict[str, Finetuned] = {}
+        self._at_work = ""  # the run whose heads the module has
         self._identities: dict[str, RunIdentity] = {}
         self._workers: dict[str, RunWorker] = {}
         self._size_starts: dict[tuple[str, str, int], dict[str, float]] = {}
@@ -100,6 +82,11 @@ class Sweep:
         for source in self.sources:
             if source.is_finished:
                 self.finetuned(source)
+
+    @property
+    def fitted(self) -> list[RunSource]:
+        """The runs that are finished: all, but where a budget was too short."""
+        return [source for source in self.sources if source.is_finished]
 
     def _first_run(self) -> tuple[Path, ...]:
         """The first source's folders, where it is finished: its heads are put in."""
@@ -131,7 +118,7 @@ class Sweep:
         if source.name not in self._loaded:
             loaded = load_finetuned(source, self.bench, self.recipe.space)
             beside = self.bench.module.read_run(source.folders, self.bench.data.tasks)
-            self._loaded[source.name] = loaded
+            self._loaded[source.name], self._at_work = loaded, ""
             self._identities[source.name] = RunIdentity(source, loaded, self.bench, beside)
         return self._loaded[source.name]
 
@@ -151,21 +138,7 @@ class Sweep:
 
     def single_task(self, source: RunSource) -> dict[str, float]:
         """Each task's test score of the model fine-tuned on it, by its first metric, scored as the points are."""
-        return self._worker(source).single_task(self._singles)
-
-    def num_points(self) -> dict[str, int]:
-        """How many runs to fit and about how many points to score."""
-        grid, by_rule = self.recipe.grid, 0.0
-        for rule in self.rules.values():
-            if isinstance(rule, Search):
-                by_rule += 2  # the search and its result
-            elif is_open(rule):
-                by_rule += len(self.recipe.protocols) * (MEAN_LOOKS if grid is None else len(grid))
-                by_rule += "strict" in self.recipe.protocols  # on test
-            else:
-                by_rule += 1
-        fits = sum(not source.is_finished for source in self.sources)
-        return {"fits": fits, "points": round(len(self.sources) * len(self.subsets) * by_rule)}
+        return self._begun(source).single_task(self._singles)
 
     def run(self, advance: Advance = lambda count: None) -> None:
         """Fit what is missing and compute every point, sharing the work with other processes."""
@@ -174,16 +147,15 @@ class Sweep:
         self.ledger.check_inputs(self._inputs())
         remove_unfinished(self.ledger.folder)
         self._tell_earlier()
-        fits = [source for source in self.sources if not source.is_finished]
-        _until_done(fits, self._fit)
-        jobs = [
-            Job(source, name, tuple(subsets))
-            for source in self.sources
-            for name in self.rules
-            for of_size in by_size(self.subsets).values()
-            for subsets in chunks(of_size, SUBSETS_IN_A_JOB)
-        ]
-        _until_done(jobs, self._do)
+        minutes = self.recipe.budget_minutes
+        until = math.inf if minutes is None else time.monotonic() + 60 * minutes
+        for part in [self.sources] if minutes is None else _by_seed(self.sources):
+            own = rotated(part, self._place)
+            _until_done([source for source in own if not source.is_finished], self._fit, until)
+            fitted = [source for source in own if source.is_finished]
+            _until_done(fitted, self._score_singles, math.inf)
+            every = works(fitted, list(self.rules), self.subsets, self.at_once, by_rounds=minutes is not None)
+            _until_done(every, self._do, until)
 
     def _fit(self, source: RunSource) -> bool:
         with self.ledger.lease(f"fit-{source.name}") as held:
@@ -195,18 +167,24 @@ class Sweep:
                 self.ledger.put(key_of({"fit": dict(source.config or {})}), record)
             return held
 
-    def _do(self, job: Job) -> bool:
-        starts = self._starts(job)
-        if starts is None:
-            return False
-        with self.ledger.lease(job.lease) as held:
+    def _score_singles(self, source: RunSource) -> bool:
+        with self.ledger.lease(f"single-{source.name}") as held:
             if held:
-                self._score(job, starts)
+                self.single_task(source)
+            return held
+
+    def _do(self, work: Work) -> bool:
+        starts = [self._starts(job) for job in work.jobs]
+        if None in starts:
+            return False
+        with self.ledger.lease(work.lease) as held:
+            for job, start in zip(work.jobs, starts, strict=True) if held else ():
+                self._score(job, start or {})
             return held
 
     def _score(self, job: Job, starts: Mapping[str, float]) -> None:
         """Score the job's points; ``starts`` says where an open rule's searches start, by protocol."""
-        worker = self._worker(job.source)
+        worker = self._begun(job.source)
         rule, name = self.rules[job.rule_name], job.rule_name
         if isinstance(rule, Search):
             points = (worker.search(name, rule, subset, self._test_point) for subset in job.subsets)
@@ -229,16 +207,19 @@ class Sweep:
         size = len(job.subsets[0])
         place = (job.source.name, job.rule_name, size)
         if place not in self._size_starts:
-            smaller = [subset for subset in self.subsets if len(subset) < size]
+            sizes = by_size(self.subsets)
+            before = [subset for other, of_size in sizes.items() if other < size for subset in leading(of_size)]
             known = self._worker(job.source).known
             try:
                 self._size_starts[place] = {
                     protocol: start_of(
-                        size, choose(smaller, self._scored_by(known, job, protocol), self.looks(job.source, protocol))
+                        size,
+                        sizes,
+                        choose(before, self._scored_by(known, job, protocol), self.looks(job.source, protocol)),
                     )
                     for protocol in self.recipe.protocols
                 }
-            except KeyError:
+            except NotScoredError:
                 return None
         return self._size_starts[place]
 
@@ -263,40 +244,44 @@ class Sweep:
         return Point(name, rule, subset, "test", self.tasks)
 
     def _worker(self, source: RunSource) -> RunWorker:
+        """What scores a run's points."""
         if source.name not in self._workers:
-            self._workers = {  # one run at a time: what it keeps in memory may be large
-                source.name: RunWorker(
-                    source, self.finetuned(source), self.identity(source), self.bench, self.ledger, self._advance
-                )
-            }
+            self._workers[source.name] = RunWorker(
+                source, self.finetuned(source), self.identity(source), self.bench, self.ledger, self._advance
+            )
         return self._workers[source.name]
 
-    # what a dry run tells
-
-    def estimated_seconds(self) -> float:
-        """A rough forecast: one evaluation batch is timed; a training step costs three forward passes."""
-        data, module = self.bench.data, self.bench.module
-        task = self.tasks[0]
-        batch = to_device(next(iter(data.eval_batches(task, "test"))), module.device)
-        with module.use(None):
-            module.score(task, batch, module.metrics(task))
-            started = time.monotonic()
-            module.score(task, batch, module.metrics(task))
-        per_sample = (time.monotonic() - started) / data.eval_batch_size
-        count = self.num_points()
-        samples = {task: len(data.splits[task]["test"]) for task in self.tasks}
-        per_pass = per_sample * sum(samples.values())
-        trainer = self.config.get("trainer") or {}
-        steps = int(trainer.get("max_steps") or 100)
-        fit = 3 * per_sample * data.batch_size * len(self.tasks) * max(1, steps)
-        return count["fits"] * fit + count["points"] * per_pass
+    def _begun(self, source: RunSource) -> RunWorker:
+        """The same, with the run's heads in the module."""
+        worker = self._worker(source)
+        if self._at_work != source.name:
+            worker.begin()
+            self._at_work = source.name
+        return worker
 
 
-def _until_done(items: Sequence, do: Callable[..., bool]) -> None:
-    """Do all items; what another process has in hand is looked at again until it is done."""
+def rotated(sources: Sequence[RunSource], place: float) -> list[RunSource]:
+    """The runs from another one on, so that processes begin at different ones.
+
+    Args:
+        sources: the runs.
+        place: where to begin, as a share of them.
+    """
+    first = int(place * len(sources))
+    return [*sources[first:], *sources[:first]]
+
+
+def _by_seed(sources: Sequence[RunSource]) -> list[list[RunSource]]:
+    return [[source for source in sources if source.seed == seed] for seed in dict.fromkeys(s.seed for s in sources)]
+
+
+def _until_done(items: Sequence, do: Callable[..., bool], until: float) -> None:
+    """Do all items; what another process has in hand is looked at again until it is done, or time is over."""
     waiting = list(items)
     while waiting:
-        left = [item for item in waiting if not do(item)]
+        left = [item for item in waiting if time.monotonic() >= until or not do(item)]
+        if time.monotonic() >= until:
+            return
         if len(left) == len(waiting):
             time.sleep(1.0)
         waiting = left

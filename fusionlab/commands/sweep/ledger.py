@@ -45,6 +45,10 @@ class Ledger:
         for path in sorted((self.folder / POINTS).glob("*/*.json")):
             yield json.loads(path.read_text())
 
+    def count(self) -> int:
+        """How many records there are."""
+        return sum(1 for _ in (self.folder / POINTS).glob("*/*.json"))
+
     def check_inputs(self, inputs: Mapping[str, Any], *, write: bool = True) -> None:
         """Compare what the records depend on with what the ledger was begun with; new names are added.
 

@@ -46,6 +46,10 @@ class SweepRecipe:
         protocols: strict (coefficients chosen on validation, reported on test) and published (chosen on test).
         full_reference: folder of a full fine-tuning run that was scored as this sweep scores, for the denominator full;
             by default the sweep's own.
+        processes: of this machine that share the work and torch's threads; by default one a thread, at most one a run,
+            and one alone where models are scored on an accelerator.
+        budget_minutes: begin nothing new after so long: seed after seed, some subsets of every size before the others;
+            what is missing then is said, and computed when the sweep is run again.
         lease_seconds: work of another process that gave no sign of life for so long is taken over.
         dry_run: check everything, print the number of points and the estimated time, and stop.
     """
@@ -64,6 +68,8 @@ class SweepRecipe:
     subset_seed: int = 0
     protocols: list[Protocol] = field(default_factory=lambda: ["strict"])
     full_reference: str | None = None
+    processes: int | None = None
+    budget_minutes: float | None = None
     lease_seconds: float = 60.0
     dry_run: bool = False
 
@@ -77,8 +83,10 @@ class SweepRecipe:
         per_size = self.subsets_per_size
         if per_size is not None and min(per_size.values() if isinstance(per_size, dict) else [per_size], default=0) < 1:
             raise InputError(f"subsets_per_size must be at least 1, got {per_size}")
-        if self.lease_seconds <= 0:
-            raise InputError(f"lease_seconds must be positive, got {self.lease_seconds}")
+        for name in ("lease_seconds", "budget_minutes", "processes"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise InputError(f"{name} must be positive, got {value}")
         if not self.named_rules:
             raise InputError("rules: expected at least one, got none")
         if self.space not in get_args(Space):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from fusionlab.commands.sweep.choosing import NotScoredError
 from fusionlab.commands.sweep.identity import SCHEMA, Point, RunIdentity
 from fusionlab.commands.sweep.ledger import Ledger
 from fusionlab.commands.sweep.scores import ModelScores, added
@@ -26,7 +27,7 @@ PointOf = Callable[[str, Rule, tuple[str, ...]], Point]
 
 
 class RunWorker:
-    """Computes and records the points of one run; the module scores with that run's heads from here on.
+    """Computes and records the points of one run; the module must have that run's heads then (:meth:`begin`).
 
     Args:
         source: the run.
@@ -48,10 +49,13 @@ class RunWorker:
     ) -> None:
         self.source, self.finetuned, self.bench, self.ledger, self.advance = source, finetuned, bench, ledger, advance
         self.identity = identity
-        bench.module.read_run(source.folders, bench.data.tasks)
         self._models = ModelScores(finetuned, bench)
         self._spent: Cost = dict(NOTHING)  # on points
         self._training: TrainingRuns | None = None
+
+    def begin(self) -> None:
+        """Let the module score with the run's heads."""
+        self.bench.module.read_run(self.source.folders, self.bench.data.tasks)
 
     def score(self, points: Sequence[Point]) -> list[list[Row]]:
         """Each point's rows, one of each scored task, from the ledger or computed."""
@@ -67,13 +71,13 @@ class RunWorker:
         """Each point's rows from the ledger.
 
         Raises:
-            KeyError: one is not there.
+            NotScoredError: one is not there.
         """
         found = []
         for key in map(self.identity.of_point, points):
             record = self.ledger.get(key)
             if record is None:
-                raise KeyError(key)
+                raise NotScoredError(key)
             found.append(record["values"])
         return found
 
@@ -195,9 +199,3 @@ class RunWorker:
 def validation_point(rule_name: str, rule: Rule, subset: tuple[str, ...]) -> Point:
     """What a choice of a rule for a subset looks at."""
     return Point(rule_name, rule, subset, "validation", subset)
-
-
-def chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    """Consecutive parts of at most ``size``."""
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
