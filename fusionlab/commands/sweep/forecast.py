@@ -10,6 +10,7 @@ import torch
 
 from fusionlab.commands.sweep.execute import Sweep
 from fusionlab.commands.sweep.processes import num_processes
+from fusionlab.commands.sweep.recipe import SweepRecipe
 from fusionlab.commands.sweep.sources import RunSource
 from fusionlab.contracts import Data, Module
 from fusionlab.evaluation.loop import evaluating, to_device
@@ -44,14 +45,14 @@ class Forecast:
     processes: int
     threads: int
 
-    def told(self, sweep: Sweep) -> str:
+    def told(self, recipe: SweepRecipe, num_runs: int, num_subsets: int, num_tasks: int) -> str:
         """The plan, as ``--dry_run`` prints it."""
         samples = ", ".join(f"{count:,.0f} of {split}" for split, count in self.rows.items())
-        budget = sweep.recipe.budget_minutes
+        budget = recipe.budget_minutes
         within = f"; {budget:g} min are given" if budget is not None else ""
         return (
-            f"{len(sweep.sources)} runs ({self.fits} to fit), {len(sweep.subsets)} subsets of {len(sweep.tasks)} "
-            f"tasks, {len(sweep.rules)} rules\n"
+            f"{num_runs} runs ({self.fits} to fit), {num_subsets} subsets of {num_tasks} tasks, "
+            f"{len(recipe.named_rules)} rules\n"
             f"points: about {self.points}; samples to run through models: {samples}\n"
             f"estimated time: {duration(self.seconds)}, {self.processes} x {self.threads} threads{within} (a batch of "
             f"each task was timed; what is in the ledger, and models that are equal, cost nothing)"

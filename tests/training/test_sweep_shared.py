@@ -1,0 +1,226 @@
+"""A sweep over processes, within a budget, and forecast: the same file however the work is shared and cut."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from fusionlab import ClipModule
+from fusionlab.__main__ import main
+from fusionlab.commands.sweep import processes
+from fusionlab.commands.sweep.choosing import NotScoredError, Tried, choose, leading
+from fusionlab.commands.sweep.execute import Sweep
+from fusionlab.commands.sweep.forecast import Forecast, forecast
+from fusionlab.commands.sweep.jobs import rounds, works
+from fusionlab.commands.sweep.processes import num_processes
+from fusionlab.commands.sweep.recipe import SweepRecipe
+from fusionlab.commands.sweep.sources import RunSource
+from fusionlab.search import ToTheTop
+
+TASKS = ["digits", "signs", "textures"]
+FIT: dict[str, Any] = {
+    "model": {"class_path": "ClipModule", "init_args": {"learning_rate": 0.01}},
+    "data": {"class_path": "ImageTasks", "init_args": {"tasks": TASKS, "max_samples": 24, "eval_batch_size": 16}},
+    "trainer": {"max_steps": 2, "enable_progress_bar": False},
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Finished runs of lora and tangent_lora."""
+    output = tmp_path_factory.mktemp("runs") / "sweep"
+    recipe = SweepRecipe(str(output), FIT, methods=["lora", "tangent_lora"], rules=["average"], sizes=[3])
+    Sweep(recipe).run()
+    return [str(output / "runs" / f"{method}-seed42") for method in ("lora", "tangent_lora")]
+
+
+def swept(output: Path, **recipe: Any) -> dict[str, Any]:
+    path = output.with_suffix(".yaml")
+    path.write_text(yaml.safe_dump({"output": str(output), **recipe}))
+    assert main(["sweep", "--config", str(path)]) == 0
+    content: dict[str, Any] = json.loads((output / "sweep.json").read_text())
+    for timed in ("costs", "fits", "searches"):
+        del content[timed]
+    return content | {"rows": json.loads((output / "results.json").read_text())["rows"]}
+
+
+def test_two_processes_and_one_write_the_same_file(runs: list[str], tmp_path: Path, recwarn: Any) -> None:
+    rules = ["average", "task_arithmetic", "metagpt_multiplier"]
+    alone = swept(tmp_path / "alone", runs=runs, rules=rules, processes=1)
+    threads = torch.get_num_threads()
+    assert swept(tmp_path / "shared", runs=runs, rules=rules, processes=2) == alone
+    assert torch.get_num_threads() == threads
+    assert not [warning for warning in recwarn if "helping process" in str(warning.message)]
+
+
+def test_a_helper_that_fails_is_told_of_and_its_work_done(
+    runs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Failing(processes.subprocess.Popen):
+        def __init__(self, argv: list[str], **options: Any) -> None:
+            super().__init__(["sh", "-c", "echo no memory; exit 3"], **options)
+            self.wait()
+
+    monkeypatch.setattr(processes.subprocess, "Popen", Failing)
+    with pytest.warns(UserWarning, match=r"exit code 3; .* no memory"):
+        content = swept(tmp_path / "out", runs=runs, rules=["average"], processes=2)
+    assert content["missing"] == []
+    assert len(content["summary"]) == 2 * 2  # methods, sizes
+
+
+def test_a_helper_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
+    recipe = SweepRecipe(str(tmp_path / "out"), FIT)
+    with processes.helping(recipe, 2):
+        [child] = [pid for pid in _children() if "sweep.processes" in _argv(pid)]
+    assert child not in _children()
+
+
+def _children() -> list[int]:
+    import psutil
+
+    return [process.pid for process in psutil.Process().children()]
+
+
+def _argv(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+
+
+@pytest.mark.parametrize(
+    ("asked", "runs", "threads", "device", "expected"),
+    [
+        (None, 12, 2, "cpu", 2),
+        (None, 1, 8, "cpu", 1),
+        (None, 12, 1, "cpu", 1),
+        (None, 12, 8, "cuda", 1),
+        (5, 1, 2, "cpu", 5),
+    ],
+)
+def test_one_process_a_thread_on_cpus(
+    asked: int | None, runs: int, threads: int, device: str, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert num_processes(SweepRecipe("out", processes=asked), runs, torch.device(device)) == expected
+
+
+def test_a_budget_that_is_over_leaves_points_for_the_next_time(
+    runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = {"runs": runs, "rules": ["average", "task_arithmetic"]}
+    whole = swept(tmp_path / "whole", **recipe)
+    assert whole["missing"] == []
+    capsys.readouterr()
+    cut = swept(tmp_path / "cut", **recipe, budget_minutes=1e-6)
+    places = [(each["method"], each["rule"], each["num_tasks"], each["num_subsets"]) for each in cut["missing"]]
+    methods, rules = ("lora", "tangent_lora"), ("average", "task_arithmetic")
+    assert places == [
+        (method, rule, size, count) for method in methods for rule in rules for size, count in [(2, 3), (3, 1)]
+    ]
+    assert "16 points are missing" in capsys.readouterr().out
+    assert cut["rows"] == cut["summary"] == []
+    assert main(["report", str(tmp_path / "cut"), "--output", str(tmp_path / "report")]) == 0
+    assert swept(tmp_path / "cut", **recipe) == whole
+
+
+def test_a_point_that_is_missing_leaves_out_its_subset_alone(runs: list[str], tmp_path: Path) -> None:
+    recipe = {"runs": runs[:1], "rules": ["task_arithmetic"]}
+    whole = swept(tmp_path / "out", **recipe)
+    for path in (tmp_path / "out" / "ledger" / "points").rglob("*.json"):
+        record = json.loads(path.read_text())
+        if record["split"] == "validation" and record["fused_tasks"] == TASKS[1:]:
+            path.unlink()
+    cut = swept(tmp_path / "out", **recipe, budget_minutes=1e-6)
+    # the third pair is one of those that the search over all three starts from
+    assert [(each["num_tasks"], each["num_subsets"]) for each in cut["missing"]] == [(2, 1), (3, 1)]
+    assert cut["rows"] == [row for row in whole["rows"] if row["fused_tasks"] in (TASKS[:2], [TASKS[0], TASKS[2]])]
+
+
+def source(method: str, seed: int = 1) -> RunSource:
+    return RunSource(method, seed, ())
+
+
+PAIRS = [("t", str(number)) for number in range(15)]
+
+
+def test_work_by_rounds_takes_some_subsets_of_every_run_first() -> None:
+    triples = [("a", "b", str(number)) for number in range(2)]
+    assert leading(PAIRS) == [PAIRS[0], PAIRS[7], PAIRS[14]]
+    assert [[len(part) for part in parts] for parts in rounds([*PAIRS, *triples])] == [[3, 2], [10], [2]]
+    sources = [source("lora"), source("tangent_lora"), source("full")]
+
+    def is_linear(source: RunSource) -> bool:
+        return source.method == "tangent_lora"
+
+    for by_rounds in (False, True):
+        found = works(sources, ["average", "ties"], [*PAIRS, *triples], is_linear, by_rounds=by_rounds)
+        order = [(work.jobs[0].source.method, len(work.jobs)) for work in found]
+        lora, tangents, full = ("lora", 1), ("tangent_lora", 8), ("full", 1)
+        first = [lora] * 4 + [tangents] + [full] * 4
+        assert order == (first + [lora, lora, full, full] * 2 if by_rounds else [lora] * 8 + [tangents] + [full] * 8)
+        assert len({work.lease for work in found}) == len(found)
+        every = [
+            (job.source.method, job.rule_name, subset) for work in found for job in work.jobs for subset in job.subsets
+        ]
+        assert sorted(every) == sorted(
+            (method, rule, subset) for method in ("lora", "tangent_lora", "full") for rule in ("average", "ties")
+            for subset in [*PAIRS, *triples]
+        )  # fmt: skip
+
+
+def test_a_size_starts_from_the_leading_choices_of_the_next_smaller_one() -> None:
+    tops = dict.fromkeys(PAIRS, 1.5) | {PAIRS[0]: 0.2, PAIRS[7]: 0.6, PAIRS[14]: 0.7}
+    triple, looked = ("a", "b", "c"), []
+
+    def score(tried: Sequence[Tried]) -> list[float]:
+        looked.extend(value for subset, value in tried if subset == triple)
+        if tried[0][0] == PAIRS[3]:
+            raise NotScoredError("it")
+        return [-abs(value - tops.get(subset, 0.6)) for subset, value in tried]
+
+    chosen = choose([*PAIRS, triple], score, ToTheTop)
+    assert PAIRS[3] not in chosen
+    assert looked[:3] == [0.4, 0.6, 0.85]
+
+
+def test_a_forecast_counts_the_rows_that_are_run(
+    runs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rules = {
+        "task_arithmetic": "task_arithmetic",
+        "ties": {"class_path": "ties", "init_args": {"density": 0.5, "scaling_coefficient": 1.0}},
+        "lorahub": {"class_path": "lorahub", "init_args": {"budget": 3, "num_samples": 8}},
+    }
+    recipe = SweepRecipe(str(tmp_path / "out"), runs=runs[:1], rules=rules, scaling_coefficients=[0.35])
+    sweep = Sweep(recipe)
+    expected = forecast(sweep)
+    counted = {"scored": 0, "losses": 0}
+    score, loss = ClipModule.score, ClipModule.loss
+
+    def scored(module: ClipModule, task: str, batch: dict[str, Any], *rest: Any) -> Any:
+        counted["scored"] += int(batch["mask"].sum())
+        return score(module, task, batch, *rest)
+
+    def lost(module: ClipModule, task: str, batch: dict[str, Any]) -> Any:
+        counted["losses"] += len(batch["labels"])
+        return loss(module, task, batch)
+
+    monkeypatch.setattr(ClipModule, "score", scored)
+    monkeypatch.setattr(ClipModule, "loss", lost)
+    sweep.run()
+    assert counted["losses"] == 3 * 8 * (2 * 3 + 3)  # looks x samples x tasks of subsets
+    assert counted["scored"] + counted["losses"] == sum(expected.rows.values())
+    assert expected.fits == 0
+    assert expected.points == (2 + 1 + 2) * 4
+    assert expected.seconds > 0
+
+
+def test_a_forecast_is_told_with_processes_and_threads(tmp_path: Path) -> None:
+    told = Forecast(2, 30, {"validation": 1200.0, "test": 3400.4}, 150.0, 2, 1)
+    recipe = SweepRecipe(str(tmp_path), budget_minutes=8.0)
+    text = told.told(recipe, num_runs=4, num_subsets=5, num_tasks=3)
+    assert "4 runs (2 to fit), 5 subsets of 3 tasks, 4 rules" in text
+    assert "about 30; samples to run through models: 1,200 of validation, 3,400 of test" in text
+    assert "2.5 min, 2 x 1 threads; 8 min are given" in text
