@@ -4,6 +4,7 @@ from fusionlab.callbacks.dry_run import DryRun, DryRunEnds
 from fusionlab.callbacks.fusion import FusionCallback
 from fusionlab.callbacks.harness import HarnessScores
 from fusionlab.callbacks.last_checkpoint import LastCheckpoint, WholeCheckpointIO
+from fusionlab.callbacks.predictions import PredictionWriter
 from fusionlab.callbacks.progress import FusionProgressBar
 from fusionlab.callbacks.run_folder import RunFolderCallback, TrainOnly
 from fusionlab.callbacks.stopping import StopOnSignal
@@ -15,6 +16,7 @@ __all__ = [
     "FusionProgressBar",
     "HarnessScores",
     "LastCheckpoint",
+    "PredictionWriter",
     "RunFolderCallback",
     "StopOnSignal",
     "TrainOnly",

@@ -21,6 +21,7 @@ from fusionlab.callbacks import (
     FusionProgressBar,
     HarnessScores,
     LastCheckpoint,
+    PredictionWriter,
     RunFolderCallback,
     StopOnSignal,
     TrainOnly,
@@ -31,7 +32,7 @@ from fusionlab.commands.folders import folder_for_a_trial, folder_of, next_run_f
 from fusionlab.commands.given import check_given
 from fusionlab.commands.messages import readable, refused_class
 from fusionlab.commands.options import check_monitors, check_options
-from fusionlab.commands.outputs import write_labels, write_scores
+from fusionlab.commands.outputs import write_scores
 from fusionlab.commands.parser import checked_flags, flag_names, given_flags
 from fusionlab.commands.trainer import (
     as_list,
@@ -161,6 +162,8 @@ class FusionCLI(LightningCLI):
             config.trainer.default_root_dir = folder_for_a_trial(self.cleanup)
         if config.trainer.default_root_dir is None:
             config.trainer.default_root_dir = str(next_run_folder(self.subcommand, config).path)
+        if self.subcommand == "predict":
+            self.trainer_defaults = {**self.trainer_defaults, "callbacks": [PredictionWriter(config.output)]}
         if self.subcommand != "fit":
             return
         if config.dry_run:
@@ -212,6 +215,8 @@ class FusionCLI(LightningCLI):
         if "tasks" in config.data.init_args and config.data.init_args.tasks is None:
             config.data.init_args.tasks = list(data.task_names)
         self._add_harness(config)
+        if self.subcommand == "predict" and self.trainer.world_size > 1:  # which one has which input is not known
+            raise InputError(f"predict runs in one process, got {self.trainer.world_size}; give --trainer.devices 1")
         if self.subcommand != "fit":
             return
         written = self.parser.dump(plain(self.config), skip_none=False, skip_check=True)
@@ -311,11 +316,6 @@ class FusionCLI(LightningCLI):
             write_scores(self.subcommand, self.config[self.subcommand], self.trainer, self.model)
 
     after_test = after_validate
-
-    def after_predict(self) -> None:
-        """Write the predictions."""
-        if self.trainer.is_global_zero:
-            write_labels(self.config["predict"], self.trainer, self.model)
 
 
 def main(argv: list[str]) -> int:

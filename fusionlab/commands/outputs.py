@@ -1,4 +1,4 @@
-"""What ``validate``, ``test`` and ``predict`` write and draw."""
+"""What ``validate`` and ``test`` write and draw."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from fusionlab.contracts import Module
-from fusionlab.evaluation.predicting import write_predictions
 from fusionlab.layout import RESULTS, SCORED
 from fusionlab.reporting import print_table, write_results
 
@@ -25,15 +24,3 @@ def write_scores(command: str, config: Any, trainer: Trainer, module: Module) ->
         path = path.with_name(SCORED[command])
     write_results(path, module.rows)
     print(f"rows: {path}")
-
-
-def write_labels(config: Any, trainer: Trainer, module: Module) -> None:
-    """Write the predictions to ``output``, and say so where they are of a part of the inputs."""
-    what = f"{len(module.predictions)} predictions"
-    if trainer.limit_predict_batches != 1.0:
-        what += f" (a part of the inputs: limit_predict_batches {trainer.limit_predict_batches})"
-    if trainer.fast_dev_run:
-        print(f"fast_dev_run: {what}; nothing is written")
-        return
-    write_predictions(Path(config.output), module.predictions)
-    print(f"{what}: {config.output}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TypeGuard
 
+from fusionlab.contracts.defaults import DataDefaults, ModuleDefaults
 from fusionlab.contracts.protocols import Backbone, Data, Headed, Module, Source, Tokenizing
 from fusionlab.errors import InputError
 
@@ -79,8 +80,14 @@ def _is_tokenizing(given: object) -> TypeGuard[Tokenizing]:
 
 
 def _told(given: object, contract: type, kind: str) -> str:
-    missing = ", ".join(missing_members(given, contract))
+    missing = missing_members(given, contract)
+    defaults = {Module: ModuleDefaults, Data: DataDefaults}.get(contract)
+    inherited = [name for name in missing if hasattr(defaults, name)]
+    own = [name for name in missing if name not in inherited]
+    parts = [f"members {', '.join(own)} that fusionlab's {kind} contract asks for" if own else ""]
+    if inherited and defaults is not None:
+        parts.append(f"{', '.join(inherited)}, which fusionlab.contracts.{defaults.__name__} gives to who inherits it")
     return (
-        f"{type(given).__name__} lacks members {missing} that fusionlab's {kind} contract asks for; see "
+        f"{type(given).__name__} lacks {'; and '.join(filter(None, parts))}; see "
         f"fusionlab.contracts.{contract.__name__}"
     )

@@ -45,7 +45,6 @@ class ModuleDefaults:
     precision: str = "32-true"
     adapted_base_hash: str | None = None
     rows: Sequence[Row] = ()
-    predictions: Sequence[Mapping[str, Any]] = ()
     pads: bool = True
     active: str | None = None
     """The task whose weights act; :meth:`Module.activate` sets it."""

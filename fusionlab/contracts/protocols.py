@@ -188,10 +188,6 @@ class Module(Source, Protocol):
     def rows(self) -> Sequence[Row]:
         """Of the last ``validate`` or ``test``, as :func:`fusionlab.evaluate` gives them."""
 
-    @property
-    def predictions(self) -> Sequence[Mapping[str, Any]]:
-        """Of the last ``predict``, one an input."""
-
     # of every torch module
 
     training: bool

@@ -120,7 +120,6 @@ class FusionModule(LightningModule, ModuleDefaults, ABC):
         self.point = ""
         self.loaded: LoadedWeights | None = None
         self.rows: list[Row] = []
-        self.predictions: list[dict[str, Any]] = []
         self._predicting = ExitStack()
 
     @property
@@ -388,7 +387,6 @@ class FusionModule(LightningModule, ModuleDefaults, ABC):
     def on_predict_start(self) -> None:
         """Prepare the tasks and put the weights in."""
         self.prepare_tasks(self.trainer.datamodule.tasks)
-        self.predictions = []
         self._predicting.enter_context(self.use(None if self.loaded is None else self.loaded.weights))
 
     def on_predict_end(self) -> None:

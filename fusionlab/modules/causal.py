@@ -262,7 +262,6 @@ class CausalModule(FusionModule):
             scores = self._ranked_by(of_tokens, tree, row["choices"])[0]
             best = row["choices"][int(lowest_argmax(scores))]
             found.append({**row, "answer": best, "scores": [round(score, 5) for score in scores.tolist()]})
-        self.predictions += found
         return found
 
 

@@ -170,9 +170,7 @@ class T5Module(FusionModule):
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[dict[str, Any]]:
         """Answer a batch of texts."""
         answers = self.generate(batch)  # more than texts where the batch is padded
-        predictions = [{"text": text, "answer": answer} for text, answer in zip(batch["text"], answers, strict=False)]
-        self.predictions += predictions
-        return predictions
+        return [{"text": text, "answer": answer} for text, answer in zip(batch["text"], answers, strict=False)]
 
 
 def _inputs(batch: dict[str, Any]) -> tuple[Tensor, Tensor]:

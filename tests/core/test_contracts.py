@@ -56,6 +56,21 @@ def test_scores_by_class_path_are_those_of_the_run(run: Path, tmp_path: Path, co
         assert [row["value"] for row in rows] == pytest.approx(before)
 
 
+def test_predict_writes_the_rows_of_any_module(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", *OWN, "--output", str(tmp_path / "out.jsonl")]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    module, inputs = own_regressor.Regressor(), own_regressor.Planes().splits["plane 0"]["test"].inputs
+    assert [line["value"] for line in lines] == pytest.approx(module(inputs).tolist(), abs=1e-3)
+    capsys.readouterr()
+    silent = ["--model", "own_regressor.Silent", *OWN[2:]]
+    assert main(["predict", *silent, "--output", str(tmp_path / "none.csv")]) == 2
+    assert "Silent.predict_step must return a list of mappings for each batch, got Tensor" in capsys.readouterr().err
+    assert not (tmp_path / "none.csv").exists()
+    two = ["--trainer.devices", "2", "--trainer.accelerator", "cpu"]
+    assert main(["predict", *OWN, *two, "--output", str(tmp_path / "none.csv")]) == 2
+    assert "predict runs in one process, got 2; give --trainer.devices 1" in capsys.readouterr().err
+
+
 def test_sweep_and_report(run: Path, tmp_path: Path) -> None:
     rules = ["--rules", "[average, metagpt_multiplier]"]  # of which one is a search
     assert main(["sweep", "--runs", f"[{run}]", "--output", str(tmp_path / "given"), *rules]) == 0
@@ -86,6 +101,7 @@ def test_missing_members_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     told = capsys.readouterr().err
     assert "BoringModel lacks members backbone, " in told
     assert "see fusionlab.contracts.Module" in told
+    assert "; and method, " in told.partition("which fusionlab.contracts.ModuleDefaults gives")[0]
     assert main(["fit", "--model", OWN[1], "--data", f"{boring}.BoringDataModule"]) == 2
     assert "BoringDataModule lacks members training_tasks, task_names, tasks, splits, " in capsys.readouterr().err
 

@@ -82,6 +82,9 @@ class Regressor(LightningModule, ModuleDefaults):
     def test_step(self, batch: int, batch_idx: int) -> None:
         self._score("test")
 
+    def predict_step(self, batch: Tensor, batch_idx: int) -> list[dict[str, float]]:
+        return [{"value": round(float(value), 4)} for value in self(batch)]
+
     def _score(self, split: str) -> None:
         given = None if self.weights is None else fusionlab.load(Path(self.weights))
         labels = {"model": "pretrained"} if given is None else given.labels
@@ -139,3 +142,13 @@ class Planes(LightningDataModule, DataDefaults):
 
     def test_dataloader(self) -> list[int]:
         return [0]
+
+    def predict_dataloader(self) -> DataLoader:
+        return DataLoader(self.splits["plane 0"]["test"].inputs, self.eval_batch_size)
+
+
+class Silent(Regressor):
+    """Whose predictions are no rows."""
+
+    def predict_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        return self(batch)

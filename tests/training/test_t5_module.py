@@ -305,12 +305,12 @@ def test_predict_answers_texts_with_the_weights_given(
 ) -> None:
     root, trained, data, _ = run
     module = T5Module(str(t5_folder("untied")), weights=str(root / "adapters" / "sentiment"), max_new_tokens=16)
-    trainer(root, 1).predict(module, datamodule=data, return_predictions=False)
-    assert [prediction["text"] for prediction in module.predictions] == data.splits["sentiment"]["test"].texts[:8]
+    predicted = [row for batch in trainer(root, 1).predict(module, datamodule=data) for row in batch]
+    assert [row["text"] for row in predicted] == data.splits["sentiment"]["test"].texts[:8]
     with torch.no_grad(), trained.use("sentiment"):
         trained.max_new_tokens = 16
         expected = trained.eval().generate(data.splits["sentiment"]["test"].batch(torch.arange(8)))
-    assert [prediction["answer"] for prediction in module.predictions] == expected
+    assert [row["answer"] for row in predicted] == expected
     assert {"positive", "negative"} <= set(expected)
 
 

@@ -1,0 +1,50 @@
+"""Predictions into a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+
+from fusionlab.errors import InputError
+from fusionlab.evaluation.predicting import write_predictions
+
+
+class PredictionWriter(BasePredictionWriter):
+    """Writes what ``predict_step`` returns, a list of rows for each batch, at the end: whole or not at all.
+
+    Args:
+        output: the file, ``.jsonl`` or CSV.
+    """
+
+    def __init__(self, output: str) -> None:
+        super().__init__("epoch")
+        self.output = Path(output)
+
+    def write_on_epoch_end(
+        self, trainer: Trainer, pl_module: LightningModule, predictions: Sequence[Any], batch_indices: Sequence[Any]
+    ) -> None:
+        """Write, and say so where the rows are of a part of the inputs.
+
+        Raises:
+            InputError: ``predict_step`` returned something else.
+        """
+        rows = []
+        for batch in predictions:
+            if not isinstance(batch, list) or not all(isinstance(row, Mapping) for row in batch):
+                raise InputError(
+                    f"predict writes rows: {type(pl_module).__name__}.predict_step must return a list of mappings for "
+                    f"each batch, got {type(batch).__name__}"
+                )
+            rows += batch
+        what = f"{len(rows)} predictions"
+        if trainer.limit_predict_batches != 1.0:
+            what += f" (a part of the inputs: limit_predict_batches {trainer.limit_predict_batches})"
+        if trainer.fast_dev_run:
+            print(f"fast_dev_run: {what}; nothing is written")
+            return
+        write_predictions(self.output, rows)
+        print(f"{what}: {self.output}")
