@@ -104,7 +104,7 @@ class _Rows:
         }
         self.by_task = {split: dict.fromkeys(sweep.tasks, 0.0) for split in self._sizes}
         self.points = 0.0
-        self._add("test", sweep.tasks, 1.0 / len(sweep.tasks))  # each fine-tuned model on its own task
+        self._add("test", sweep.tasks, 1.0)  # each fine-tuned model on its own task
         for rule in sweep.rules.values():
             for subset in sweep.subsets:
                 self._count(sweep, rule, subset)

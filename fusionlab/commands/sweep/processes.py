@@ -63,9 +63,8 @@ def _end(helpers: list[Helper]) -> None:
     """End those that still run, and tell of those that failed."""
     for process, told in helpers:
         failed = process.poll()
-        assert process.stdin is not None
-        process.stdin.close()
-        process.wait()
+        process.kill()
+        process.communicate()
         told.seek(0)
         if failed:
             lines = told.read().decode(errors="replace").strip().splitlines()
