@@ -103,7 +103,7 @@ def test_missing_members_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert "see fusionlab.contracts.Module" in told
     assert "; and method, " in told.partition("which fusionlab.contracts.ModuleDefaults gives")[0]
     assert main(["fit", "--model", OWN[1], "--data", f"{boring}.BoringDataModule"]) == 2
-    assert "BoringDataModule lacks members training_tasks, task_names, tasks, splits, " in capsys.readouterr().err
+    assert "BoringDataModule lacks members tasks, splits, batch_size, " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_defaults_leave_what_is_asked_of_everyone() -> None:
     with pytest.raises(ValueError, match=r"^Half lacks members backbone, .*, activate, .* module contract") as error:
         as_module(Half())
     assert "task_parameters" not in str(error.value)
-    with pytest.raises(ValueError, match="LightningDataModule lacks members training_tasks, "):
+    with pytest.raises(ValueError, match="LightningDataModule lacks members tasks, .* and training_tasks, "):
         as_data(LightningDataModule())
     assert as_module(module := own_regressor.Regressor()) is module
     assert as_data(data := own_regressor.Planes()) is data

@@ -144,7 +144,7 @@ class Planes(LightningDataModule, DataDefaults):
         return [0]
 
     def predict_dataloader(self) -> DataLoader:
-        return DataLoader(self.splits["plane 0"]["test"].inputs, self.eval_batch_size)
+        return DataLoader(self.splits["plane 0"]["test"].inputs, batch_size=self.eval_batch_size)
 
 
 class Silent(Regressor):
