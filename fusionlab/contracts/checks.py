@@ -81,7 +81,7 @@ def _is_tokenizing(given: object) -> TypeGuard[Tokenizing]:
 
 def _told(given: object, contract: type, kind: str) -> str:
     missing = missing_members(given, contract)
-    defaults = {Module: ModuleDefaults, Data: DataDefaults}.get(contract)
+    defaults = {"module": ModuleDefaults, "data": DataDefaults}.get(kind)
     inherited = [name for name in missing if hasattr(defaults, name)]
     own = [name for name in missing if name not in inherited]
     parts = [f"members {', '.join(own)} that fusionlab's {kind} contract asks for" if own else ""]

@@ -126,7 +126,7 @@ def test_defaults_leave_what_is_asked_of_everyone() -> None:
     with pytest.raises(ValueError, match=r"^Half lacks members backbone, .*, activate, .* module contract") as error:
         as_module(Half())
     assert "task_parameters" not in str(error.value)
-    with pytest.raises(ValueError, match="LightningDataModule lacks members tasks, .* and training_tasks, "):
+    with pytest.raises(ValueError, match=r"LightningDataModule lacks members tasks, .* and training_tasks, "):
         as_data(LightningDataModule())
     assert as_module(module := own_regressor.Regressor()) is module
     assert as_data(data := own_regressor.Planes()) is data
