@@ -86,7 +86,7 @@ def test_sweep_and_report(run: Path, tmp_path: Path) -> None:
         }
     for folder in (run, tmp_path / "fitted"):
         assert main(["report", str(folder), "--output", str(tmp_path / "report")]) == 0
-    assert "Backbone regressor" in (tmp_path / "report" / "report.md").read_text()
+    assert "base model: regressor" in (tmp_path / "report" / "report.md").read_text()
 
 
 class Half(LightningModule):
