@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fusionlab.commands.parser import parse
 from fusionlab.errors import InputError
-from fusionlab.files import path_of
+from fusionlab.files import accessed, path_of
 from fusionlab.layout import PAGE, REPORT
 
 
@@ -34,7 +34,8 @@ def main(argv: list[str]) -> int:
     """Write the report; returns 0.
 
     Raises:
-        InputError: no run, a folder that is none or is given twice, or no published files.
+        InputError: no run, a folder that is none or is given twice, an output that is one of them or cannot be
+            written, or no published files.
     """
     recipe = parse(ReportRecipe, _with_flag(argv), "report", {})
     if not recipe.runs:
@@ -45,6 +46,9 @@ def main(argv: list[str]) -> int:
     from fusionlab.reporting.sections import sections_of
     from fusionlab.reporting.writing import write_report
 
+    output = path_of(recipe.output)
+    if output.resolve() in [path_of(run).resolve() for run in recipe.runs]:
+        raise InputError(f"--output {recipe.output}: that is one of the runs; give a folder of its own")
     published = published_summaries(Path(recipe.published).expanduser()) if recipe.published is not None else []
     folders = [path_of(run) for run in recipe.runs]
     names = names_of(folders)
@@ -52,8 +56,8 @@ def main(argv: list[str]) -> int:
         section for folder, name in zip(folders, names, strict=True) for section in sections_of(folder, published, name)
     ]
     sections = [*comparisons(folders, names), *found]
-    output = Path(recipe.output).expanduser()
-    write_report(output, recipe.title, sections)
+    with accessed(output, "written"):
+        write_report(output, recipe.title, sections)
     print(f"report: {output / PAGE}, {output / REPORT}")
     return 0
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from fusionlab.contracts import Row
 from fusionlab.errors import InputError, name_list
 from fusionlab.evaluation.functional import standard_error
 from fusionlab.evaluation.metrics import Score
+from fusionlab.foreign import read_json
 from fusionlab.samplers import FirstSamples, Split
 
 SCHEMA = 2
@@ -33,6 +33,7 @@ share, are in a sweep's ledger.
 LM_EVAL = "lm_eval"
 """The further field of a row that lm-eval scored: versions, few-shots, limit, filter."""
 _EXPONENTIAL = ("perplexity",)  # metrics that are the exponential of a mean loss
+_NEEDED = {"metric", "value"}
 _FAULTS_BEFORE, _LOWER_BEFORE = ("unparsable", "near_ties"), ("perplexity",)  # metrics of schema 1
 
 
@@ -89,8 +90,16 @@ def higher_is_better(row: Mapping[str, Any]) -> bool | None:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a results file, of this schema or of 1, whose further fields are filled in where they are known."""
-    rows = json.loads(path.read_text())["rows"]
+    """The rows of a results file, of this schema or of 1, whose further fields are filled in where they are known.
+
+    Raises:
+        InputError: no JSON, or not what this package writes.
+    """
+    rows = read_json(path).get("rows")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and set(row) >= _NEEDED for row in rows):
+        raise InputError(
+            f"{str(path)!r} has no rows with {', '.join(sorted(_NEEDED))}; give the folder of a run or sweep"
+        )
     told = ("stderr", "higher_is_better")  # what schema 1 kept among what is lm-eval's own
     rows = [{key: value for key, value in row.get(LM_EVAL, {}).items() if key in told} | row for row in rows]
     return [{**dict.fromkeys(ROW_FIELDS), **row, "higher_is_better": higher_is_better(row)} for row in rows]

@@ -37,7 +37,7 @@ def comparisons(folders: Sequence[Path], names: Sequence[str]) -> list[Section]:
     sections = [Section("Comparison", [f"Each is compared with {names[0]}. {HOW}"])]
     for number, (folder, name) in enumerate(zip(others, names[1:], strict=True), 1):
         found = paired(base, read_rows(folder / RESULTS))
-        section = Section(f"{name} less {names[0]}", level=3)
+        section = Section(f"{name} against {names[0]}", level=3)
         section.parts += _parts(found.compared, names[0], name, f"compared-{number}-{file_name(name)}")
         if found.told:
             section.parts.append(Note("What was paired", found.told, warns=not found.compared))
@@ -75,15 +75,15 @@ def _table(compared: Sequence[Compared], what: str, first: str, second: str) -> 
         error = each.error()
         spread = f"± {error:.3f}" if error is not None else ""
         pairs = list(each.pairs.values())
-        size = count(each.name.num_tasks, "fused task") if each.name.num_tasks else ""
+        size = str(each.name.num_tasks or "–")
         means = [math.fsum(values) / len(pairs) for values in ([p.first for p in pairs], [p.second for p in pairs])]
         body.append(
-            [f"{label(each)}{', ' if size else ''}{size}", *(f"{mean:.3f}" for mean in means),
+            [label(each), size, *(f"{mean:.3f}" for mean in means),
              Cell(signed(each.difference), spread, each.difference), each.verdict(), str(len(pairs)), _counts(each)]
         )  # fmt: skip
-    header = ["model", first, second, "difference", f"{second} is", "pairs", "of"]
+    header = ["model", "fused tasks", first, second, "difference", f"{second} is", "pairs", "of"]
     caption = f"Mean {what}; difference ± paired standard error"
-    return Table(caption, header, body, left=(4, 6))
+    return Table(caption, header, body, left=(5, 7))
 
 
 def _counts(each: Compared) -> str:

@@ -61,7 +61,7 @@ def read_metrics(path: Path) -> dict[str, dict[str, Series]]:
                 value = float(text)
                 if math.isfinite(value):
                     series = found.setdefault(metric, {}).setdefault(stage, {})
-                    series.setdefault(task, []).append((int(line["step"]), value))
+                    series.setdefault(task, []).append((int(float(line["step"])), value))
     return found
 
 

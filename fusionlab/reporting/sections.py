@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from fusionlab.contracts import Row
 from fusionlab.errors import InputError
 from fusionlab.evaluation.rows import LM_EVAL, higher_is_better, read_rows
+from fusionlab.foreign import read_json
 from fusionlab.layout import COSINES, FUSED, FUSION, NORM_SHARES, PLANE, PLOTS, RESULTS, SCORES, SWEEP
 from fusionlab.reporting.learning import learning_curves
 from fusionlab.reporting.page import Cell, Note, Picture, Section, Table, file_name
@@ -182,7 +182,7 @@ def _notes(rows: Sequence[Row]) -> list[Note]:
 def _records(folder: Path) -> dict[str, dict[str, Any]]:
     """What the fused models' folders tell of themselves, by rule in words."""
     paths = sorted((folder / FUSED).glob(f"*/{FUSION}"))
-    return {rule_name(path.parent.name): json.loads(path.read_text()) for path in paths}
+    return {rule_name(path.parent.name): read_json(path) for path in paths}
 
 
 def _pictures(folder: Path, name: str) -> list[Any]:

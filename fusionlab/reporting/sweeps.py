@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fusionlab.contracts import Row
 from fusionlab.evaluation.rows import higher_is_better, read_rows
+from fusionlab.foreign import read_json
 from fusionlab.layout import RESULTS, SWEEP
 from fusionlab.reporting.charts import Axis, Line, LineChart, Point
 from fusionlab.reporting.page import Cell, Note, Section, Table, file_name
@@ -34,7 +34,7 @@ _DASHED = (
 
 def of_sweep(folder: Path, published: Published, title: str) -> list[Section]:
     """The sections of a sweep's folder."""
-    sweep, name = json.loads((folder / SWEEP).read_text()), file_name(title)
+    sweep, name = read_json(folder / SWEEP), file_name(title)
     rows = read_rows(folder / RESULTS)
     first = Section(f"Sweep {title}", facts=_facts(sweep), parts=missing_points(sweep, rows))
     sections = [first]

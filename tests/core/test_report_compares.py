@@ -103,10 +103,37 @@ def test_the_command_writes_the_comparison_first(tmp_path: Path, capsys: pytest.
     assert main(["report", *runs, "--output", str(tmp_path / "out")]) == 0
     text = (tmp_path / "out" / "report.md").read_text()
     assert text.index("## Comparison") < text.index("## Run one")
-    assert (
-        "| LoRA, MetaGPT, 4 fused tasks | 0.650 | 0.700 | +0.050 ± 0.004 | better | 4 | 4 tasks, 1 subset, 1 seed |"
-        in text
-    )
+    assert "| LoRA, MetaGPT | 4 | 0.650 | 0.700 | +0.050 ± 0.004 | better | 4 | 4 tasks, 1 subset, 1 seed |" in text
     assert main(["report", runs[0], runs[0], "--output", str(tmp_path / "again")]) == 2
     assert "is given twice; give each run once" in capsys.readouterr().err
     assert not (tmp_path / "again").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ('{"rows": [', "results.json"),
+        ('{"results": {"arc_easy": {"acc": 0.5}}}', "has no rows with metric, value"),
+    ],
+)
+def test_results_that_are_none_are_refused(
+    content: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "results.json").write_text(content)
+    assert main(["report", str(tmp_path / "run"), "--output", str(tmp_path / "out")]) == 2
+    message = capsys.readouterr().err
+    assert expected in message
+    assert message.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_is_the_run_or_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "results.json").write_text(json.dumps({"schema": 2, "rows": rows(NO_CHANGE)}))
+    (tmp_path / "file").write_text("mine")
+    for output, expected in (("run", "that is one of the runs"), ("file", "cannot be written")):
+        assert main(["report", str(tmp_path / "run"), "--output", str(tmp_path / output)]) == 2
+        assert expected in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["results.json"]
+    assert (tmp_path / "file").read_text() == "mine"
