@@ -21,25 +21,35 @@ class PredictionWriter(BasePredictionWriter):
     """
 
     def __init__(self, output: str) -> None:
-        super().__init__("epoch")
+        super().__init__("batch")
         self.output = Path(output)
+        self._rows: list[Mapping[str, Any]] = []
 
-    def write_on_epoch_end(
-        self, trainer: Trainer, pl_module: LightningModule, predictions: Sequence[Any], batch_indices: Sequence[Any]
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Any,
+        batch_indices: Sequence[int] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
     ) -> None:
-        """Write, and say so where the rows are of a part of the inputs.
+        """Keep a batch's rows until all are there.
 
         Raises:
             InputError: ``predict_step`` returned something else.
         """
-        rows = []
-        for batch in predictions:
-            if not isinstance(batch, list) or not all(isinstance(row, Mapping) for row in batch):
-                raise InputError(
-                    f"predict writes rows: {type(pl_module).__name__}.predict_step must return a list of mappings for "
-                    f"each batch, got {type(batch).__name__}"
-                )
-            rows += batch
+        if not isinstance(prediction, list) or not all(isinstance(row, Mapping) for row in prediction):
+            raise InputError(
+                f"predict writes rows: {type(pl_module).__name__}.predict_step must return a list of mappings for "
+                f"each batch, got {type(prediction).__name__}"
+            )
+        self._rows += prediction
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write, and say so where the rows are of a part of the inputs."""
+        rows, self._rows = self._rows, []
         what = f"{len(rows)} predictions"
         if trainer.limit_predict_batches != 1.0:
             what += f" (a part of the inputs: limit_predict_batches {trainer.limit_predict_batches})"

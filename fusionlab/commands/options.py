@@ -43,6 +43,7 @@ CALLBACKS: Mapping[str, str] = {
     "HarnessScores": "give --harness",
     "SaveConfigCallback": "config.yaml is written already; leave it out",
     "BasePredictionWriter": "predictions are written to --output; leave it out",
+    "PredictionWriter": "predictions are written to --output; leave it out",
 }
 PLUGINS: Mapping[str, str] = {
     "CheckpointIO": "checkpoints are written whole or not at all by the package; leave it out",

@@ -27,7 +27,8 @@ _PROFILERS: dict[str, Callable[..., Profiler]] = {
 
 
 def quiet() -> None:
-    """Leave Lightning's and transformers' notices out; warnings stay, but for one of Lightning about torch.
+    """Leave Lightning's and transformers' notices out; warnings stay, but for two of Lightning: about torch, and
+    about the numbers of predicted inputs, which their rows name themselves.
 
     A summary of the model that is asked for is shown.
     """
@@ -36,6 +37,7 @@ def quiet() -> None:
     logging.getLogger("lightning.pytorch.callbacks.model_summary").setLevel(logging.INFO)
     transformers.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
+    warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")
 
 
 def profiler_of(name: Any, folder: str | None) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ def labelled(logits: Tensor, class_names: Sequence[str], task: str, paths: Seque
     ]
 
 
-def write_predictions(path: Path, predictions: Sequence[dict[str, Any]]) -> None:
+def write_predictions(path: Path, predictions: Sequence[Mapping[str, Any]]) -> None:
     """Write one line per input, whole or not at all: JSON where the file is called ``.jsonl``, else CSV.
 
     The columns of CSV are the keys of the first prediction.
