@@ -21,6 +21,7 @@ import fusionlab
 from fusionlab.commands.fit import TRAINER_DEFAULTS, FusionCLI
 from fusionlab.commands.fuse.recipe import Recipe
 from fusionlab.commands.parser import build_parser
+from fusionlab.commands.push import PushRecipe
 from fusionlab.commands.report import ReportRecipe
 from fusionlab.commands.rules import HEADER, rows
 from fusionlab.commands.sweep.recipe import METHODS, SweepRecipe
@@ -143,7 +144,7 @@ def parsers() -> dict[str, Any]:
             save_config_callback=None, seed_everything_default=42, trainer_defaults=TRAINER_DEFAULTS,
             auto_configure_optimizers=False, load_from_checkpoint_support=False, args=["fit"],
         )  # fmt: skip
-    recipes = {"fuse": Recipe, "sweep": SweepRecipe, "report": ReportRecipe}
+    recipes = {"fuse": Recipe, "sweep": SweepRecipe, "push": PushRecipe, "report": ReportRecipe}
     return found | {command: build_parser(recipe, command, {}) for command, recipe in recipes.items()}
 
 

@@ -19,6 +19,7 @@ COMMANDS = {
     "predict": "label the images of a folder, or answer the texts of a file",
     "fuse": "fuse checkpoints or adapters on disk, of any size, into one model",
     "sweep": "fuse every subset of tasks by every rule, for several methods and seeds; resumable",
+    "push": "send a model's folder with its card to the hub",
     "report": "draw runs and sweeps as Markdown and one HTML page",
     "rules": "which rule for my models? a table of all rules and searches",
 }
@@ -91,6 +92,10 @@ def dispatch(command: str, rest: list[str]) -> int:
         from fusionlab.commands.sweep import main as run_sweep
 
         return run_sweep(rest)
+    if command == "push":
+        from fusionlab.commands.push import main as run_push
+
+        return run_push(rest)
     if command == "report":
         from fusionlab.commands.report import main as run_report
 

@@ -33,6 +33,7 @@ from fusionlab.files import accessed, is_there, mistaken
 from fusionlab.foreign import OwnRecord, PeftConfig, read_json
 from fusionlab.layout import ADAPTER_CONFIG, ADAPTER_MODEL, ADAPTER_PICKLED, LINEARIZED_WEIGHTS, OWN
 from fusionlab.tensors import save_state
+from fusionlab.tensors.hub import is_hub_id
 from fusionlab.tensors.readers import load_pickle
 
 UNPADDED = "unpadded_ranks"
@@ -116,13 +117,17 @@ def peft_config(adapter: Adapter, settings: Mapping[str, tuple[int, float, bool]
         }
     rank, lora_alpha, use_rslora = max(settings.values())
     keys = {module: _pattern_key(module, settings) for module in settings}
+    base, revision = adapter.base_model, ""
+    if is_hub_id(base):
+        base, _, revision = base.partition("@")
     return {
         "peft_type": "LORA",
-        "base_model_name_or_path": adapter.base_model or None,
+        "base_model_name_or_path": base or None,
         "bias": "none",
         "inference_mode": True,
         "init_lora_weights": True,
         **{key: adapter.config[key] for key in _KEPT if key in adapter.config},
+        **({"revision": revision} if revision else {}),
         "target_modules": list(settings),
         "r": rank,
         "lora_alpha": _plain(lora_alpha),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
@@ -13,7 +14,7 @@ from fusionlab.backbones.vit import FROM_CONFIG, TIMM, TimmBackbone, ViTBackbone
 from fusionlab.errors import InputError, did_you_mean
 from fusionlab.files import is_there, path_of
 from fusionlab.foreign import ModelConfig, read_json
-from fusionlab.tensors.hub import ASSETS, at_hand, is_hub_id
+from fusionlab.tensors.hub import ASSETS, at_hand, embedded, is_hub_id, resolve
 
 KnownBackbone: TypeAlias = CausalBackbone | ClipBackbone | T5Backbone | ViTBackbone | TimmBackbone
 
@@ -33,10 +34,10 @@ __all__ = [
 
 
 def resolve_model(name: str) -> str:
-    """The folder or hub id that ``name`` stands for; embedded models by their bare name.
+    """The folder that ``name`` stands for; embedded models by their bare name, and what is on the hub without weights.
 
     Raises:
-        InputError: a path that is not there, or a folder without ``config.json``.
+        InputError: a path that is not there, a folder without ``config.json``, or an id that the hub does not give.
     """
     if (ASSETS / name / "config.json").is_file():
         return str(ASSETS / name)
@@ -50,7 +51,11 @@ def resolve_model(name: str) -> str:
             f"no model folder {name!r} and it is not a hub id like 'owner/name'; "
             f"{did_you_mean(name, _embedded())} Give an embedded name, a local folder or a hub id."
         )
-    return name
+    try:
+        return str(resolve(name, weights=False))
+    except InputError as error:
+        hint = f" {did_you_mean(name, _embedded())}" if "/" not in name else ""
+        raise InputError(f"the model {error}{hint}") from error
 
 
 def own_folder(name: str) -> Path | None:
@@ -69,7 +74,7 @@ def load_backbone(name: str, dtype: str = "float32", *, causal: bool = True) -> 
         name: an embedded name (``tiny-clip``), a local folder or a hub id in transformers' format, or open_clip's
             ``ARCHITECTURE:TAG``, ``ARCHITECTURE:FILE``, ``local-dir:FOLDER`` or ``hf-hub:OWNER/NAME``; for a ViT also
             ``timm:ARCHITECTURE``, ``timm:FOLDER``, or ``config:FILE``, random weights by a configuration; for a
-            language model also a GGUF file.
+            language model also a GGUF file. After a hub id may follow ``@revision``.
         dtype: dtype of the frozen weights; ``bfloat16`` for T5 and causal language models only.
         causal: whether it may be a causal language model; one that may not be is refused before it is read.
 
@@ -88,19 +93,37 @@ def load_backbone(name: str, dtype: str = "float32", *, causal: bool = True) -> 
             raise InputError(f"no GGUF file {name!r}; give the path of one")
         return CausalBackbone.load(str(Path(name).expanduser()), name=name, dtype=dtype)
     source = resolve_model(name)
-    model_type = _model_type(name, source)
-    if model_type == "t5":
-        return T5Backbone.load(source, name=name, dtype=dtype)
+    load = _loader(name, source, causal)
+    if load in (ClipBackbone.load, ViTBackbone.load):
+        _only_float32(name, dtype)
+        return load(str(_with_weights(name, source)), name=name)
+    return load(str(_with_weights(name, source)), name=name, dtype=dtype)
+
+
+def _with_weights(name: str, source: str) -> Path:
+    """The folder once its weights are there: those of a hub id come after it is known to be of use."""
+    return resolve(name) if is_hub_id(name) and embedded(name) is None else Path(source)
+
+
+def _loader(name: str, source: str, causal: bool) -> Callable[..., KnownBackbone]:
+    """What loads the model in a folder.
+
+    Raises:
+        InputError: an architecture that this package has no module for.
+    """
+    model_type = str(read_json(Path(source) / "config.json", ModelConfig).get("model_type") or "unknown")
+    known: dict[str, Callable[..., KnownBackbone]] = {
+        "clip": ClipBackbone.load, "vit": ViTBackbone.load, "t5": T5Backbone.load
+    }  # fmt: skip
+    if model_type in known:
+        return known[model_type]
     if causal and _is_causal(model_type):
-        return CausalBackbone.load(source, name=name, dtype=dtype)
-    if model_type not in ("clip", "vit"):
-        also = " or a causal language model" if causal else ""
-        raise InputError(
-            f"the model {name!r} is of type {model_type!r}; expected 'clip' (image and text towers), 'vit' (an image "
-            f"tower) or 't5' (an encoder-decoder){also}"
-        )
-    _only_float32(name, dtype)
-    return (ClipBackbone if model_type == "clip" else ViTBackbone).load(source, name=name)
+        return CausalBackbone.load
+    also = " or a causal language model" if causal else ""
+    raise InputError(
+        f"the model {name!r} is of type {model_type!r}; expected 'clip' (image and text towers), 'vit' (an image "
+        f"tower) or 't5' (an encoder-decoder){also}"
+    )
 
 
 def _is_causal(model_type: str) -> bool:
@@ -113,22 +136,6 @@ def _is_causal(model_type: str) -> bool:
 def _only_float32(name: str, dtype: str) -> None:
     if dtype != "float32":
         raise InputError(f"the model {name!r} runs in float32, got dtype {dtype!r}; use trainer.precision")
-
-
-def _model_type(name: str, source: str) -> str:
-    config = Path(source) / "config.json"
-    if is_there(config):
-        return str(read_json(config, ModelConfig).get("model_type") or "unknown")
-    from transformers import PretrainedConfig
-
-    try:  # the configuration as it is written: of a kind that transformers does not know, too
-        return str(PretrainedConfig.get_config_dict(source)[0].get("model_type") or "unknown")
-    except OSError as error:
-        hint = f" {did_you_mean(name, _embedded())}" if "/" not in name else ""
-        raise InputError(
-            f"the model {name!r} is neither a local folder nor in the local hub cache, and the hub did not answer; "
-            f"give a local folder, or download it first ({str(error).splitlines()[0]}){hint}"
-        ) from error
 
 
 def _embedded() -> list[str]:

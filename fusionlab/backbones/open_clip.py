@@ -18,9 +18,11 @@ from fusionlab.backbones.clip import ClipBackbone
 from fusionlab.backbones.preprocessing import check_open_clip, of_open_clip
 from fusionlab.errors import InputError, did_you_mean, name_list
 from fusionlab.foreign import read_json
+from fusionlab.tensors.hub import open_clip_folder
 
 CONFIG = "open_clip_config.json"
-SCHEMAS = ("local-dir:", "hf-hub:")
+_HUB = "hf-hub:"
+SCHEMAS = ("local-dir:", _HUB)
 
 
 class OpenClipBackbone(ClipBackbone):
@@ -69,7 +71,9 @@ class OpenClipBackbone(ClipBackbone):
         """
         import open_clip
 
-        if Path(source).expanduser().is_dir():
+        if source.startswith(_HUB):
+            source = f"local-dir:{open_clip_folder(source.removeprefix(_HUB))}"
+        elif Path(source).expanduser().is_dir():
             source = f"local-dir:{Path(source).expanduser()}"
         architecture, pretrained = _parse(source)
         if source.startswith(SCHEMAS):
@@ -170,19 +174,8 @@ def _parse(source: str) -> tuple[str, str | None]:
 
 
 def _preprocess_cfg(source: str) -> dict[str, Any]:
-    """What a folder, or a repository on the hub, says in its own configuration; empty where the hub does not answer."""
-    schema, _, where = source.partition(":")
-    if schema == "hf-hub":
-        from transformers.utils import cached_file
-
-        path = cached_file(
-            where,
-            CONFIG,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
-        return {} if path is None else read_json(Path(path)).get("preprocess_cfg") or {}
-    return read_json(Path(where) / CONFIG).get("preprocess_cfg") or {}
+    """What a folder says in its own configuration."""
+    return read_json(Path(source.partition(":")[2]) / CONFIG).get("preprocess_cfg") or {}
 
 
 def _activation(architecture: str, pretrained: str) -> dict[str, bool]:

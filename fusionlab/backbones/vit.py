@@ -14,6 +14,7 @@ from fusionlab.backbones.images import ImageBackbone
 from fusionlab.backbones.preprocessing import HALF, Preprocessing, of_timm, of_transformers, processor_files
 from fusionlab.backbones.quiet import UNREADABLE, quiet
 from fusionlab.errors import InputError, did_you_mean, name_list
+from fusionlab.tensors.hub_refusals import hub_refusal
 
 TIMM, FROM_CONFIG = "timm:", "config:"
 
@@ -175,7 +176,8 @@ class TimmBackbone(ImageBackbone):
             called = f"local-dir:{folder}" if folder.is_dir() else source
             model = timm.create_model(called, pretrained=True, num_classes=0)
         except (OSError, RuntimeError, ValueError) as error:
-            raise InputError(f"the timm model {name!r} could not be loaded: {str(error)[:500]}") from error
+            reason = hub_refusal(error) or str(error)[:500]
+            raise InputError(f"the timm model {name!r} could not be loaded: {reason}") from error
         return cls(model, name=name, model_args=config.get("model_args"))
 
     @property

@@ -18,7 +18,9 @@ from fusionlab import reporting, rules, search
 from fusionlab.adapters import base_state
 from fusionlab.callbacks.attached import attached
 from fusionlab.callbacks.harness import causal, harness_rows
+from fusionlab.callbacks.origin import origin_of
 from fusionlab.callbacks.progress import FusionProgressBar
+from fusionlab.cards import Origin
 from fusionlab.contracts import Data, Module
 from fusionlab.data.tasks import without_classes
 from fusionlab.engine import try_rule
@@ -128,7 +130,8 @@ class FusionCallback(Callback):
         if trainer.is_global_zero:
             with _folder_to_write(trainer) as root:
                 diagnose(root)
-                self._write(root, module, data, rows, made)
+                _log(trainer, rows)
+                self._write(root, module, data, rows, made, origin_of(trainer, module, data, rows))
         trainer.strategy.barrier("run folder written")
 
     def _harness_rows(
@@ -184,13 +187,15 @@ class FusionCallback(Callback):
     def _rounded_name(self, name: str) -> str:
         return f"{name}-{self.dtype}"
 
-    def _write(self, root: Path, module: Module, data: Data, rows: list[Row], made: dict[str, _Made]) -> None:
+    def _write(
+        self, root: Path, module: Module, data: Data, rows: list[Row], made: dict[str, _Made], origin: Origin
+    ) -> None:
         tasks, backbone, method = list(data.tasks), module.backbone, {"method": module.method}
-        export_finetuned(module, root, tasks)
+        export_finetuned(module, root, tasks, origin)
         for name, each in made.items():
             row = _row_of(name, each, tasks) | method
             searched = {"search": each.found.looked_at} if each.found.num_samples else {}
-            save_fused(root / FUSED / name, each.model, backbone, row, searched)
+            save_fused(root / FUSED / name, each.model, backbone, row, searched, origin)
         title = f"{module.backbone.name}, {module.method}: {len(data.tasks)} tasks"
         write_text(root / TABLE, reporting.markdown(rows, title))
         reporting.plot_scores(rows, root / PLOTS / SCORES)
@@ -263,6 +268,13 @@ def _row_of(rule: str, made: _Made, tasks: Sequence[str]) -> Row:
     row = {"model": "fused", "rule": rule, "fused_tasks": tasks}
     searched = made.found.figures if made.found.num_samples else None
     return row | {"scaling_coefficients": made.model.scaling_coefficients, "search": searched}
+
+
+def _log(trainer: Trainer, rows: list[Row]) -> None:
+    """The final scores to the loggers, which Lightning no longer asks by then."""
+    scores = {key: row["value"] for row in rows if (key := _log_key(row))}
+    for logger in trainer.loggers:
+        logger.log_metrics(scores, step=trainer.global_step)
 
 
 def _log_key(row: Row) -> str | None:

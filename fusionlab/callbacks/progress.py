@@ -8,18 +8,25 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fusionlab.callbacks.attached import attached
+from fusionlab.progress import Lines
 
 
 class FusionProgressBar(ProgressBar):
-    """Says what is running: the training step with its loss, or which model is scored on which split."""
+    """Says what is running: the training step with its loss, or which model is scored on which split.
+
+    A bar on a terminal; elsewhere, as in a cluster's log, a plain line now and then.
+    """
 
     def __init__(self) -> None:
         super().__init__()
+        self._console = Console()
         self._progress: Progress | None = None
         self._training: Any = None
+        self._lines: Lines | None = None
         self._enabled = True
 
     def disable(self) -> None:
@@ -34,32 +41,42 @@ class FusionProgressBar(ProgressBar):
         """Start the training line at the step that the run is at."""
         module, data = attached(trainer, pl_module)
         tasks = len(data.tasks)
-        total = trainer.estimated_stepping_batches
-        self._training = self._draw().add_task(
-            f"fine-tuning {tasks} task{'s' * (tasks != 1)} ({module.method})",
-            total=None if total == float("inf") else int(total),
-            completed=trainer.global_step,
-            detail="",
-        )
+        steps = trainer.estimated_stepping_batches
+        total = None if steps == float("inf") else int(steps)
+        what = f"fine-tuning {tasks} task{'s' * (tasks != 1)} ({module.method})"
+        if self._is_plain:
+            self._lines = Lines(what, total, done=trainer.global_step, write=self._say)
+            self._say(f"{what}: step {trainer.global_step} of {'an unknown number' if total is None else total}")
+            return
+        self._training = self._draw().add_task(what, total=total, completed=trainer.global_step, detail="")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Move the training line."""
         every = max(1, trainer.log_every_n_steps)
-        if self._progress is None or trainer.global_step % every:
+        if (self._progress is None and self._lines is None) or trainer.global_step % every:
             return
-        loss = outputs["loss"].item() / len(batch)
-        self._progress.update(self._training, completed=trainer.global_step, detail=f"mean loss {loss:.3f}")
+        detail = f"mean loss {outputs['loss'].item() / len(batch):.3f}"
+        if self._lines is not None:
+            self._lines.reach(trainer.global_step, detail)
+        elif self._progress is not None:
+            self._progress.update(self._training, completed=trainer.global_step, detail=detail)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fill the training line."""
-        if self._progress is not None:
+        if self._lines is not None:
+            self._say(f"{self._lines.what}: trained, {trainer.global_step} steps")
+            self._lines = None
+        elif self._progress is not None:
             self._progress.update(self._training, completed=trainer.global_step)
 
     @contextmanager
     def scoring(self, description: str, num_batches: int) -> Iterator[Callable[[], None]]:
         """A line that counts evaluation batches; gives the function to call after each."""
+        if self._is_plain:
+            yield Lines(description, num_batches, write=self._say).advance
+            return
         progress = self._draw()
         line = progress.add_task(description, total=num_batches, detail="")
         try:
@@ -75,6 +92,14 @@ class FusionProgressBar(ProgressBar):
         """Close the display, so that the error stands below it."""
         self._close()
 
+    @property
+    def _is_plain(self) -> bool:
+        return not self._console.is_terminal
+
+    def _say(self, line: str) -> None:
+        if self._enabled:
+            print(line, flush=True)
+
     def _draw(self) -> Progress:
         if self._progress is None:
             self._progress = Progress(
@@ -84,12 +109,14 @@ class FusionProgressBar(ProgressBar):
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
                 TextColumn("{task.fields[detail]}"),
+                console=self._console,
                 disable=not self._enabled,
             )
             self._progress.start()
         return self._progress
 
     def _close(self) -> None:
+        self._lines = None
         if self._progress is not None:
             self._progress.stop()
             self._progress = None

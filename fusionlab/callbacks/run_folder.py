@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from fusionlab.callbacks.attached import attached
+from fusionlab.callbacks.origin import origin_of
 from fusionlab.contracts import Module
 from fusionlab.distributed.ranks import raise_together, same_on_all_ranks
 from fusionlab.errors import InputError, name_list
@@ -133,7 +134,7 @@ class TrainOnly(Callback):
         """Write the adapters, or weights, then the mark."""
         module, data = attached(trainer, pl_module)
         tasks = list(data.tasks)
-        export_finetuned(module, self.root, tasks)
+        export_finetuned(module, self.root, tasks, origin_of(trainer, module, data))
         if trainer.is_global_zero:
             self.part.finish_part(tasks)
             print(f"trained {name_list(tasks)}: {self.root}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from argparse import ArgumentError
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
@@ -166,6 +167,36 @@ def checked_flags(argv: Sequence[str], mappings: Sequence[str]) -> list[str]:
                 lost = ", ".join(twice or entries)
                 raise InputError(f"--{name} {whole} and --{name}.{lost}: only one of them would count; keep one")
     return _files_first(argv)
+
+
+def with_flag(argv: Sequence[str], name: str, *, several: bool = False) -> list[str]:
+    """``argv`` with the arguments that belong to no flag given by the flag ``name``.
+
+    Args:
+        argv: a command's arguments, without flags that take no value.
+        name: of the flag.
+        several: whether it takes a list.
+
+    Raises:
+        InputError: there are several, and the flag takes one.
+
+    Example:
+        >>> with_flag(["a", "b", "--output", "out"], "runs", several=True)
+        ['--output', 'out', '--runs', '["a", "b"]']
+    """
+    found: list[str] = []
+    rest: list[str] = []
+    takes_value = False
+    for argument in argv:
+        if takes_value or argument.startswith("-"):
+            takes_value = not takes_value and argument.startswith("--") and "=" not in argument and argument != "--help"
+            rest.append(argument)
+        else:
+            found.append(argument)
+    if not several and len(found) > 1:
+        raise InputError(f"expected one {name}, got {len(found)}: {', '.join(found)}")
+    value = [json.dumps(found) if several else found[0]] if found else []
+    return [*rest, f"--{name}", *value] if found else rest
 
 
 def given_flags(argv: Sequence[str]) -> dict[str, list[str]]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fusionlab.commands.parser import parse
+from fusionlab.commands.parser import parse, with_flag
 from fusionlab.errors import InputError
 from fusionlab.files import accessed, path_of
 from fusionlab.layout import PAGE, REPORT
@@ -37,7 +36,7 @@ def main(argv: list[str]) -> int:
         InputError: no run, a folder that is none or is given twice, an output that is one of them or cannot be
             written, or no published files.
     """
-    recipe = parse(ReportRecipe, _with_flag(argv), "report", {})
+    recipe = parse(ReportRecipe, with_flag(argv, "runs", several=True), "report", {})
     if not recipe.runs:
         raise InputError("report needs at least one run: python -m fusionlab report RUN...")
     from fusionlab.reporting.comparison import comparisons
@@ -60,22 +59,3 @@ def main(argv: list[str]) -> int:
         write_report(output, recipe.title, sections)
     print(f"report: {output / PAGE}, {output / REPORT}")
     return 0
-
-
-def _with_flag(argv: list[str]) -> list[str]:
-    """Arguments that belong to no flag, as ``--runs``.
-
-    Example:
-        >>> _with_flag(["a", "b", "--output", "out"])
-        ['--output', 'out', '--runs', '["a", "b"]']
-    """
-    runs: list[str] = []
-    rest: list[str] = []
-    takes_value = False
-    for argument in argv:
-        if takes_value or argument.startswith("-"):
-            takes_value = not takes_value and argument.startswith("--") and "=" not in argument and argument != "--help"
-            rest.append(argument)
-        else:
-            runs.append(argument)
-    return [*rest, "--runs", json.dumps(runs)] if runs else rest

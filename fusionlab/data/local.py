@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -26,10 +25,10 @@ from fusionlab.data.splits import SPLITS, split_names
 from fusionlab.data.tables import TEXT_TABLES, read_tables
 from fusionlab.data.tasks import Task
 from fusionlab.errors import InputError, name_list
-from fusionlab.foreign import parse_yaml
+from fusionlab.foreign.cards import card_head
+from fusionlab.tensors.hub_refusals import hub_errors, hub_refusal
 
 _METADATA = "metadata"
-_CARD = re.compile(r"---\s*\n(.*?)\n---\s*(\n|$)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -174,10 +173,7 @@ def _files_of(parts: Mapping[str, Part]) -> set[Path]:
 
 def _declares_splits(folder: Path) -> bool:
     """Whether the folder has a data card that says which files are which split."""
-    card = folder / "README.md"
-    head = _CARD.match(card.read_text(encoding="utf-8", errors="replace")) if card.is_file() else None
-    declared = parse_yaml(head[1], repr(str(card))) if head else None
-    return isinstance(declared, dict) and bool(declared.get("configs"))
+    return bool(card_head(folder / "README.md").get("configs"))
 
 
 def _of_images(part: Part) -> Any:
@@ -211,14 +207,16 @@ def input_errors(task: Task, what: str) -> Iterator[None]:
 
     try:
         yield
-    except (DatasetsError, OSError, ValueError) as error:
+    except (DatasetsError, *hub_errors()) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if not is_local(task) and not isinstance(error, InputError):
+            reason = hub_refusal(error) or reason
         if "corresponds to no data" in reason:
             reason = "it holds no rows"
         hint = ""
         if not is_local(task) and not isinstance(error, InputError):
             hint = f" No network? Give a local copy: {{name: {task.name}, path: FOLDER}}"
-        raise InputError(f"task {task.name!r}: {what} could not be read: {reason}.{hint}") from error
+        raise InputError(f"task {task.name!r}: {what} could not be read: {reason.rstrip('.')}.{hint}") from error
 
 
 @contextmanager

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from functools import partial
 from pathlib import Path
+from urllib.parse import quote
 
 from fusionlab.data.layout import TABLES, files_below
 from fusionlab.data.local import LocalFiles, Source, input_errors
@@ -13,6 +15,7 @@ from fusionlab.data.splits import split_names
 from fusionlab.data.tasks import Task
 from fusionlab.errors import InputError
 from fusionlab.tensors.fingerprints import times
+from fusionlab.tensors.hub_refusals import patiently
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _HEADER_BYTES = 1 << 16
@@ -83,9 +86,13 @@ def open_source(task: Task, cache: Path, definition: Task | None = None) -> Sour
 def _open_hub(task: Task) -> Source:
     import datasets
 
+    cache = None
+    if task.revision is not None:  # without the hub, datasets takes what was prepared last, of whatever revision
+        cache = str(Path(datasets.config.HF_DATASETS_CACHE) / f"revision-{quote(task.revision, safe='')}")
+    load = partial(datasets.load_dataset_builder, task.path, task.config, revision=task.revision, cache_dir=cache)
     with input_errors(task, f"the hub set {task.path!r}"):
-        builder = datasets.load_dataset_builder(task.path, task.config, revision=task.revision)
-        builder.download_and_prepare()
+        builder = patiently(load)
+        patiently(builder.download_and_prepare)
     names = split_names(task, [str(name) for name in builder.info.splits])
     with input_errors(task, f"the hub set {task.path!r}"):
         return Source(task, {split: builder.as_dataset(split=name) for split, name in names.items()}, None)

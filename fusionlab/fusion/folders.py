@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from fusionlab.adapters.weights import Weights, is_linearized, state_of
 from fusionlab.backbones import own_folder
 from fusionlab.backbones.layout import names_on_disk, to_disk
 from fusionlab.blocks.sums import squared_norm
+from fusionlab.cards import Origin, write_card
 from fusionlab.contracts import Backbone, Module
 from fusionlab.files import write_folder
 from fusionlab.fusion.adapted import task_vector
 from fusionlab.fusion.making import FusedModel
-from fusionlab.layout import ADAPTERS, CARD, FINETUNED, FUSION, OWN, STATS
+from fusionlab.layout import ADAPTERS, FINETUNED, FUSION, OWN, STATS
 from fusionlab.rules.config import to_config
 from fusionlab.runs.loading import base_hash, point_hash
 from fusionlab.tensors import save_state
@@ -31,33 +33,36 @@ from fusionlab.tensors.stats import adapter_files, task_vector_key, write_square
 
 _CONFIGS = ("config.json", "open_clip_config.json")  # which says how the weights are laid out
 _PIXELS = ("preprocessor_config.json", "processor_config.json")
-TANGENT_CARD = """# A tangent model: read it with fusionlab
-
-These weights act to first order about their base only: f(x; base) + J(base) (weights - base), the whole network
-expanded. `fusionlab.load` and `--model.weights` run them so. Read as ordinary weights, as PEFT and transformers do,
-they are another, non-linear function that was never trained.
-
-base: {base}
-linearization point (SHA-256 over its weights): {point}
-"""
 
 
-def export_finetuned(module: Module, root: Path, tasks: list[str]) -> None:
+def export_finetuned(module: Module, root: Path, tasks: list[str], origin: Origin | None = None) -> None:
     """Write what is trained for each task to ``adapters/<task>/`` or ``finetuned/<task>/`` of a run folder.
 
     All processes call it, as split weights are gathered; the first one writes.
+
+    Args:
+        module: holds what is trained.
+        root: the run folder.
+        tasks: names of the tasks.
+        origin: what their cards tell of the run.
     """
     for task in tasks:
         weights = module.finetuned(task)
         if module.global_rank == 0:
             kind = ADAPTERS if isinstance(weights, Adapter) else FINETUNED
             row = {"model": "finetuned", "finetuned_on": task, "method": module.method}
-            save_finetuned(root / kind / task, weights, module.backbone, row, module.adapted_base_hash)
+            known = module.adapted_base_hash
+            save_finetuned(root / kind / task, weights, module.backbone, row, known, origin)
     module.export(root, tasks)
 
 
 def save_finetuned(
-    folder: Path, weights: Weights, backbone: Backbone, row: dict[str, Any], known_hash: str | None = None
+    folder: Path,
+    weights: Weights,
+    backbone: Backbone,
+    row: dict[str, Any],
+    known_hash: str | None = None,
+    origin: Origin | None = None,
 ) -> None:
     """Write what was trained for a task, whole or not at all: an adapter, or a full model in the base's own layout.
 
@@ -67,6 +72,7 @@ def save_finetuned(
         backbone: the base.
         row: its fields of a result row.
         known_hash: the hash of the base weights that the adapter changes, where it was made before.
+        origin: what the card tells of the run; its base is the backbone.
     """
     own: dict[str, Any] = {"schema": 1, "base": backbone.name, "row": row}
     if known_hash is not None:
@@ -78,6 +84,7 @@ def save_finetuned(
         path.write_text(json.dumps(written | own, indent=2, sort_keys=True) + "\n")
         if isinstance(weights, Adapter):
             _write_stats(unfinished, weights, backbone)
+        _write_card(unfinished, backbone, row, origin)
 
 
 def _write_stats(folder: Path, adapter: Adapter, backbone: Backbone) -> None:
@@ -88,7 +95,12 @@ def _write_stats(folder: Path, adapter: Adapter, backbone: Backbone) -> None:
 
 
 def save_fused(
-    folder: Path, fused: FusedModel, backbone: Backbone, row: dict[str, Any], more: Mapping[str, Any] | None = None
+    folder: Path,
+    fused: FusedModel,
+    backbone: Backbone,
+    row: dict[str, Any],
+    more: Mapping[str, Any] | None = None,
+    origin: Origin | None = None,
 ) -> None:
     """Write a fused model, whole or not at all: an adapter, or a full model in the base's own layout.
 
@@ -98,6 +110,7 @@ def save_fused(
         backbone: the base, whose configuration and tokenizer files are written beside full weights.
         row: its fields of a result row.
         more: further entries of ``fusion.json``.
+        origin: what the card tells of the run; its base is the backbone.
     """
     record = (
         {
@@ -117,6 +130,13 @@ def save_fused(
     with write_folder(folder, overwrite=True) as unfinished:
         _write_weights(unfinished, fused.weights, backbone, record, save_fused_adapter)
         (unfinished / FUSION).write_text(json.dumps(record, indent=2) + "\n")
+        _write_card(unfinished, backbone, row, origin)
+
+
+def _write_card(folder: Path, backbone: Backbone, row: Mapping[str, Any], origin: Origin | None) -> None:
+    parts = (Path(backbone.name).name, row.get("method"), row.get("rule") or row.get("finetuned_on"))
+    told, name = origin or Origin(backbone.name), "-".join(filter(None, parts))
+    write_card(folder, replace(told, base=backbone.name, base_folder=own_folder(backbone.name), name=name))
 
 
 def _write_weights(
@@ -138,7 +158,6 @@ def _write_weights(
         say_dtype(folder, dtype)
     if is_linearized(weights):
         record["linearization_point"] = point_hash(backbone.model)
-        (folder / CARD).write_text(TANGENT_CARD.format(base=backbone.name, point=record["linearization_point"]))
 
 
 def _write_companions(folder: Path, backbone: Backbone) -> None:

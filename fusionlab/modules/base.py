@@ -36,7 +36,7 @@ from fusionlab.modules.optimization import lr_multiplier
 from fusionlab.modules.provenance import check_trained_on, trained_on
 from fusionlab.modules.resuming import check_same_training
 from fusionlab.modules.stepping import WithGradients, seed_device
-from fusionlab.runs.loading import LoadedWeights, base_hash, load_weights, point_hash
+from fusionlab.runs.loading import LoadedWeights, base_hash, load_weights, point_hash, weights_folder
 from fusionlab.samplers import derive_seed
 
 
@@ -63,7 +63,7 @@ class FusionModule(LightningModule, ModuleDefaults, ABC):
         weight_decay: decoupled weight decay on what is trained.
         num_warmup_steps: steps of linear warm-up.
         lr_schedule: what follows the warm-up, ``cosine`` to zero over the run, or ``constant``.
-        weights: folder with an adapter or a fused model, to ``validate``, ``test`` or ``predict`` with.
+        weights: folder or hub id of an adapter or a fused model, to ``validate``, ``test`` or ``predict`` with.
         seed: seed of the initial adapter, of dropout, and written into every result row.
     """
 
@@ -183,7 +183,7 @@ class FusionModule(LightningModule, ModuleDefaults, ABC):
         if stage == "fit" and not self.task_parameters:
             self.add_adapters(list(self.trainer.datamodule.tasks))
         elif stage != "fit" and self.weights is not None:
-            self.loaded = self._load(Path(self.weights))
+            self.loaded = self._load(weights_folder(self.weights))
 
     def _load(self, folder: Path) -> LoadedWeights:
         """The weights in ``folder``; a tangent method linearizes what was trained otherwise."""
@@ -287,6 +287,7 @@ class FusionModule(LightningModule, ModuleDefaults, ABC):
             losses[task] = loss.detach()
         losses = mean_over_ranks(losses)
         self.log_dict({f"train/{task}/loss": loss for task, loss in losses.items()}, batch_size=1)
+        self.log("train/learning_rate", self.optimizers(use_pl_optimizer=False).param_groups[0]["lr"], batch_size=1)
         self._check_finite(losses)  # waits for the device, so after all else that the host can do
         total = torch.stack(list(losses.values())).sum()
         return WithGradients.apply(total, gradients, *parameters)

@@ -21,6 +21,7 @@ from fusionlab.foreign import Results, RunConfig, read_json, read_yaml
 from fusionlab.layout import ADAPTER_CONFIG, ADAPTERS, CONFIG, FINETUNED, FUSED, RESULTS
 from fusionlab.linearize import LINEARIZED_METHODS, LinearizedState
 from fusionlab.tensors import open_checkpoint
+from fusionlab.tensors.hub import is_hub_id, resolve
 from fusionlab.tensors.lazy import StateWeights
 from fusionlab.tensors.records import own_record
 from fusionlab.tensors.state import State, check_same_names
@@ -72,6 +73,16 @@ def load(folder: str | Path) -> Run | LoadedWeights | Adapter:
     loaded = load_weights(folder)
     is_plain_adapter = isinstance(loaded.weights, Adapter) and loaded.labels["model"] == "finetuned"
     return loaded.weights if is_plain_adapter else loaded  # type: ignore[return-value]
+
+
+def weights_folder(name: str) -> Path:
+    """The folder of weights that ``name`` stands for: one here, or a hub id ``owner/name``, which is downloaded.
+
+    Raises:
+        InputError: a hub id that cannot be had; whether a folder holds weights is told by :func:`load_weights`.
+    """
+    path = path_of(name)
+    return resolve(name) if not path.exists() and "/" in name and is_hub_id(name) else path
 
 
 def load_weights(

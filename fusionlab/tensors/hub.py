@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from fusionlab.files import path_of
 from fusionlab.foreign import ModelConfig, WeightIndex, read_json
 from fusionlab.layout import ADAPTER_CONFIG
 from fusionlab.tensors.companions import NOT_FETCHED, has_custom_code, named_folders
+from fusionlab.tensors.hub_refusals import hub_errors, hub_refusal, patiently
 from fusionlab.tensors.stats import ADAPTER_FILES, ADAPTER_WEIGHTS
 from fusionlab.tensors.weight_files import first_file, is_index, shard_names
 
@@ -20,13 +22,11 @@ _FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".json", ".ya
 ASSETS = Path(__file__).parents[1] / "assets"
 _SCHEMES = ("timm:", "local-dir:", "hf-hub:")
 _ROOT_FILES = ("config.json", "open_clip_config.json")
-_CONFIGS = (
-    "config.json",
-    ADAPTER_CONFIG,
-)  # in every request: the hub warns where nothing matches
+_CONFIGS = (*_ROOT_FILES, ADAPTER_CONFIG)  # in every request: the hub warns where nothing matches
+OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 
-def resolve(name: str, variant: str | None = None) -> Path:
+def resolve(name: str, variant: str | None = None, *, weights: bool = True) -> Path:
     """The local folder or file of ``name``; a hub id is downloaded.
 
     An id is ``owner/name`` or, for the hub's oldest models, ``name`` (``gpt2``); ``@revision`` may follow. A path that
@@ -36,6 +36,7 @@ def resolve(name: str, variant: str | None = None) -> Path:
     Args:
         name: any of these.
         variant: of the weight files.
+        weights: whether they are wanted too; configurations, tokenizers and the card come in any case.
 
     Raises:
         InputError: neither an existing path nor a hub id, or it cannot be downloaded.
@@ -46,22 +47,31 @@ def resolve(name: str, variant: str | None = None) -> Path:
     if not is_hub_id(name):
         more = "; an adapter is given by its own path, not as base+adapter" if "+" in name else ""
         raise InputError(f"{name!r} does not exist, and is no hub id (owner/name){more}.")
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
     try:
-        return _download(name, variant)
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        return _download(name, variant) if weights else _files_beside_weights(name)
+    except hub_errors() as error:
+        if isinstance(error, InputError):
+            raise
         what = "does not exist here, and" if "/" in name else "does not exist, and is no hub id that is known here: it"
-        reason = " ".join(str(error).split())
-        raise InputError(f"{name!r} {what} cannot be had from the hub: {reason[:300]}") from error
+        reason = hub_refusal(error) or " ".join(str(error).split())[:300]
+        raise InputError(f"{name!r} {what} cannot be had from the hub: {reason}") from error
 
 
-def _download(name: str, variant: str | None) -> Path:
+def _snapshot(name: str) -> Callable[..., str]:
+    """What downloads files of a hub id, at its revision where it says one."""
     from huggingface_hub import snapshot_download
 
     repository, _, revision = name.partition("@")
-
     download = partial(snapshot_download, repository, revision=revision or None)
+    return lambda **patterns: patiently(partial(download, **patterns))
+
+
+def _files_beside_weights(name: str) -> Path:
+    return Path(_snapshot(name)(ignore_patterns=list(NOT_FETCHED)))
+
+
+def _download(name: str, variant: str | None) -> Path:
+    download = _snapshot(name)
 
     def fetch(*names: str) -> Path:
         return Path(download(allow_patterns=[*_CONFIGS, *names]))
@@ -69,7 +79,7 @@ def _download(name: str, variant: str | None) -> Path:
     def has(file: str) -> bool:
         return (fetch(file) / file).is_file()
 
-    folder = Path(download(ignore_patterns=list(NOT_FETCHED)))
+    folder = _files_beside_weights(name)
     if (folder / ADAPTER_CONFIG).is_file():
         fetch(*(file for file in ADAPTER_FILES if file not in ADAPTER_WEIGHTS))
         if not any(has(file) for file in ADAPTER_WEIGHTS):
@@ -83,6 +93,23 @@ def _download(name: str, variant: str | None) -> Path:
         raise InputError(f"{name!r} on the hub holds neither safetensors nor .bin weights.")
     fetch(*(f"{inner}/*" for inner in named_folders(folder)), *(["*.py"] if has_custom_code(folder) else []))
     return folder
+
+
+def open_clip_folder(name: str) -> Path:
+    """The folder with open_clip's own files of the hub id ``name``, which are downloaded; ``@revision`` may follow.
+
+    Raises:
+        InputError: it cannot be downloaded, or has none.
+    """
+    try:
+        folder = _files_beside_weights(name)
+        for file in OPEN_CLIP_WEIGHTS:
+            if (Path(_snapshot(name)(allow_patterns=[*_CONFIGS, file])) / file).is_file():
+                return folder
+    except hub_errors() as error:
+        reason = hub_refusal(error) or " ".join(str(error).split())[:300]
+        raise InputError(f"the open_clip model {name!r} cannot be had from the hub: {reason}") from error
+    raise InputError(f"{name!r} on the hub holds none of {name_list(OPEN_CLIP_WEIGHTS)}; give an open_clip model.")
 
 
 def embedded(name: str) -> Path | None:

@@ -64,7 +64,7 @@ def test_figures_are_those_of_the_results(made: Path) -> None:
 
 def test_every_flag_is_listed(made: Path) -> None:
     parsers = pages.parsers()
-    assert set(parsers) == {"fit", "validate", "test", "predict", "fuse", "sweep", "report"}
+    assert set(parsers) == {"fit", "validate", "test", "predict", "fuse", "sweep", "push", "report"}
     for command, parser in parsers.items():
         text = (made / "commands" / f"{command}.md").read_text()
         found = [name for name, _, _ in pages.flags(parser)]

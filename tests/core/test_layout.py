@@ -8,8 +8,8 @@ import structure
 
 # From the ground up: a room imports rooms that stand before it, and no other.
 ROOMS = (
-    "errors", "files", "layout", "memory", "samplers",
-    "foreign", "blocks", "rules", "tensors", "engine",
+    "errors", "files", "layout", "memory", "samplers", "progress",
+    "foreign", "blocks", "rules", "tensors", "cards", "engine",
     "linearize", "adapters", "contracts", "keys", "backbones", "runs", "fusion",
     "data", "evaluation", "search", "distributed",
     "modules", "harness", "reporting", "callbacks",

@@ -138,14 +138,21 @@ def test_a_run_s_models_bring_what_their_base_has(kind: str, tmp_path: Path) -> 
     save_finetuned(tmp_path / "a", base, backbone, {})
     save_fused(tmp_path / "fused", fuse_weights(Average(), base, {"a": base}), backbone, {})
     own = {path.relative_to(tmp_path / "base").as_posix() for path in (tmp_path / "base").rglob("*") if path.is_file()}
-    stale = {"README.md", "model.onnx", "tf_model.h5", "open_clip_config.json", "pytorch_model.bin"}
+    stale = {"model.onnx", "tf_model.h5", "open_clip_config.json", "pytorch_model.bin"}
     for name, record in (("a", "fusionlab.json"), ("fused", "fusion.json")):
         folder = tmp_path / name
         there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
         assert own - stale <= there
         assert not there & stale
+        assert "stale" not in (folder / "README.md").read_text()
         assert there - own <= {record, "generation_config.json", "special_tokens_map.json"}
-        for file in (own - stale) - {"config.json", "model.safetensors", "tokenizer_config.json", "tokenizer.json"}:
+        for file in (own - stale) - {
+            "README.md",
+            "config.json",
+            "model.safetensors",
+            "tokenizer_config.json",
+            "tokenizer.json",
+        }:
             if file != "generation_config.json":
                 assert (folder / file).read_bytes() == (tmp_path / "base" / file).read_bytes(), file
         again = load_backbone(str(folder))

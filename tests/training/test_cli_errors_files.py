@@ -315,7 +315,7 @@ CASES: dict[str, tuple[Build | None, list[str], str]] = {
     "a hub model without network": (
         None,
         ["fit", "--model.backbone", "some/model"],
-        r"'some/model' is neither a local folder nor in the local hub cache",
+        r"'some/model' does not exist here, and cannot be had from the hub: it is not in the local cache, and HF_HUB",
     ),
     "open_clip's architecture": (
         None,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fusionlab import rules
+from fusionlab.cards import Origin, write_card
 from fusionlab.commands.fuse.opened import Opened
 from fusionlab.commands.fuse.prepared import Prepared
 from fusionlab.commands.fuse.vocabulary import new_tokens
@@ -17,7 +18,7 @@ from fusionlab.engine import Outcome
 from fusionlab.engine.job import num_reads
 from fusionlab.errors import name_list
 from fusionlab.foreign import read_json
-from fusionlab.layout import CARD, FUSION
+from fusionlab.layout import FUSION
 from fusionlab.rules.by_tensor import ByTensor
 from fusionlab.tensors.companions import carried_files, carry
 from fusionlab.tensors.dtypes import say_dtype
@@ -100,10 +101,14 @@ def fusion_record(prepared: Prepared, outcome: Outcome, details: Mapping[str, An
 def write_reports(folder: Path, prepared: Prepared, record: Mapping[str, Any]) -> None:
     """Write ``fusion.json`` and the card beside the weights, and what full weights need from the base's folder."""
     (folder / FUSION).write_text(json.dumps(record, indent=2) + "\n")
-    (folder / CARD).write_text(_card(prepared, record))
     source = _model_folder(prepared)
-    if source is None:
-        return
+    if source is not None:
+        _write_companions(folder, prepared, source)
+    write_card(folder, _origin(prepared))
+
+
+def _write_companions(folder: Path, prepared: Prepared, source: Path) -> None:
+    """Write what full weights need from the base's folder."""
     carry(source, folder)
     config = folder / "config.json"
     if config.is_file():
@@ -184,35 +189,12 @@ def _provenance(opened: Opened) -> dict[str, Any]:
     return found | ({"not_read": list(opened.unread)} if opened.unread else {})
 
 
-def _card(prepared: Prepared, record: Mapping[str, Any]) -> str:
-    rows = []
-    for task, opened in prepared.inputs.items():
-        value = record["scaling_coefficients"].get(task)
-        text = f"{value:.4f}" if isinstance(value, float) else "by parameter" if value else "-"
-        rows.append(f"| {task} | `{opened.name}` | {record['norms'][task]:.4g} | {text} |")
-    kept = ""
-    if "rounding" in record:
-        kept = f"\n{record['rounding']['survived']:.1%} of the updated weights differ from the base as stored.\n"
-    return "\n".join(
-        [
-            "---",
-            f"base_model: {json.dumps(prepared.base.name)}",
-            "tags: [model-merging, fusionlab]",
-            *(["library_name: peft"] if prepared.as_adapter else []),
-            "---",
-            f"# {prepared.output.name}",
-            "",
-            f"{len(prepared.inputs)} models fused by {_rule_text(prepared)} with fusionlab {version('fusionlab')}, "
-            f"on top of `{prepared.base.name}`.",
-            "",
-            "| task | model | norm of the task vector | coefficient |",
-            "|---|---|---|---|",
-            *rows,
-            kept,
-            "`fusion.json` has the rule with all its arguments, cosines, input fingerprints and versions.",
-            "",
-        ]
-    )
+def _origin(prepared: Prepared) -> Origin:
+    """What the card tells beside the folder's own files."""
+    path = prepared.base.path
+    folder = path if path.is_dir() else None
+    models = {task: opened.name for task, opened in prepared.inputs.items()}
+    return Origin(prepared.base.name, folder, prepared.output.name, models=models)
 
 
 def _by_tensor(prepared: Prepared) -> list[str]:

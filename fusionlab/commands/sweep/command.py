@@ -12,6 +12,7 @@ from fusionlab.commands.parser import parse, recipe_of
 from fusionlab.commands.sweep.processes import helping, num_processes
 from fusionlab.commands.sweep.recipe import SweepRecipe
 from fusionlab.layout import SWEEP
+from fusionlab.progress import Lines
 
 SWITCHES = {"dry_run": "check everything, print the number of points and the estimated time, and stop"}
 
@@ -81,8 +82,17 @@ def _progress(total: int, count: Callable[[], int]) -> Iterator[Callable[[int], 
     )
 
     console = Console(stderr=True)
+    if not console.is_terminal:
+        lines: list[Lines] = []
+
+        def tell(count: int) -> None:
+            lines[:] = lines or [Lines("points", total)]  # from when the fits, which tell of themselves, are done
+            lines[0].advance(count)
+
+        yield tell
+        return
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    progress = Progress(TextColumn("points"), *columns, console=console, disable=not console.is_terminal)
+    progress = Progress(TextColumn("points"), *columns, console=console)
     line = progress.add_task("points", total=total)
     looked = 0.0
 

@@ -36,6 +36,7 @@ from fusionlab.data.sources import check_path
 from fusionlab.data.splits import SplitName
 from fusionlab.data.tasks import Task, parse_tasks
 from fusionlab.errors import InputError, did_you_mean, name_list
+from fusionlab.tensors import hub
 
 _FORMAT = 3
 """Raise to drop every cache, after a change to encoding."""
@@ -190,7 +191,8 @@ class ChatTasks(TaskData):
         if not isinstance(self._given_tokenizer, str | Path):
             return self._given_tokenizer
         place = str(self._given_tokenizer)
-        return read_tokenizer({"pretrained_model_name_or_path": place}, f"data.tokenizer: {place!r}")
+        folder = hub.embedded(place) or hub.resolve(place, weights=False)
+        return read_tokenizer({"pretrained_model_name_or_path": str(folder)}, f"data.tokenizer: {place!r}")
 
     @cached_property
     def encoder(self) -> Encoder:
