@@ -68,6 +68,21 @@ def sweep(recipe: SweepRecipe | Mapping[str, Any] | str | Path, *, verbose: bool
     return work.output / SWEEP
 
 
+def _plain(total: int, count: Callable[[], int]) -> Callable[[int], None]:
+    """The same in plain lines, from when the fits, which tell of themselves, are done."""
+    lines: list[Lines] = []
+    looked = 0.0
+
+    def tell(_: int) -> None:
+        nonlocal looked
+        if time.monotonic() - looked >= 1:
+            looked, done = time.monotonic(), count()
+            lines[:] = lines or [Lines("points", total, done=done)]
+            lines[0].reach(done)
+
+    return tell
+
+
 @contextmanager
 def _progress(total: int, count: Callable[[], int]) -> Iterator[Callable[[int], None]]:
     """A bar over the points that are in the ledger, those of other processes among them."""
@@ -83,13 +98,7 @@ def _progress(total: int, count: Callable[[], int]) -> Iterator[Callable[[int], 
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        lines: list[Lines] = []
-
-        def tell(count: int) -> None:
-            lines[:] = lines or [Lines("points", total)]  # from when the fits, which tell of themselves, are done
-            lines[0].advance(count)
-
-        yield tell
+        yield _plain(total, count)
         return
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     progress = Progress(TextColumn("points"), *columns, console=console)
@@ -98,7 +107,7 @@ def _progress(total: int, count: Callable[[], int]) -> Iterator[Callable[[int], 
 
     def advance(_: int) -> None:
         nonlocal looked
-        if not console.is_terminal or time.monotonic() - looked < 1:
+        if time.monotonic() - looked < 1:
             return
         if not looked:  # runs are fitted first, under a display of their own
             progress.start()
