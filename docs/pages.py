@@ -25,7 +25,7 @@ from fusionlab.commands.push import PushRecipe
 from fusionlab.commands.report import ReportRecipe
 from fusionlab.commands.rules import HEADER, rows
 from fusionlab.commands.sweep.recipe import METHODS, SweepRecipe
-from fusionlab.rules.config import known_rules
+from fusionlab.rules.config import known_rules, known_task_known_rules
 from fusionlab.search.base import known_searches
 
 DOCS = Path(__file__).parent
@@ -49,8 +49,9 @@ class _ParsersError(Exception):
 def write(folder: Path) -> list[Path]:
     """Write all pages into ``folder``, which is made anew; returns their paths."""
     shutil.rmtree(folder, ignore_errors=True)
+    every = known_rules() | known_task_known_rules() | known_searches()
     pages = {
-        **{f"rules/{name}": rule_page(name, found) for name, found in {**known_rules(), **known_searches()}.items()},
+        **{f"rules/{name}": rule_page(name, found) for name, found in every.items()},
         **{f"finetuning/{method}": finetuning_page(method) for method in METHODS},
         **{f"commands/{command}": command_page(command, parser) for command, parser in parsers().items()},
         "api": api_page(),
@@ -72,6 +73,7 @@ def rule_page(name: str, described: type) -> str:
     """The page of a rule or a search: formula, cost, arguments, source, and what was measured."""
     row = next(dict(zip(HEADER, cells, strict=True)) for cells in rows() if cells[0] == name)
     cost = [f"- λ: {row['λ']}", f"- looks at: {row['looks at']}", f"- of adapters makes: {row['of adapters makes']}"]
+    cost += ["- needs to know the task of an input"] if row["needs the task"] == "yes" else []
     cost += [
         "- cost: it scores models instead of reading files"
         if row["reads"] == "-"

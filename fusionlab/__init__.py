@@ -27,6 +27,7 @@ _PUBLIC = {
     "rules": "fusionlab.rules",
     "sweep": "fusionlab.commands.sweep.command",
     "task_vector": "fusionlab.tensors.state",
+    "weights_of": "fusionlab.fusion.by_task",
 }
 
 __all__ = sorted(_PUBLIC)

@@ -27,6 +27,7 @@ PLANE, PLANE_TASKS = "plane", "plane_tasks"
 FUSION = "fusion.json"  # of fused ones: rule, coefficients, norms, inputs
 OWN = "fusionlab.json"  # of all: base, linearization point, fields of a row
 STATS = "fusion_stats.json"  # squared norms of the task vector
+UNIFIED, MASKS = "unified.safetensors", "masks.safetensors"  # instead of weights, where the task must be known
 CARD = "README.md"
 ADAPTER_CONFIG, ADAPTER_MODEL, ADAPTER_PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 LINEARIZED_WEIGHTS = "linearized_adapter_model.safetensors"  # as arXiv 2310.04742 published them

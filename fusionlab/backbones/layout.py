@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from fusionlab.adapters import base_state, split_names, split_state, stored_state
+from fusionlab.adapters import base_state, split_names, split_state, stored_state, tied_names
 from fusionlab.errors import InputError, name_list
 from fusionlab.tensors.state import State
 
@@ -71,6 +71,14 @@ def to_disk(model: Any, state: State) -> State:
 def from_disk(model: Any, stored: State) -> State:
     """The inverse of :func:`to_disk`; names that are those in memory already pass through."""
     return Layout.of(model).from_disk(stored)
+
+
+def first_names(model: Any, names: Iterable[str]) -> dict[str, str]:
+    """Of names on disk each with that by which :func:`to_disk` has the tensor, where it bears several."""
+    layout, tied = Layout.of(model), tied_names(model)
+    own = {name: layout.in_memory({name: ""}) for name in names}
+    firsts = {name: tied.get(each, each) for name, found in own.items() for each in found}
+    return {name: layout.names.get(first, first) for name, first in firsts.items()}
 
 
 def names_on_disk(model: Any) -> dict[str, str]:

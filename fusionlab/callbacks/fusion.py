@@ -29,6 +29,7 @@ from fusionlab.evaluation.loop import rank_and_world_size
 from fusionlab.evaluation.rows import Row
 from fusionlab.evaluation.scores import evaluate
 from fusionlab.files import write_text
+from fusionlab.fusion.by_task import acting
 from fusionlab.fusion.finetuned import Finetuned
 from fusionlab.fusion.folders import export_finetuned, save_fused
 from fusionlab.fusion.making import FusedModel
@@ -77,6 +78,9 @@ class FusionCallback(Callback):
         if every_n_epochs is not None and every_n_epochs < 1:
             raise InputError(f"every_n_epochs must be at least 1, got {every_n_epochs}")
         self.dtype = dtype
+        by_task = [name for name, rule in self.rules.items() if search.knows_the_task(rule)]
+        if dtype is not None and by_task:
+            raise InputError(f"fusion.dtype {dtype}: rules {name_list(by_task)} make masks, which are not rounded")
         if taken := [name for name in self.rules if self._rounded_name(name) in self.rules]:
             raise InputError(f"rules {name_list(taken)}: the name of what is rounded is taken; choose another name")
         self.every_n_epochs = every_n_epochs
@@ -105,6 +109,12 @@ class FusionCallback(Callback):
         if trainer.limit_test_batches == 0:
             raise InputError(
                 "trainer.limit_test_batches 0 leaves nothing to score; leave it out, or give --train_only to train only"
+            )
+        by_task = [name for name, rule in self.rules.items() if search.knows_the_task(rule)]
+        if self.harness is not None and by_task:
+            raise InputError(
+                f"harness: lm-eval's tasks have no mask of rules {name_list(by_task)}, which need to know the task; "
+                f"leave out one or the other"
             )
         for rule in self.rules.values():
             if not search.looks_at_data(rule) and not _names_parameters(rule):
@@ -166,10 +176,13 @@ class FusionCallback(Callback):
         made = self._make(Finetuned(module, {task: module.finetuned(task) for task in tasks}), score)
         for name, each in made.items():
             row = _row_of(name, each, tasks)
-            found = score(f"fused by {name}", each.model.weights, tasks, split, **row, **labels)
+            found = []
+            for weights, scored in acting(each.model.weights, tasks, module):
+                found += score(f"fused by {name}", weights, scored, split, **row, **labels)
             if each.found.scores:
                 found = _with_bounds_of_choice(found, data)
-            rows += [{**row, **each.more} for row in found]
+            masks = {"masks": each.model.masks} if each.model.masks else {}
+            rows += [{**row, **each.more, **masks} for row in found]
         return reporting.normalize(keyed(rows, module, data), self.full_reference), made
 
     def _make(self, finetuned: Finetuned, score: _Scorer) -> dict[str, _Made]:
@@ -239,8 +252,8 @@ class _Scorer:
     def problem(self, what: str, finetuned: Finetuned) -> search.ValidationProblem:
         """What a search may see; the models of its rules are scored on validation by all ranks together."""
         line = partial(self._line, what, split="validation")
-        score = partial(search.mean_scores, self.module, self.data, finetuned, line=line)
-        return search.ValidationProblem(finetuned.tasks, finetuned, self.module, self.data, score)
+        rows = partial(search.validation_rows, self.module, self.data, finetuned, line=line)
+        return search.ValidationProblem(finetuned.tasks, finetuned, self.module, self.data, rows)
 
     def _line(self, what: str, tasks: Sequence[str], split: str) -> Any:
         if not isinstance(self.progress, FusionProgressBar):
@@ -265,7 +278,7 @@ def _with_bounds_of_choice(rows: list[Row], data: Data) -> list[Row]:
 
 def _row_of(rule: str, made: _Made, tasks: Sequence[str]) -> Row:
     """What a row says of a fused model."""
-    row = {"model": "fused", "rule": rule, "fused_tasks": tasks}
+    row = {"model": "fused", "rule": rule, "fused_tasks": tasks, "task_known": bool(made.model.masks)}
     searched = made.found.figures if made.found.num_samples else None
     return row | {"scaling_coefficients": made.model.scaling_coefficients, "search": searched}
 
@@ -291,7 +304,7 @@ def _names_parameters(rule: Any) -> bool:
     return isinstance(rule, ByTensor) or bool(getattr(rule, "by_name", None))
 
 
-def _rule(name: str, value: Any) -> rules.Rule | search.Search:
+def _rule(name: str, value: Any) -> rules.AnyRule | search.Search:
     if not name or "/" in name or name.startswith("."):
         raise InputError(f"a rule's name is a folder's name, got {name!r}; use letters, digits, '-' and '_'")
     return search.rule_or_search(value)

@@ -9,9 +9,11 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from fusionlab.adapters.weights import is_linearized
+from fusionlab.errors import InputError
 from fusionlab.evaluation.rows import Row
 from fusionlab.harness import HarnessTasks
 from fusionlab.modules import CausalModule
+from fusionlab.tensors.masked import MaskedVectors
 
 _log = logging.getLogger(__name__)
 
@@ -30,9 +32,13 @@ class HarnessScores(Callback):
         """Refuse what cannot be scored.
 
         Raises:
-            InputError: tasks that generate, and weights that are linearized over the whole network.
+            InputError: tasks that generate, and weights that are linearized over the whole network; weights by task.
         """
         loaded = causal(pl_module).loaded
+        if loaded is not None and isinstance(loaded.weights, MaskedVectors):
+            raise InputError(
+                "harness: lm-eval's tasks have no mask of weights that need to know the task; leave it out"
+            )
         self.tasks.check([], linearized=loaded is not None and is_linearized(loaded.weights))
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

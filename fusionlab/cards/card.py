@@ -44,6 +44,7 @@ def write_card(folder: Path, origin: Origin) -> None:
 
 def _summary(facts: Facts) -> str:
     what = "An adapter" if facts.adapter is not None else "A full model"
+    what = "Masks of one vector" if facts.masks else what
     by = f" by {facts.method}" if facts.method else ""
     if facts.is_fused:
         tasks = list(facts.row.get("fused_tasks") or facts.record.get("norms") or ())
@@ -98,6 +99,8 @@ def _coefficient(value: Any) -> str:
 
 
 def _rounding(facts: Facts) -> Iterator[str]:
+    if facts.masks:
+        return
     if rounding := facts.record.get("rounding"):
         survived = rounding["survived"]
         yield (

@@ -113,6 +113,11 @@ class Facts:
         return bool(self.record.get("linearization_point"))
 
     @property
+    def masks(self) -> Mapping[str, Any]:
+        """What it says of masks of one vector, of which each task has its own weights; empty for other weights."""
+        return self.record.get("masks") or {}
+
+    @property
     def method(self) -> str:
         """How it was fine-tuned, empty where that is not known."""
         return str(self.row.get("method") or (self.record.get("method") if self.adapter is not None else None) or "")

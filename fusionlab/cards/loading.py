@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fusionlab.cards.facts import Facts
+from fusionlab.cards.masks import how_to_read
 from fusionlab.tensors.hub import embedded
 
 _SERVED_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM's --max-lora-rank takes
@@ -19,9 +20,11 @@ The linearization point, a SHA-256 over the base's weights: `{point}`.
 def how_to_load(facts: Facts) -> str:
     """A section of Markdown whose code loads the folder ``FOLDER``."""
     parts = ["`FOLDER` is this folder; other libraries also take its id on the hub."]
+    if facts.masks:
+        parts.append(how_to_read(facts.masks))
     if facts.is_linearized:
         parts.append(_TANGENT.format(point=facts.record["linearization_point"]))
-    else:
+    elif not facts.masks:
         parts += _others(facts)
     parts.append(_code('import fusionlab\n\nloaded = fusionlab.load("FOLDER")'))
     if _needs_base(facts):
@@ -30,6 +33,8 @@ def how_to_load(facts: Facts) -> str:
 
 
 def _needs_base(facts: Facts) -> bool:
+    if facts.masks:
+        return True
     return facts.adapter is not None and not facts.is_linearized and "BASE" in _base_line(facts)
 
 

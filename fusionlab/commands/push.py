@@ -15,7 +15,7 @@ from fusionlab.commands.parser import parse, with_flag
 from fusionlab.errors import InputError, name_list
 from fusionlab.files import accessed, is_there, path_of
 from fusionlab.foreign.cards import card_head
-from fusionlab.layout import ADAPTER_CONFIG, ADAPTER_MODEL, CARD, CONFIG, FUSION, OWN
+from fusionlab.layout import ADAPTER_CONFIG, ADAPTER_MODEL, CARD, CONFIG, FUSION, MASKS, OWN, UNIFIED
 
 _SWITCHES = {
     "private": "make the repository private where it does not exist yet",
@@ -91,6 +91,10 @@ def files_to_push(folder: Path) -> list[str]:
         if not is_there(folder / ADAPTER_MODEL):
             raise InputError(f"{str(folder)!r} has no {ADAPTER_MODEL}; only safetensors are sent")
         read_header(folder / ADAPTER_MODEL)
+    elif is_there(folder / MASKS):
+        weights = [UNIFIED, MASKS]
+        for name in weights:
+            read_header(folder / name)
     else:
         checkpoint = open_checkpoint(folder)
         weights = [file.relative_to(folder).as_posix() for file in checkpoint.files]

@@ -9,19 +9,21 @@ from dataclasses import MISSING, fields
 
 from fusionlab.errors import InputError
 from fusionlab.rules import LinearRule, Rule, TaskArithmetic
-from fusionlab.rules.config import known_rules
+from fusionlab.rules.config import known_rules, known_task_known_rules
 from fusionlab.rules.matrix_rule import has_core
 from fusionlab.search.base import known_searches
 
-HEADER = ("rule", "what it makes", "λ", "looks at", "of adapters makes", "reads", "source")
+HEADER = ("rule", "what it makes", "λ", "looks at", "needs the task", "of adapters makes", "reads", "source")
 NOTES = """\
-- λ: `chosen` is found on validation data where there are some, else 0.3; `given` is a number of yours, the one that is
-  taken without stands beside it. The search `validated` finds it for any rule that has one.
+- λ: `chosen` is found on validation data where there are some, else 0.3 (of `tall` 0.4); `given` is a number of yours,
+  the one that is taken without stands beside it. The search `validated` finds it for any rule that has one.
 - Looks at: unlabelled inputs, or labels, of the validation splits, or unlabelled training inputs; such rules need
   `--model` and `--data` in `fuse`.
-- Of adapters makes: an adapter is exact and never becomes a dense matrix on the way; full weights are streamed.
+- Of adapters makes: an adapter is exact and never becomes a dense matrix on the way; full weights, and one vector with
+  masks of one bit an entry and task, are streamed.
 - Reads: passes over the inputs, one less where norms are known already; searches run models instead.
-- No rule here needs to know the task of an input.
+- Needs the task: such a rule makes weights for each task, and its scores are told the task of every input; rows say so
+  (`task_known`), and tables keep them apart from those of one model for all.
 """
 
 
@@ -56,14 +58,24 @@ def rows() -> Iterator[tuple[str, ...]]:
             _summary(rule_class),
             "that of the rule" if transforms else _coefficient(rule_class),
             "nothing",
+            "no",
             "full weights" if transforms else _output(rule),
             f"{len(rule.passes) + 1}",
             _source(rule_class),
         )
+    for name, rule_class in known_task_known_rules().items():
+        chosen = "chosen" if "mask_threshold" in {item.name for item in fields(rule_class)} else "none"
+        reads = f"{len(rule_class().passes) + 1}"
+        yield name, _summary(rule_class), chosen, "nothing", "yes", "masks", reads, _source(rule_class)
     for name, search_class in known_searches().items():
-        made = "that of the rule" if search_class.gives is None else _output(_instance(search_class.gives))
+        given = search_class.gives
+        needs, made = "no", "that of the rule"
+        if given is not None:
+            needs, made = (
+                ("yes", "masks") if given in known_task_known_rules().values() else ("no", _output(_instance(given)))
+            )
         coefficient = "none" if search_class.split == "train" else "chosen"
-        yield name, _summary(search_class), coefficient, search_class.looks_at, made, "-", _source(search_class)
+        yield name, _summary(search_class), coefficient, search_class.looks_at, needs, made, "-", _source(search_class)
 
 
 def _instance(rule_class: type) -> Rule:

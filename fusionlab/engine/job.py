@@ -15,6 +15,7 @@ from fusionlab.blocks.sums import cosine, pair_keys
 from fusionlab.blocks.task_vectors import Statistics
 from fusionlab.engine.planning import Plan
 from fusionlab.rules.base import LinearRule, Rule
+from fusionlab.rules.task_known import AnyRule
 from fusionlab.tensors.lazy import TaskInput, TensorInfo, Weights
 
 DEFAULT_MEMORY_BUDGET = 1_000_000_000
@@ -30,12 +31,21 @@ class Sink(Protocol):
         ...
 
 
+class MaskSink(Sink, Protocol):
+    """Where unified vectors and masks go."""
+
+    def write_masks(self, name: str, start: int, packed: Tensor) -> None:
+        """Store the bits of a block, uint8 ``(num_tasks, bytes)``, whose first entry is the flat index ``start``."""
+        ...
+
+
 @dataclass(frozen=True)
 class Job:
     """Everything that decides the result.
 
     Args:
-        rule: with all its coefficients.
+        rule: with all its coefficients. Of one that needs the task, u goes to the sink in the place of the fused
+            tensors, and the masks beside it.
         base: what fusion adds to.
         inputs: by task, in recipe order.
         plan: what happens to every parameter.
@@ -44,7 +54,7 @@ class Job:
         cosines: also measure the inner products of all pairs of task vectors.
     """
 
-    rule: Rule
+    rule: AnyRule
     base: Weights
     inputs: Mapping[str, TaskInput]
     plan: Plan
@@ -84,6 +94,7 @@ class Outcome:
         survived: how many of them still differ from the base when both are in the output's dtype.
         exact: how many of those the output's dtype holds as they are.
         remarks: by name, what the user should know of how a parameter was fused.
+        scales: s_t by task of a rule that needs the task; empty for others.
     """
 
     tasks: tuple[str, ...]
@@ -93,6 +104,7 @@ class Outcome:
     survived: int
     exact: int
     remarks: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    scales: dict[str, float] = field(default_factory=dict)
 
     @property
     def rounding(self) -> dict[str, dict[str, float]]:
@@ -112,7 +124,9 @@ class Outcome:
 
     @property
     def scaling_coefficients(self) -> dict[str, Any]:
-        """λ by task where each has one, else by task and name, or nothing."""
+        """λ by task where each has one, else by task and name, or nothing; s_t of masks."""
+        if self.scales:
+            return dict(self.scales)
         by_task = {task: {name: of[task] for name, of in self.coefficients.items()} for task in self.tasks}
         if all(len(set(values.values())) == 1 for values in by_task.values()):
             return {task: next(iter(values.values())) for task, values in by_task.items()}

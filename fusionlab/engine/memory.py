@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusionlab.engine.job import DEFAULT_MEMORY_BUDGET, Job, Resources
+from fusionlab.engine.job import DEFAULT_MEMORY_BUDGET, Job, Outcome, Resources
 from fusionlab.engine.passes import run
 from fusionlab.engine.planning import MismatchedTensors, make_plan
 from fusionlab.errors import InputError, name_list
 from fusionlab.rules.base import Rule
+from fusionlab.rules.task_known import AnyRule, TaskKnownRule
 from fusionlab.tensors.identity import Ties, sharing_memory
-from fusionlab.tensors.lazy import StateWeights, TaskInput
+from fusionlab.tensors.lazy import StateWeights, TaskInput, TensorInfo
+from fusionlab.tensors.masked import MaskBuffers, MaskedVectors, Place, mask_infos
 from fusionlab.tensors.state import State
 
 
@@ -83,7 +85,41 @@ def fuse(
     return FusedState(state, outcome.scaling_coefficients, outcome.norms, outcome.cosines, outcome.remarks)
 
 
-def try_rule(rule: Rule, tasks: Iterable[str], names: Iterable[str] = ("0.weight", "1.weight")) -> None:
+def keep_masks(
+    job: Job,
+    resources: Resources,
+    place: Place = lambda name: (name, 0),
+    stored: Mapping[str, TensorInfo] | None = None,
+) -> tuple[MaskedVectors, Outcome]:
+    """Run a job whose rule needs the task, in memory; of tensors that no task has changed nothing is kept.
+
+    Args:
+        job: what is asked for.
+        resources: what the engine may use.
+        place: the stored tensor that a unit is in, and its flat index there.
+        stored: shapes of the stored tensors; those of the units by default.
+
+    Raises:
+        InputError: NaN or Inf in an input, or what the rule refuses.
+    """
+    unified = masked_infos(job, place, job.base.tensors if stored is None else stored)
+    common = {place(name)[0]: None for name in job.plan.averaged}
+    sink = MaskBuffers(unified, mask_infos(unified, common, len(job.inputs)), place)
+    outcome = run(job, sink, resources)
+    kept = {name: each for name, each in sink.unified.items() if each.any()}
+    masks = {name: each for name, each in sink.masks.items() if name in kept}
+    return MaskedVectors(StateWeights(kept), StateWeights(masks), outcome.scales), outcome
+
+
+def masked_infos(job: Job, place: Place, stored: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
+    """What is written of u: each stored tensor that a fused unit is in, in the unit's output dtype; as above."""
+    found: dict[str, TensorInfo] = {}
+    for name in (*job.plan.fused, *job.plan.averaged):
+        found[place(name)[0]] = TensorInfo(stored[place(name)[0]].shape, job.dtypes[name])
+    return found
+
+
+def try_rule(rule: AnyRule, tasks: Iterable[str], names: Iterable[str] = ("0.weight", "1.weight")) -> None:
     """Let the rule meet these tasks on tiny tensors, so that what does not fit them is known before any work.
 
     Args:
@@ -95,11 +131,15 @@ def try_rule(rule: Rule, tasks: Iterable[str], names: Iterable[str] = ("0.weight
         InputError: what the rule refuses.
     """
     base = {name: torch.eye(2) for name in names}
-    fuse(rule, base, dict.fromkeys(tasks, base), threads=1)
+    job = _job(rule, base, dict.fromkeys(tasks, base), None, "error", ())
+    if isinstance(rule, TaskKnownRule):
+        keep_masks(job, Resources())
+    else:
+        run(job, _MemorySink(job, base), Resources())
 
 
 def _job(
-    rule: Rule,
+    rule: AnyRule,
     base: State,
     task_vectors: Mapping[str, State] | None,
     finetuned: Mapping[str, State] | None,

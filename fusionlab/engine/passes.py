@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from fusionlab.blocks.task_vectors import Statistics, TaskVectors
 from fusionlab.engine.bfloat16 import bfloat16_names, visit_bfloat16
 from fusionlab.engine.job import (
     Job,
+    MaskSink,
     Outcome,
     Resources,
     Sink,
@@ -30,10 +32,13 @@ from fusionlab.engine.job import (
     peak_bytes,
     tensor_bytes,
 )
+from fusionlab.engine.masking import keep_apart
 from fusionlab.engine.reading import Block, BlockReader, count_changes, count_exact, put_back
 from fusionlab.engine.workers import Found, for_each, one_torch_thread
 from fusionlab.errors import InputError
 from fusionlab.rules.average import Average
+from fusionlab.rules.base import Rule
+from fusionlab.rules.task_known import TaskKnownRule
 
 _CUTS_PER_BLOCK = 8
 _GROUP_ELEMENTS = 1 << 25
@@ -53,10 +58,10 @@ def run(job: Job, sink: Sink | None, resources: Resources) -> Outcome:
             engine.fuse(names, engine.measure(names), sink)
         if sink is not None:
             engine.average(sink)
-            engine.copy(sink, list(job.plan.copied))
+            engine.copy(sink, () if isinstance(job.rule, TaskKnownRule) else list(job.plan.copied))
     remarks = {name: engine.remarks[name] for name in job.base.tensors if name in engine.remarks}
     updated, survived, exact = engine.changes
-    return Outcome(engine.tasks, engine.coefficients, engine.sums, updated, survived, exact, remarks)
+    return Outcome(engine.tasks, engine.coefficients, engine.sums, updated, survived, exact, remarks, engine.scales)
 
 
 def coefficients(job: Job, resources: Resources) -> dict[str, dict[str, float]]:
@@ -106,6 +111,7 @@ class _Engine:
         self.coefficients: dict[str, dict[str, float]] = {}
         self.sums: dict[str, dict[str, tuple[float, ...]]] = {}
         self.remarks: dict[str, tuple[str, ...]] = {}
+        self.scales: dict[str, float] = {}
         self.changes = [0, 0, 0]  # values that the rule changed, that survive, and that are stored as they are
         self.on_tensors = job.rule.granularity == "tensor"
         self.is_linear = inner_linear_rule(job.rule) is not None
@@ -195,7 +201,9 @@ class _Engine:
             self.changes = [before + now for before, now in zip(self.changes, counted, strict=True)]
 
     def choose(self, names: Sequence[str], statistics: Statistics) -> None:
-        """Keep the coefficients of ``names``, where the rule or what it transforms has any."""
+        """Keep the coefficients of ``names``, where the rule or what it transforms has any, or the scales of tasks."""
+        if isinstance(self.job.rule, TaskKnownRule):
+            self.scales = self.job.rule.scales(self.tasks, statistics)
         linear = inner_linear_rule(self.job.rule)
         if linear is not None:
             self.coefficients.update({name: linear.coefficients(name, self.tasks, statistics) for name in names})
@@ -204,6 +212,9 @@ class _Engine:
         self, block: Block, base: Tensor, vectors: TaskVectors, statistics: Statistics, sink: Sink
     ) -> dict[str, Tensor]:
         rule = _AVERAGE if block.name in self.job.plan.averaged else self.job.rule
+        if isinstance(self.job.rule, TaskKnownRule):
+            return keep_apart(self.job, self.job.rule, block, base, vectors, statistics, cast("MaskSink", sink))
+        assert isinstance(rule, Rule)
         fused = rule.fuse(block.name, base, vectors, statistics)
         assert fused.shape == base.shape
         assert fused.dtype == base.dtype
@@ -235,7 +246,8 @@ class _Engine:
         """
         alone = [] if self.is_linear else [name for name in names if name in self._measured - self._touched]
         if sink is not None and alone:
-            self.copy(sink, alone)
+            if not isinstance(self.job.rule, TaskKnownRule):  # of which the base is no part
+                self.copy(sink, alone)
             for key in (f"squared_norm/{task}" for task in self.tasks):
                 self.sums.setdefault(key, {}).update(dict.fromkeys(alone, ()))
         return [name for name in names if name not in alone]

@@ -21,6 +21,7 @@ from fusionlab.evaluation.loop import Acting, count_batches, rank_and_world_size
 from fusionlab.fusion.base import Base
 from fusionlab.fusion.making import fuse_weights
 from fusionlab.rules import TaskArithmetic
+from fusionlab.tensors.masked import MaskedVectors
 
 Point = tuple[float, float]
 
@@ -119,6 +120,7 @@ def _nonlinear(
     for point in points:
         rule = TaskArithmetic(dict(zip(finetuned, point, strict=True)))
         weights = fuse_weights(rule, base, finetuned).weights if any(point) else None
+        assert not isinstance(weights, MaskedVectors)
         with module.use(weights):
             outcome[point] = _measure(module, batches, {"": Acting(batches)})[""]
     return outcome, len(points)

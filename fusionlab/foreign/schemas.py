@@ -57,6 +57,12 @@ class PeftConfig(Schema):
     loftq_config: dict[str, Any] | None = None
 
 
+class MasksRecord(Schema):
+    """What ``fusion.json`` says of masks."""
+
+    scales: dict[str, FiniteFloat]
+
+
 class OwnRecord(Schema):
     """``fusionlab.json`` and ``fusion.json``: what this package wrote of an adapter or a model."""
 
@@ -72,6 +78,7 @@ class OwnRecord(Schema):
     lora_alpha: dict[str, Annotated[tuple[FiniteFloat, bool], Field(strict=False)]] = {}
     cosines: dict[str, dict[str, FiniteFloat]] | None = None
     row: dict[str, Any] | None = None
+    masks: MasksRecord | None = None
 
 
 class ResultRow(Schema):

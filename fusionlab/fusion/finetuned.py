@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,9 +14,11 @@ from fusionlab.adapters import Adapter, combine_factors
 from fusionlab.adapters.weights import Weights, is_linearized, state_of
 from fusionlab.errors import InputError, name_list
 from fusionlab.fusion.base import AnyBase, Base
+from fusionlab.fusion.by_task import acting
 from fusionlab.fusion.making import Inputs
 from fusionlab.linearize import LinearizedState
-from fusionlab.rules import Rule, coefficients_by_norms
+from fusionlab.rules import AnyRule, TaskKnownRule, coefficients_by_norms
+from fusionlab.tensors.masked import MaskedVectors
 from fusionlab.tensors.state import State
 
 
@@ -30,7 +32,7 @@ class Fused:
         coefficients: λ by name and task for linear rules, whose model is decided by them; None for others.
     """
 
-    rule: Rule
+    rule: AnyRule
     tasks: tuple[str, ...]
     coefficients: Mapping[str, Mapping[str, float]] | None
 
@@ -51,6 +53,11 @@ class Fused:
         if by_task is not None:
             return ("linear", *sorted(by_task.items()))
         return ("rule", repr(self.rule), self.tasks)
+
+    @property
+    def knows_the_task(self) -> bool:
+        """Whether each task has weights of its own."""
+        return isinstance(self.rule, TaskKnownRule)
 
     @property
     def scaling_coefficients(self) -> dict[str, Any]:
@@ -101,7 +108,7 @@ class Finetuned:
         """Whether they act to first order about the base only."""
         return any(is_linearized(weights) for weights in self.weights.values())
 
-    def plan(self, rule: Rule, tasks: Sequence[str]) -> Fused:
+    def plan(self, rule: AnyRule, tasks: Sequence[str]) -> Fused:
         """What ``rule`` gives for some of the tasks, with the coefficients where it is linear; nothing is fused yet."""
         tasks = tuple(tasks)
         if not coefficients_by_norms(rule):
@@ -114,7 +121,7 @@ class Finetuned:
             known[f"squared_norm/{task}"] = dict.fromkeys(inputs.units.tensors, ()) | self._squared_norms[task]
         return Fused(rule, tasks, inputs.coefficients(rule, known))
 
-    def make(self, fused: Fused) -> Weights:
+    def make(self, fused: Fused) -> Weights | MaskedVectors:
         """The fused weights; in delta_weight space to the bits of :func:`fusionlab.fusion.making.fuse_weights`.
 
         Raises:
@@ -128,6 +135,17 @@ class Finetuned:
         if fused.coefficients is not None and inputs.is_all_adapters:
             return inputs.combine(fused.coefficients)
         return inputs.fuse(fused.rule).weights
+
+    def acting(self, fused: Fused, tasks: Sequence[str]) -> Iterator[tuple[Weights | None, list[str]]]:
+        """What is to act on tasks, with those that are scored under it; see :func:`fusionlab.fusion.by_task.acting`.
+
+        A task that was not fused has no mask: the base's own weights act on it, as if its task vector were zero.
+        """
+        made = self.make(fused)
+        known = [task for task in tasks if task in fused.tasks or not isinstance(made, MaskedVectors)]
+        yield from acting(made, known, self.base)
+        if others := [task for task in tasks if task not in known]:
+            yield None, others
 
     def task_vector(self, task: str) -> dict[str, Tensor]:
         """τ by unit, float32."""

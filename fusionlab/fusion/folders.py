@@ -23,11 +23,12 @@ from fusionlab.fusion.adapted import task_vector
 from fusionlab.fusion.making import FusedModel
 from fusionlab.layout import ADAPTERS, FINETUNED, FUSION, OWN, STATS
 from fusionlab.rules.config import to_config
-from fusionlab.runs.loading import base_hash, point_hash
+from fusionlab.runs.loading import base_hash, masked_base_hash, point_hash
 from fusionlab.tensors import save_state
 from fusionlab.tensors.companions import carry
 from fusionlab.tensors.dtypes import say_dtype
 from fusionlab.tensors.fingerprints import file_records
+from fusionlab.tensors.masked import MaskedVectors, save_masked
 from fusionlab.tensors.state import State
 from fusionlab.tensors.stats import adapter_files, task_vector_key, write_squared_norms
 
@@ -102,7 +103,7 @@ def save_fused(
     more: Mapping[str, Any] | None = None,
     origin: Origin | None = None,
 ) -> None:
-    """Write a fused model, whole or not at all: an adapter, or a full model in the base's own layout.
+    """Write a fused model, whole or not at all: an adapter, a full model in the base's own layout, or masks.
 
     Args:
         folder: where to; what is there is replaced.
@@ -128,7 +129,10 @@ def save_fused(
         | dict(more or {})
     )
     with write_folder(folder, overwrite=True) as unfinished:
-        _write_weights(unfinished, fused.weights, backbone, record, save_fused_adapter)
+        if isinstance(fused.weights, MaskedVectors):
+            _write_masks(unfinished, fused, backbone, record)
+        else:
+            _write_weights(unfinished, fused.weights, backbone, record, save_fused_adapter)
         (unfinished / FUSION).write_text(json.dumps(record, indent=2) + "\n")
         _write_card(unfinished, backbone, row, origin)
 
@@ -157,6 +161,17 @@ def _write_weights(
         save_state(folder, to_disk(backbone.model, state))
         say_dtype(folder, dtype)
     if is_linearized(weights):
+        record["linearization_point"] = point_hash(backbone.model)
+
+
+def _write_masks(folder: Path, fused: FusedModel, backbone: Backbone, record: dict[str, Any]) -> None:
+    """Write u and the masks, and into ``record`` what base they belong to and how large they are."""
+    masked = fused.weights
+    assert isinstance(masked, MaskedVectors)
+    save_masked(folder, masked)
+    record["base_hash"] = masked_base_hash(backbone.model, masked.unified.tensors)
+    record["masks"] = fused.masks
+    if masked.is_linearized:
         record["linearization_point"] = point_hash(backbone.model)
 
 

@@ -17,16 +17,29 @@ from torch import Tensor
 from fusionlab.adapters import Adapter, combine, fuse_in_core_space
 from fusionlab.adapters.weights import Weights, is_linearized, state_of
 from fusionlab.blocks.sums import squared_norm
-from fusionlab.engine import Job, Plan, Resources, StateWeights, TaskInput, TensorInfo, coefficients, make_plan, run
+from fusionlab.engine import (
+    Job,
+    Plan,
+    Resources,
+    StateWeights,
+    TaskInput,
+    TensorInfo,
+    coefficients,
+    keep_masks,
+    make_plan,
+    run,
+)
 from fusionlab.engine.job import Coefficients, Sums
 from fusionlab.errors import InputError, name_list
 from fusionlab.fusion.adapted import parts_of, task_vector
 from fusionlab.fusion.base import AnyBase, Base
+from fusionlab.fusion.masks import masks_record
 from fusionlab.fusion.units import UnitWeights
 from fusionlab.linearize import LinearizedState
-from fusionlab.rules import LinearRule, Rule, TaskArithmetic
+from fusionlab.rules import AnyRule, LinearRule, TaskArithmetic, TaskKnownRule, with_usual_threshold
 from fusionlab.rules.config import to_config
 from fusionlab.rules.matrix_rule import MatrixRule, has_core
+from fusionlab.tensors.masked import MaskedVectors
 from fusionlab.tensors.state import State
 from fusionlab.tensors.state import task_vector as task_vector_of
 
@@ -37,37 +50,45 @@ class FusedModel:
 
     Args:
         rule: the rule with all its coefficients.
-        weights: an adapter, or the base weights that change by name, as they are or to act to first order only.
+        weights: an adapter, or the base weights that change by name, as they are or to act to first order only; of a
+            rule that needs the task, masks of one vector, by names on disk.
         scaling_coefficients: λ by task; by task and parameter where they differ over parameters; empty for rules that
-            have none.
+            have none; s_t of masks.
         norms: ‖τ_t‖ by task.
         cosines: cosine similarity of each pair of task vectors.
         remarks: by name on disk, what the user should know of how a tensor was fused.
         rounding: what the dtype of ``weights`` leaves of the update, as ``fusion.json`` has it; empty for an adapter.
+        masks: what ``fusion.json`` and rows say of masks; empty for other weights.
     """
 
-    rule: Rule
-    weights: Weights
+    rule: AnyRule
+    weights: Weights | MaskedVectors
     scaling_coefficients: dict[str, Any]
     norms: dict[str, float]
     cosines: dict[str, dict[str, float]]
     remarks: dict[str, tuple[str, ...]] = field(default_factory=dict)
     rounding: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    masks: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def state(self) -> State:
         """The weights by name.
 
         Raises:
-            InputError: they are an adapter.
+            InputError: they are an adapter, or each task's are others.
         """
         if isinstance(self.weights, Adapter):
             raise InputError("the fused model is an adapter: take its weights, or merge it into the base's state")
+        if isinstance(self.weights, MaskedVectors):
+            raise InputError(
+                "each task has weights of its own: take fusionlab.weights_of(fused.weights, task, base), which are "
+                "those of one"
+            )
         return state_of(self.weights)
 
 
 def fuse_weights(
-    rule: Rule,
+    rule: AnyRule,
     base: AnyBase,
     finetuned: Mapping[str, Weights],
     *,
@@ -94,7 +115,7 @@ def fuse_weights(
     return Inputs(Base.of(base), finetuned).fuse(rule, dtype, resources)
 
 
-def _check_keeps_the_base(rule: Rule) -> None:
+def _check_keeps_the_base(rule: AnyRule) -> None:
     """Raise for a rule that also changes what no task has trained: in memory only what was trained is made anew."""
     config = to_config(rule)
     if config["class_path"].lower().endswith("passthrough") and config["init_args"].get("scale", 1.0) != 1.0:
@@ -108,7 +129,7 @@ class Inputs:
     """The base and fine-tuned weights by units, ready for any rule.
 
     Full weights are fused as the files that they are written to: whole, with the base's where nothing was trained; but
-    rules on whole tensors, which make the base's again of those, are not given them.
+    rules on whole tensors, which make the base's again of those, and rules that need the task are not given them.
 
     Args:
         base: what is added to.
@@ -119,7 +140,7 @@ class Inputs:
     """
 
     def __init__(self, base: Base, finetuned: Mapping[str, Weights]) -> None:
-        self.base, self.tasks = base, tuple(finetuned)
+        self.base, self.tasks, self.trained = base, tuple(finetuned), dict(finetuned)
         self.adapters = {task: weights for task, weights in finetuned.items() if isinstance(weights, Adapter)}
         self.linearized = _linearized_alike(finetuned)
         self.units = UnitWeights(base.weights, parts_of(finetuned.values(), base.weights))
@@ -141,10 +162,11 @@ class Inputs:
         return dict.fromkeys(name for vector in self.vectors.values() for name in vector)
 
     def job(
-        self, rule: Rule, dtype: torch.dtype | None = None, known: Sums | None = None, *, cosines: bool = True
+        self, rule: AnyRule, dtype: torch.dtype | None = None, known: Sums | None = None, *, cosines: bool = True
     ) -> Job:
         """What the engine is asked for."""
-        whole = rule.granularity == "tensor" and not self.is_all_adapters and bool(self.touched)
+        less = rule.granularity == "tensor" or isinstance(rule, TaskKnownRule)
+        whole = less and not self.is_all_adapters and bool(self.touched)
         units = self._touched_units if whole else self.units
         inputs = self._engine_inputs(units)
         plan = self._touched_plan if whole else self._plan
@@ -191,9 +213,11 @@ class Inputs:
         """Σ λ_t τ_t of adapters, λ by unit and task."""
         return combine(self.adapters, self.base.layout.in_memory(coefficients))
 
-    def fuse(self, rule: Rule, dtype: torch.dtype | None = None, resources: Resources | None = None) -> FusedModel:
+    def fuse(self, rule: AnyRule, dtype: torch.dtype | None = None, resources: Resources | None = None) -> FusedModel:
         """See :func:`fuse_weights`."""
         resources = resources or Resources(torch.get_num_threads())
+        if isinstance(rule, TaskKnownRule):
+            return self._keep_masks(with_usual_threshold(rule), dtype, resources)
         _check_keeps_the_base(rule)
         if self.is_all_adapters and has_core(rule):
             return self._fuse_cores(rule, dtype, resources)
@@ -211,6 +235,15 @@ class Inputs:
         found = (outcome.scaling_coefficients, outcome.norms, outcome.cosines)
         return FusedModel(rule, weights, *found, outcome.remarks, outcome.rounding)
 
+    def _keep_masks(self, rule: TaskKnownRule, dtype: torch.dtype | None, resources: Resources) -> FusedModel:
+        stored = self.base.weights.tensors
+        masked, outcome = keep_masks(self.job(rule, dtype), resources, self.units.place, stored)
+        found = (outcome.scaling_coefficients, outcome.norms, outcome.cosines, outcome.remarks, outcome.rounding)
+        weights = replace(masked, is_linearized=self.linearized)
+        size = sum(map(bytes_of, self.trained.values()))
+        told = masks_record(rule, weights.scales, weights.unified.tensors, weights.masks.tensors, size)
+        return FusedModel(rule, weights, *found, told)
+
     def _fuse_cores(self, rule: MatrixRule, dtype: torch.dtype | None, resources: Resources) -> FusedModel:
         adapter, found = fuse_in_core_space(rule, self.adapters, threads=resources.threads)
         fused = FusedModel(rule, adapter, {}, found.norms, found.cosines, self.base.layout.renamed(found.remarks))
@@ -218,6 +251,13 @@ class Inputs:
             return fused
         rounded = Inputs(self.base, {"fused": adapter}).fuse(TaskArithmetic(1.0), dtype, resources)
         return replace(fused, weights=rounded.weights, rounding=rounded.rounding)
+
+
+def bytes_of(weights: Weights) -> int:
+    """Size of what was trained for a task: A and B of an adapter, or the weights that changed."""
+    if isinstance(weights, Adapter):
+        return sum(each.lora_a.nbytes + each.lora_b.nbytes for each in weights.factors.values())
+    return sum(tensor.nbytes for tensor in state_of(weights).values())
 
 
 def _kept_dtype(info: TensorInfo, dtype: torch.dtype | None) -> torch.dtype:

@@ -16,19 +16,21 @@ from fusionlab.engine import fuse as fuse_states
 from fusionlab.engine.planning import MismatchedTensors
 from fusionlab.errors import InputError
 from fusionlab.fusion.base import Base
+from fusionlab.fusion.by_task import weights_of
 from fusionlab.fusion.making import FusedModel, fuse_weights
 from fusionlab.linearize import LinearizedState
-from fusionlab.rules import Rule, from_config
+from fusionlab.rules import AnyRule, TaskKnownRule, from_config
 from fusionlab.runs.loading import LoadedWeights, load_weights
+from fusionlab.tensors.masked import MaskedVectors
 from fusionlab.tensors.state import State
 
 
 def fuse(
-    rule: Rule | str | Mapping[str, Any],
+    rule: AnyRule | str | Mapping[str, Any],
     base: State | nn.Module | Base,
     task_vectors: Mapping[str, State] | None = None,
     *,
-    finetuned: Mapping[str, Weights | LoadedWeights | str | Path] | None = None,
+    finetuned: Mapping[str, Weights | MaskedVectors | LoadedWeights | str | Path] | None = None,
     dtype: torch.dtype | None = None,
     mismatched_tensors: MismatchedTensors = "error",
     allow_other_base: bool = False,
@@ -42,7 +44,7 @@ def fuse(
         base: a backbone, a module or a model; or a state, whose names are taken for those on disk.
         task_vectors: τ by task, by the names of a state; a name that is absent means zero.
         finetuned: by task, in the order in which they are summed: adapters, states, what :func:`fusionlab.load` gives
-            for a folder, or the folder itself.
+            for a folder, or the folder itself; of masks, those of the task.
         dtype: round the whole model to this dtype; by default updates of a backbone's weights are kept in float32, and
             a state's tensors have their own dtypes.
         mismatched_tensors: of states: what to do with tensors that do not fit: an ``error``, or take the ``base``'s.
@@ -51,8 +53,8 @@ def fuse(
         memory_budget: bytes for blocks and whole tensors in flight, beside the weights themselves.
 
     Returns:
-        the fused model: of states all of the base's names; else what changes, by the base's names in memory, or an
-        adapter where a linear rule fuses adapters.
+        the fused model: of states all of the base's names; else what changes, by the base's names in memory, an
+        adapter where a linear rule fuses adapters, or masks of one vector where the rule needs the task.
 
     Raises:
         InputError: names or shapes that do not fit, weights that cannot be fused with one another, NaN or Inf, or what
@@ -65,9 +67,10 @@ def fuse(
     """
     chosen = from_config(rule)
     own = Base.of(base)
-    weights = {task: _weights(each, own, allow_other_base) for task, each in (finetuned or {}).items()}
+    weights = {task: _weights(task, each, own, allow_other_base) for task, each in (finetuned or {}).items()}
     resources = Resources(threads or torch.get_num_threads(), memory_budget)
-    if isinstance(base, Base | nn.Module) or dtype is not None or not all(map(_is_state, weights.values())):
+    by_units = dtype is not None or isinstance(chosen, TaskKnownRule) or not all(map(_is_state, weights.values()))
+    if isinstance(base, Base | nn.Module) or isinstance(chosen, TaskKnownRule) or by_units:
         if task_vectors or mismatched_tensors != "error":
             raise InputError(
                 "task_vectors and mismatched_tensors are for states that keep their dtypes; give adapters, models over "
@@ -85,12 +88,16 @@ def _is_state(weights: Weights) -> bool:
     return not isinstance(weights, Adapter | LinearizedState)
 
 
-def _weights(given: Weights | LoadedWeights | str | Path, base: Base, allow_other_base: bool) -> Weights:
+def _weights(
+    task: str, given: Weights | MaskedVectors | LoadedWeights | str | Path, base: Base, allow_other_base: bool
+) -> Weights:
     """What ``given`` holds, checked against the base."""
     if isinstance(given, str | Path):
         source = base.stored if base.model is None else base.model
         given = load_weights(Path(given), source, base_name=base.name, allow_other_base=allow_other_base)
     weights = given.weights if isinstance(given, LoadedWeights) else given
+    if isinstance(weights, MaskedVectors):
+        return weights_of(weights, task, base)
     if isinstance(weights, Adapter) and base.model is not None:
         check_fits(base.model, weights)
         return laid_out(base.model, weights)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -22,6 +23,7 @@ from fusionlab.data.tasks import Samples
 from fusionlab.errors import InputError, name_list
 from fusionlab.evaluation.rows import Row
 from fusionlab.evaluation.scores import evaluate, mean_over_ranks
+from fusionlab.fusion.by_task import acting, weights_of
 from fusionlab.keys import keyed
 from fusionlab.linearize import LINEARIZED_METHODS
 from fusionlab.modules.adaptation import Method, make_adaptation
@@ -38,6 +40,7 @@ from fusionlab.modules.resuming import check_same_training
 from fusionlab.modules.stepping import WithGradients, seed_device
 from fusionlab.runs.loading import LoadedWeights, base_hash, load_weights, point_hash, weights_folder
 from fusionlab.samplers import derive_seed
+from fusionlab.tensors.masked import MaskedVectors
 
 
 class FusionModule(LightningModule, ModuleDefaults, ABC):
@@ -192,6 +195,8 @@ class FusionModule(LightningModule, ModuleDefaults, ABC):
         if self.method not in LINEARIZED_METHODS or trained in LINEARIZED_METHODS:
             return loaded
         labels = {"method": f"{trained or 'given'}, linearized"}
+        if isinstance(loaded.weights, MaskedVectors):
+            return replace(loaded, weights=replace(loaded.weights, is_linearized=True), labels=loaded.labels | labels)
         return LoadedWeights(as_linearized(loaded.weights), loaded.labels | labels)
 
     def add_adapters(self, tasks: list[str]) -> None:
@@ -256,6 +261,11 @@ class FusionModule(LightningModule, ModuleDefaults, ABC):
             if weights is None or isinstance(weights, str):
                 self.activate(weights)
                 yield
+            elif isinstance(weights, MaskedVectors):
+                raise InputError(
+                    f"these weights are by task, of {name_list(weights.tasks)}: use those of one, "
+                    f"fusionlab.weights_of(weights, task, module)"
+                )
             elif callable(weights):
                 self.activate(None)
                 self.application = weights
@@ -386,9 +396,21 @@ class FusionModule(LightningModule, ModuleDefaults, ABC):
     on_validation_start = on_test_start
 
     def on_predict_start(self) -> None:
-        """Prepare the tasks and put the weights in."""
+        """Prepare the tasks and put the weights in; of masks those of the one task.
+
+        Raises:
+            InputError: masks, and not one task.
+        """
         self.prepare_tasks(self.trainer.datamodule.tasks)
-        self._predicting.enter_context(self.use(None if self.loaded is None else self.loaded.weights))
+        tasks, weights = list(self.trainer.datamodule.tasks), None if self.loaded is None else self.loaded.weights
+        if isinstance(weights, MaskedVectors):
+            if len(tasks) != 1:
+                raise InputError(
+                    f"predict: these weights are of one task at a time, of {name_list(weights.tasks)}; got "
+                    f"{name_list(tasks) or 'none'}: give one as data.tasks"
+                )
+            weights = weights_of(weights, tasks[0], self)
+        self._predicting.enter_context(self.use(weights))
 
     def on_predict_end(self) -> None:
         """Take the weights out."""
@@ -411,7 +433,9 @@ class FusionModule(LightningModule, ModuleDefaults, ABC):
     def _score_weights(self, split: str) -> list[Row]:
         loaded = self.loaded
         labels = {"model": "pretrained"} if loaded is None else loaded.labels
-        with self.use(None if loaded is None else loaded.weights):
-            rows = evaluate(self, self.trainer.datamodule, None, split, **{"seed": self.seed} | labels)
+        data, rows = self.trainer.datamodule, []
+        for weights, tasks in acting(None if loaded is None else loaded.weights, list(data.tasks), self):
+            with self.use(weights):
+                rows += evaluate(self, data, tasks, split, **{"seed": self.seed} | labels)
         self.log_dict({f"{split}/{row['task']}/{row['metric']}": row["value"] for row in rows}, batch_size=1)
-        return keyed(rows, self, self.trainer.datamodule)
+        return keyed(rows, self, data)

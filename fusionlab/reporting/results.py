@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fusionlab.cards.masks import sizes_text
 from fusionlab.contracts import Data, Module, Row
 from fusionlab.errors import InputError, name_list
 from fusionlab.evaluation.rows import LM_EVAL, SCHEMA, higher_is_better, primary_rows, read_rows
@@ -16,6 +17,7 @@ from fusionlab.keys import scoring_key
 from fusionlab.layout import RESULTS
 from fusionlab.reporting.page import markdown_table
 
+TASK_KNOWN = "Told the task of each input, and not comparable with one model for all tasks"
 _log = logging.getLogger(__name__)
 
 
@@ -117,11 +119,20 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Header and lines: one line per model, one column per task and metric, the mean over tasks last.
 
     Counts and rows of lm-eval have no column; the mean is of each task's first metric, without what is better where
-    lower.
+    lower. Models that need to know the task are in :func:`task_known_table`.
 
     Fine-tuned models share one line, each scored on its own task; rows of fine-tuned models on other tasks, and rows
     that only repeat a value under another denominator, are left out.
     """
+    return _table([row for row in rows if not row.get("task_known")])
+
+
+def task_known_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """The same of the models that were told the task of each input, which are not compared with the others."""
+    return _table([row for row in rows if row.get("task_known")])
+
+
+def _table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     rows = [row for row in rows if row["denominator"] in (None, "own") and _is_own(row)]
     rows = [row for row in rows if higher_is_better(row) is not None and LM_EVAL not in row]
     averaged = {(row["task"], row["metric"]) for row in primary_rows(rows) if higher_is_better(row)}
@@ -172,6 +183,11 @@ def markdown(rows: Sequence[Row], title: str) -> str:
     """The results as Markdown: scores, coefficients, and what every number was measured on."""
     header, body = table(rows)
     lines = [f"# {title}", "", markdown_table(header, body), ""]
+    by_task = task_known_table(rows)
+    if by_task[1]:
+        lines += [f"{TASK_KNOWN}:", "", markdown_table(*by_task), ""]
+        lines += [f"- `{rule}`: {sizes_text(masks)}" for rule, masks in masks_of(rows).items()]
+        lines.append("")
     harness = harness_table(rows)
     if harness[1]:
         lines += ["Scored by lm-eval:", "", markdown_table(*harness), ""]
@@ -202,6 +218,11 @@ def markdown(rows: Sequence[Row], title: str) -> str:
     lines += [f"| {task} | {split} | {count} | `{version}` |" for task, split, count, version in counts]
     lines += ["", f"Seed {rows[0]['seed']}, method `{rows[0]['method']}`." if rows else ""]
     return "\n".join(lines) + "\n"
+
+
+def masks_of(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
+    """What rows say of masks, by rule."""
+    return {row["rule"]: row["masks"] for row in rows if row.get("masks")}
 
 
 def limits(rows: Sequence[Row]) -> list[str]:
@@ -260,7 +281,14 @@ def print_table(rows: Sequence[Row], title: str) -> None:
     console = Console()
     if console.width < 100 and not console.is_terminal:
         console = Console(width=160)
-    console.print(drawn)
+    if body:
+        console.print(drawn)
+    by_task = task_known_table(rows)
+    if by_task[1]:
+        told = Table(*by_task[0], title=TASK_KNOWN if body else f"{title}. {TASK_KNOWN}")
+        for line in by_task[1]:
+            told.add_row(*line)
+        console.print(told)
     harness = harness_table(rows)
     if harness[1]:
         drawn = Table(*harness[0], title="scored by lm-eval")

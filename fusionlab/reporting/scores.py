@@ -124,6 +124,6 @@ def chart(name: str, caption: str, rows: Iterable[Row]) -> DotChart:
 
 
 def plot_scores(rows: Sequence[Row], path: Path) -> None:
-    """Dots by task and model, errors on an axis of their own; written as PNG."""
+    """Dots by task and model, errors on an axis of their own; written as PNG. Without models that are told the task."""
     with written_whole(path) as beside:
-        beside.write_bytes(png(chart(path.stem, "", rows)))
+        beside.write_bytes(png(chart(path.stem, "", [row for row in rows if not row.get("task_known")])))

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fusionlab.cards.masks import sizes_text
 from fusionlab.contracts import Row
 from fusionlab.errors import InputError
 from fusionlab.evaluation.rows import LM_EVAL, higher_is_better, read_rows
@@ -14,7 +15,7 @@ from fusionlab.layout import COSINES, FUSED, FUSION, NORM_SHARES, PLANE, PLOTS, 
 from fusionlab.reporting.learning import learning_curves
 from fusionlab.reporting.page import Cell, Note, Picture, Section, Table, file_name
 from fusionlab.reporting.published import PublishedSummary
-from fusionlab.reporting.results import harness_table, limits
+from fusionlab.reporting.results import harness_table, limits, masks_of
 from fusionlab.reporting.scores import Group, chart, column, groups, means, own_rows
 from fusionlab.reporting.similarity import geometry
 from fusionlab.reporting.sweeps import of_sweep
@@ -64,6 +65,7 @@ def _of_run(folder: Path, title: str) -> list[Section]:
             "These models choose by the task of an input, which must be known. The ones above are one model for "
             "everything. The two are not compared."
         )
+        section.text += [f"{rule_name(rule)}: {sizes_text(masks)}." for rule, masks in masks_of(told).items()]
         section.parts += _scores(told, f"{name}-task-known", title)
         sections.append(section)
     harness = harness_table(rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ Published = Sequence[PublishedSummary]
 _FUSED = Axis("number of fused tasks", whole=True)
 _KINDS = ("own", "full", "abs")
 _PARTS = {"sub": "Over the fused tasks", "all": "Over all tasks"}
+_TOLD = "Models that are told each input's task, not compared with the others. "
 _SPREADS = (
     "Bands are one standard deviation over task subsets, whiskers one over seeds (of the means over subsets); where "
     "there is one subset or one seed there is none."
@@ -41,13 +43,15 @@ def of_sweep(folder: Path, published: Published, title: str) -> list[Section]:
     for protocol in dict.fromkeys(line["protocol"] for line in sweep["summary"]):
         lines = [line for line in sweep["summary"] if line["protocol"] == protocol]
         of_protocol = [row for row in rows if row["protocol"] == protocol]
-        for part, over in _PARTS.items():
-            section = _section(f"{name}-{protocol}", lines, part, published, _only_errors(rows))
-            section.title = f"{over}: {PROTOCOLS[protocol]}"
-            if protocol == "published":
+        for told, (part, over) in itertools.product((False, True), _PARTS.items()):
+            kept = [line for line in lines if line.get("task_known", False) == told]
+            label = f"{name}-{protocol}-task-known" if told else f"{name}-{protocol}"
+            section = _section(label, kept, part, () if told else published, _only_errors(rows))
+            section.title = f"{_TOLD if told else ''}{over}: {PROTOCOLS[protocol]}"
+            if protocol == "published" and kept:
                 section.parts.insert(0, Note("These numbers flatter", [FLATTERS], warns=True))
-            if part == "all":
-                section.parts += by_task(f"{name}-{protocol}", sweep, of_protocol)
+            if part == "all" and kept:
+                section.parts += by_task(label, sweep, [row for row in of_protocol if bool(row["task_known"]) == told])
             if section.parts:
                 sections.append(section)
     return [*sections, *background(sweep, rows, name)]

@@ -60,7 +60,7 @@ class ByTensor:
         """
         if "rule" not in self.init_args:
             raise AttributeError("rule")
-        return rules.from_config(self.init_args["rule"])
+        return rules.plain_rule(self.init_args["rule"], f"{rules.rule_name(self)}.rule")
 
     @cached_property
     def _any(self) -> list[Rule]:
@@ -118,7 +118,7 @@ class ByTensor:
         init_args = with_values(self.init_args, choose, rules.rule_name(self))
         key = repr(init_args)
         if key not in self._built:
-            self._built[key] = rules.from_config({"class_path": self.class_path, "init_args": init_args})
+            self._built[key] = rules.plain_rule({"class_path": self.class_path, "init_args": init_args}, "rule")
         return self._built[key]
 
     @cached_property

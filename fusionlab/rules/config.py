@@ -15,9 +15,10 @@ from fusionlab.errors import InputError, did_you_mean, name_list
 from fusionlab.rules.base import LinearRule, Rule
 from fusionlab.rules.by_tensor import ByTensor, LinearByTensor
 from fusionlab.rules.settings import settings_in
+from fusionlab.rules.task_known import AnyRule, TaskKnownRule
 
 
-def from_config(config: str | Mapping[str, Any] | Rule) -> Rule:
+def from_config(config: str | Mapping[str, Any] | AnyRule) -> AnyRule:
     """The rule that ``config`` names: ``"metagpt"``, or ``{"class_path": ..., "init_args": {...}}``.
 
     ``class_path`` is a rule's name, the name of a class here, or the dotted path of a class that keeps the ``Rule``
@@ -31,7 +32,7 @@ def from_config(config: str | Mapping[str, Any] | Rule) -> Rule:
         >>> from_config({"class_path": "metagpt", "init_args": {"scope": "layer"}})
         Metagpt(scope='layer', multiplier=1.0)
     """
-    if isinstance(config, Rule):
+    if isinstance(config, Rule | TaskKnownRule):
         return config
     if isinstance(config, str):
         config = {"class_path": config}
@@ -43,13 +44,28 @@ def from_config(config: str | Mapping[str, Any] | Rule) -> Rule:
     rule_class = _find_class(config["class_path"])
     init_args = config.get("init_args") or {}
     if not _has_settings(rule_class, init_args):
-        rule: Rule = rule_class(**_arguments(rule_class, init_args))
+        rule: AnyRule = rule_class(**_arguments(rule_class, init_args))
         return rule
+    if rule_class in known_task_known_rules().values():
+        what = next(iter(dict(settings_in(init_args, rule_name(rule_class)))))
+        raise InputError(f"{what}: expected one value for all tensors; this rule takes no other by tensor.")
     found = ByTensor(_path_of(rule_class), init_args)
     return LinearByTensor(found.class_path, found.init_args) if isinstance(found.sample, LinearRule) else found
 
 
-def to_config(rule: Rule) -> dict[str, Any]:
+def plain_rule(config: str | Mapping[str, Any] | AnyRule, where: str) -> Rule:
+    """The rule that ``config`` names, where only one that makes one model of all tasks will do.
+
+    Raises:
+        InputError: as :func:`from_config`, or a rule that needs to know the task, with ``where`` it stands.
+    """
+    rule = from_config(config)
+    if not isinstance(rule, Rule):
+        raise InputError(f"{where}: {rule_name(rule)} makes a model for each task, not one of all; it stands alone.")
+    return rule
+
+
+def to_config(rule: AnyRule) -> dict[str, Any]:
     """The configuration that gives ``rule`` again, but for tensors that it carries.
 
     Example:
@@ -66,7 +82,7 @@ def to_config(rule: Rule) -> dict[str, Any]:
     return {"class_path": path, "init_args": init_args}
 
 
-def rule_name(rule: Rule | type) -> str:
+def rule_name(rule: AnyRule | type) -> str:
     """The snake case of the class, as configs write it.
 
     Example:
@@ -80,13 +96,26 @@ def rule_name(rule: Rule | type) -> str:
 
 
 def known_rules() -> dict[str, type]:
-    """Every rule that ``fusionlab.rules`` exports, by its name in a config."""
+    """Every rule that ``fusionlab.rules`` exports and that makes one model of all tasks, by its name in a config."""
+    return _exported("fuse")
+
+
+def known_task_known_rules() -> dict[str, type]:
+    """Those that make a model for each task, by name."""
+    return _exported("unify")
+
+
+def _exported(method: str) -> dict[str, type]:
     exported: list[type] = [getattr(rules, name) for name in rules.__all__]
-    return {rule_name(item): item for item in exported if is_dataclass(item) and hasattr(item, "fuse")}
+    return {rule_name(item): item for item in exported if is_dataclass(item) and hasattr(item, method)}
+
+
+def _every() -> dict[str, type]:
+    return known_rules() | known_task_known_rules()
 
 
 def _path_of(rule_class: type) -> str:
-    module = "fusionlab.rules" if rule_class in known_rules().values() else rule_class.__module__
+    module = "fusionlab.rules" if rule_class in _every().values() else rule_class.__module__
     return f"{module}.{rule_class.__qualname__}"
 
 
@@ -100,7 +129,7 @@ def _has_settings(rule_class: type, init_args: Any) -> bool:
 
 
 def _find_class(path: str) -> type:
-    known = known_rules()
+    known = _every()
     by_class = {rule_class.__name__: rule_class for rule_class in known.values()}
     module_name, _, class_name = path.rpartition(".")
     if module_name in ("", "fusionlab.rules"):
@@ -112,7 +141,8 @@ def _find_class(path: str) -> type:
         found = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise InputError(f"rule {path!r} cannot be imported: {error}") from error
-    if not isinstance(found, type) or not all(hasattr(found, name) for name in ("measure", "fuse", "passes")):
+    makes = hasattr(found, "fuse") or all(hasattr(found, name) for name in ("unify", "masks", "scales"))
+    if not isinstance(found, type) or not all(hasattr(found, name) for name in ("measure", "passes")) or not makes:
         raise InputError(f"rule {path!r} is not a fusion rule: it has no measure, fuse and passes.")
     return found
 
@@ -135,7 +165,7 @@ def _arguments(rule_class: type, init_args: Mapping[str, Any]) -> dict[str, Any]
 def _convert(what: str, value: Any, hint: Any) -> Any:
     """``value`` as ``hint`` asks: nested rules are built, whole numbers become floats; anything else must fit."""
     if hint is Rule or Rule in get_args(hint):
-        return None if value is None else from_config(value)
+        return None if value is None else plain_rule(value, what)
     if not _fits(value, hint):
         raise InputError(f"{what}: expected {_describe(hint)}, got {value!r}.")
     return float(value) if hint is float else value

@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fusionlab import adapters
 from fusionlab.adapters import Adapter
 from fusionlab.adapters.same_base import GivenBase, check_base, layers_hash, layers_of
 from fusionlab.adapters.weights import Weights
-from fusionlab.backbones.layout import from_disk, names_on_disk
+from fusionlab.backbones.layout import Layout, first_names, from_disk, names_on_disk
 from fusionlab.errors import InputError, name_list
 from fusionlab.files import accessed, is_there, path_of
 from fusionlab.foreign import Results, RunConfig, read_json, read_yaml
@@ -23,6 +24,7 @@ from fusionlab.linearize import LINEARIZED_METHODS, LinearizedState
 from fusionlab.tensors import open_checkpoint
 from fusionlab.tensors.hub import is_hub_id, resolve
 from fusionlab.tensors.lazy import StateWeights
+from fusionlab.tensors.masked import MaskedVectors, open_masked
 from fusionlab.tensors.records import own_record
 from fusionlab.tensors.state import State, check_same_names
 
@@ -35,11 +37,12 @@ class LoadedWeights:
     """Weights from a folder.
 
     Args:
-        weights: an adapter, or a state of base weights by name, as it is or to act to first order only.
+        weights: an adapter, a state of base weights by name, as it is or to act to first order only, or masks of one
+            vector, of which each task has its own weights.
         labels: what the folder says of itself, as fields of a result row (``model``, ``rule``, ``method``, ...).
     """
 
-    weights: Weights
+    weights: Weights | MaskedVectors
     labels: dict[str, Any]
 
 
@@ -88,7 +91,7 @@ def weights_folder(name: str) -> Path:
 def load_weights(
     folder: Path, base: nn.Module | State | None = None, *, base_name: str = "", allow_other_base: bool = False
 ) -> LoadedWeights:
-    """An adapter or a full model from ``folder``, checked against ``base`` where one is given.
+    """An adapter, a full model or masks from ``folder``, checked against ``base`` where one is given.
 
     Args:
         folder: what is read.
@@ -112,6 +115,8 @@ def load_weights(
         if isinstance(base, nn.Module):
             _check_point(folder, own.get("linearization_point"), base)
         return LoadedWeights(adapter, {"method": adapter.method} | labels)
+    if own.get("masks"):
+        return _load_masked(folder, own, labels, base, allow_other_base)
     if own or any(is_there(folder / name) for name in ("config.json", "open_clip_config.json")):
         state: State = open_checkpoint(folder).state()
         if isinstance(base, nn.Module):
@@ -128,6 +133,42 @@ def load_weights(
         f"{str(folder)!r} holds neither {ADAPTER_CONFIG} nor config.json; expected an adapter or a model folder"
         + (f". It has the folders {name_list(inside)}: give one below them." if inside else "")
     )
+
+
+def _load_masked(
+    folder: Path,
+    own: Mapping[str, Any],
+    labels: dict[str, Any],
+    base: nn.Module | State | None,
+    allow_other_base: bool,
+) -> LoadedWeights:
+    """Masks of one vector, which hold on their own base only.
+
+    Raises:
+        InputError: files that do not fit one another, or another base.
+    """
+    vectors = open_masked(folder, own["masks"]["scales"]).as_read()
+    vectors = replace(vectors, is_linearized=labels.get("method") in LINEARIZED_METHODS)
+    if base is not None:
+        if isinstance(base, nn.Module):
+            _check_point(folder, own.get("linearization_point"), base)
+        made_for = own.get("base_hash")
+        rounded = (None, torch.bfloat16, torch.float16)
+        if not any(masked_base_hash(base, vectors.unified.tensors, dtype) == made_for for dtype in rounded):
+            told = f"{str(folder)!r} was made for another base ({own.get('base')!r}): its masks hold on that one only."
+            if not allow_other_base:
+                raise InputError(f"{told} {_GIVE_ITS_BASE}")
+            _log.warning("%s", told)
+    return LoadedWeights(vectors, labels)
+
+
+def masked_base_hash(base: nn.Module | State, names: Iterable[str], dtype: torch.dtype | None = None) -> str:
+    """Short SHA-256 over the base's tensors of these names on disk, as they are or rounded."""
+    stored, firsts = base, {name: name for name in names}
+    if isinstance(base, nn.Module):
+        stored, firsts = Layout.of(base).to_disk(adapters.base_state(base)), first_names(base, firsts)
+    assert isinstance(stored, Mapping)
+    return layers_hash({name: stored[first] for name, first in firsts.items() if first in stored}, dtype)
 
 
 def _by_name(base: nn.Module | State) -> Callable[[str], Tensor | None]:

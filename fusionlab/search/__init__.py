@@ -6,6 +6,7 @@ from fusionlab.search.coefficients import START, MetagptMultiplier, Validated
 from fusionlab.search.fisher import Fisher
 from fusionlab.search.looks import MEAN_LOOKS, Exhaustive, Looks, ToTheTop, best, look, looks_for
 from fusionlab.search.lorahub import Lorahub
+from fusionlab.search.masks import ValidatedMasks, completing, knows_the_task
 from fusionlab.search.regmean import Regmean
 from fusionlab.search.regmean_plus_plus import RegmeanPlusPlus
 from fusionlab.search.training import TrainingRuns
@@ -14,8 +15,8 @@ from fusionlab.search.validation import (
     check_data,
     complete,
     looks_at_data,
-    mean_scores,
     scored_at_once,
+    validation_rows,
 )
 
 __all__ = [
@@ -35,17 +36,20 @@ __all__ = [
     "ToTheTop",
     "TrainingRuns",
     "Validated",
+    "ValidatedMasks",
     "ValidationProblem",
     "best",
     "check_data",
     "complete",
+    "completing",
     "is_search",
+    "knows_the_task",
     "look",
     "looks_at_data",
     "looks_for",
-    "mean_scores",
     "rule_or_search",
     "scored_at_once",
     "search_from_config",
     "to_config",
+    "validation_rows",
 ]

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 from torch import Tensor
 
 from fusionlab.errors import InputError, did_you_mean
-from fusionlab.rules import Rule, from_config
+from fusionlab.rules import AnyRule, Rule, from_config
 from fusionlab.rules import to_config as rule_config
 from fusionlab.rules.config import _arguments as checked_arguments
 from fusionlab.search.layers import Block, Grams
@@ -78,6 +78,9 @@ class Problem(Protocol):
     def scores(self, rules: Sequence[Rule]) -> list[float]:
         """Mean validation score over the tasks of the model that each rule fuses; higher is better."""
 
+    def scores_by_task(self, rules: Sequence[AnyRule]) -> list[dict[str, float]]:
+        """Validation scores by task of the weights that each rule gives; higher is better."""
+
     def losses(self, rules: Sequence[Rule], num_samples: int) -> list[float]:
         """Mean over the tasks of the loss on each one's first ``num_samples`` labelled validation samples."""
 
@@ -106,7 +109,7 @@ class Found:
         passes: how often a fused model was run over those samples, in all.
     """
 
-    rule: Rule
+    rule: AnyRule
     scores: dict[str, float] = field(default_factory=dict)
     num_samples: int = 0
     num_labels: int = 0
@@ -161,17 +164,20 @@ def known_searches() -> dict[str, type[Search]]:
         search.Regmean,
         search.RegmeanPlusPlus,
         search.Validated,
+        search.ValidatedMasks,
     )
     return {_name(item.__name__): item for item in exported}
 
 
-def rule_or_search(config: str | Mapping[str, Any]) -> Rule | Search:
-    """What a rule's name or mapping in a configuration gives: a rule, or a search.
+def rule_or_search(config: str | Mapping[str, Any]) -> AnyRule | Search:
+    """What a rule's name or mapping in a configuration gives: a rule, or a search; one for TALL without thresholds.
 
     Raises:
         InputError: no such rule, or an argument that it does not have or refuses.
     """
-    return search_from_config(config) if is_search(config) else from_config(config)
+    from fusionlab import search
+
+    return search_from_config(config) if is_search(config) else search.completing(from_config(config))
 
 
 def search_from_config(config: str | Mapping[str, Any]) -> Search:

@@ -21,10 +21,11 @@ from fusionlab.evaluation.rows import Row, mean_score, primary_rows
 from fusionlab.evaluation.scores import evaluate
 from fusionlab.fusion.finetuned import Finetuned
 from fusionlab.linearize import LINEARIZED_METHODS
-from fusionlab.rules import Rule, is_open
+from fusionlab.rules import AnyRule, Rule, is_open
 from fusionlab.search.base import Found, Search
 from fusionlab.search.coefficients import Validated
 from fusionlab.search.training import TO_FIRST_ORDER, TrainingRuns
+from fusionlab.tensors.masked import MaskedVectors
 from fusionlab.tensors.state import State
 
 Cost = dict[str, float]
@@ -41,7 +42,8 @@ class ValidationProblem:
         finetuned: the fine-tuned weights, of these tasks at least.
         module: a module whose tasks are prepared.
         data: a data module that is set up.
-        score: the mean validation score over the tasks of the model that each rule fuses; higher is better.
+        rows: the validation rows of the model that each rule fuses, of the tasks; of a rule that needs the task, each
+            under its own weights.
         training: the models on training inputs, where some of that is known already.
     """
 
@@ -51,10 +53,10 @@ class ValidationProblem:
         finetuned: Finetuned,
         module: Module,
         data: Data,
-        score: Callable[[Sequence[Rule]], list[float]],
+        rows: Callable[[Sequence[AnyRule]], list[list[Row]]],
         training: TrainingRuns | None = None,
     ) -> None:
-        self.tasks, self._finetuned, self._score = tasks, finetuned, score
+        self.tasks, self._finetuned, self._rows = tasks, finetuned, rows
         self._module, self._data, self._training = module, data, training
         self.cost: Cost = dict(NOTHING)
         """Of what it ran itself, without what ``score`` did; seconds of fusing only."""
@@ -73,7 +75,11 @@ class ValidationProblem:
 
     def scores(self, rules: Sequence[Rule]) -> list[float]:
         """Mean validation scores."""
-        return self._score(rules)
+        return [mean_score(primary_rows(found)) for found in self._rows(rules)]
+
+    def scores_by_task(self, rules: Sequence[AnyRule]) -> list[dict[str, float]]:
+        """Validation scores by task."""
+        return [{row["task"]: mean_score([row]) for row in primary_rows(found)} for found in self._rows(rules)]
 
     def losses(self, rules: Sequence[Rule], num_samples: int) -> list[float]:
         """Mean loss on the first validation samples of each task."""
@@ -82,6 +88,7 @@ class ValidationProblem:
         for rule in rules:
             started = time.monotonic()
             weights = self._finetuned.make(self._finetuned.plan(rule, self.tasks))
+            assert not isinstance(weights, MaskedVectors)
             self.cost["fuse_seconds"] += time.monotonic() - started
             found.append(self._mean_loss(weights, batches))
         return found
@@ -137,14 +144,14 @@ def scored_at_once(module: Module, tasks: Sequence[str], finetuned: Finetuned) -
     return set(linear_tasks(module, tasks, finetuned.weights)) >= set(tasks)
 
 
-def mean_scores(
+def validation_rows(
     module: Module,
     data: Data,
     finetuned: Finetuned,
-    rules: Sequence[Rule],
+    rules: Sequence[AnyRule],
     line: Callable[[Sequence[str]], AbstractContextManager[Any]] = lambda tasks: nullcontext(),
-) -> list[float]:
-    """The mean validation score over the tasks of the model that each rule fuses, on all ranks together.
+) -> list[list[Row]]:
+    """The validation rows of the tasks under the model that each rule fuses, on all ranks together.
 
     Weighted sums of what acts linearly share one pass for each task vector; other models have one each.
 
@@ -165,24 +172,26 @@ def mean_scores(
     for number, plan in plans.items():
         known = {row["task"] for row in rows[number]}
         if rest := [task for task in finetuned.tasks if task not in known]:
-            with module.use(finetuned.make(plan)), line(rest) as advance:
-                rows[number] += evaluate(module, data, rest, "validation", on_batch=advance)
-    return [mean_score(primary_rows(found)) for found in rows.values()]
+            with line(rest) as advance:
+                for weights, tasks in finetuned.acting(plan, rest):
+                    with module.use(weights):
+                        rows[number] += evaluate(module, data, tasks, "validation", on_batch=advance)
+    return list(rows.values())
 
 
-def looks_at_data(rule: Rule | Search) -> bool:
+def looks_at_data(rule: AnyRule | Search) -> bool:
     """Whether the rule is chosen on data: a search, or a rule whose coefficient is open."""
     return isinstance(rule, Search) or is_open(rule)
 
 
-def complete(rule: Rule | Search, problem: ValidationProblem) -> Found:
+def complete(rule: AnyRule | Search, problem: ValidationProblem) -> Found:
     """The rule with all its coefficients: itself, or what is found for an open one or by a search."""
     if is_open(rule):
         rule = Validated(rule)
     return rule.search(problem) if isinstance(rule, Search) else Found(rule)
 
 
-def check_data(rules: Mapping[str, Rule | Search], data: Data, methods: Iterable[str] = ()) -> None:
+def check_data(rules: Mapping[str, AnyRule | Search], data: Data, methods: Iterable[str] = ()) -> None:
     """Refuse searches and open rules that these tasks, or models of these methods, give nothing to look at.
 
     Raises:
@@ -212,7 +221,7 @@ def check_data(rules: Mapping[str, Rule | Search], data: Data, methods: Iterable
         raise InputError(TO_FIRST_ORDER.format(what=what))
 
 
-def split_looked_at(rule: Rule | Search) -> str | None:
+def split_looked_at(rule: AnyRule | Search) -> str | None:
     """The split that a search or an open rule looks at; None for other rules."""
     if isinstance(rule, Search):
         return rule.split

@@ -26,6 +26,7 @@ SEARCHES: dict[str, Any] = {
     "lorahub": of("lorahub", budget=4, num_samples=5),
     "multiplier": of("metagpt_multiplier", grid=[0.5, 1.0]),
     "multiplier_layer": of("metagpt_multiplier", scope="layer", grid=[0.5, 1.5]),
+    "tall": "tall",
     "adamerging": of("adamerging", num_steps=2, batch_size=4, learning_rate=0.1),
     "adamerging_layer": of("adamerging", scope="layer", num_steps=2, batch_size=4, learning_rate=0.1),
 }
@@ -135,15 +136,16 @@ def test_only_the_split_that_it_says_is_looked_at(
         for split in others:
             monkeypatch.setitem(splits, split, Poisoned(splits[split]))
 
-    def score(rules: Any) -> list[float]:
-        found = []
+    def rows(rules: Any) -> list[list[dict[str, Any]]]:
+        found: list[list[dict[str, Any]]] = []
         for rule in rules:
-            with module.use(finetuned.make(finetuned.plan(rule, finetuned.tasks))):
-                rows = fusionlab.evaluate(module, data, None, "validation")
-            found.append(sum(row["value"] for row in rows) / len(rows))
+            found.append([])
+            for weights, tasks in finetuned.acting(finetuned.plan(rule, finetuned.tasks), finetuned.tasks):
+                with module.use(weights):
+                    found[-1] += fusionlab.evaluate(module, data, tasks, "validation")
         return found
 
-    problem = ValidationProblem(finetuned.tasks, finetuned, module, data, score)
+    problem = ValidationProblem(finetuned.tasks, finetuned, module, data, rows)
     fused = json.loads((run / "fused" / name / "fusion.json").read_text())
     found = complete(rule_or_search((SEARCHES | ON_TRAINING)[name]), problem)
     assert found.scores == pytest.approx(fused["search"]["scores"], abs=1e-6)

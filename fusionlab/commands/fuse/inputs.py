@@ -20,12 +20,14 @@ from fusionlab.engine import Job, StateWeights, TensorInfo
 from fusionlab.errors import InputError, name_list
 from fusionlab.files import is_there
 from fusionlab.foreign import PeftConfig, read_json
-from fusionlab.layout import ADAPTER_CONFIG
+from fusionlab.layout import ADAPTER_CONFIG, FUSION, MASKS, UNIFIED
 from fusionlab.tensors import open_checkpoint
 from fusionlab.tensors.hub import embedded, resolve
 from fusionlab.tensors.lazy import NamedWeights
+from fusionlab.tensors.masked import open_masked
 from fusionlab.tensors.parts import relation
 from fusionlab.tensors.records import own_record
+from fusionlab.tensors.state import Computed
 from fusionlab.tensors.stats import adapter_files
 from fusionlab.tensors.weight_files import unread_weights
 
@@ -92,6 +94,8 @@ def open_input(
         _check_architecture(task, base, opened)
         return opened
     path = resolve(name, variant)
+    if is_there(path / MASKS):
+        return _open_masks(task, name, path, base, allow_other_base=allow_other_base)
     if not is_there(path / ADAPTER_CONFIG):
         _refuse_tangent(task, path)
         opened = _related(task, base, full_model(name, path, open_checkpoint(path, variant)))
@@ -99,6 +103,25 @@ def open_input(
             _check_architecture(task, base, opened)
         return opened
     return _open_adapter(task, name, path, base, cache_bytes, allow_other_base=allow_other_base)
+
+
+def _open_masks(task: str, name: str, path: Path, base: Opened, *, allow_other_base: bool) -> Opened:
+    """The task's weights in a folder of masks, which hold on their own base."""
+    from fusionlab.adapters.same_base import layers_hash  # imports peft, which takes seconds
+
+    _refuse_tangent(task, path)
+    record = own_record(path)
+    weights = open_masked(path, (record.get("masks") or {}).get("scales", {})).of(task)
+    there = {each: each for each in weights.tensors if each in base.weights.tensors}
+    rounded = (None, torch.bfloat16, torch.float16)
+    made_for, notes = record.get("base_hash"), []
+    if not any(layers_hash(Computed(there, base.weights.read), dtype) == made_for for dtype in rounded):
+        told = f"masks {task!r} in {str(path)!r} were made for another base ({record.get('base')!r})"
+        if not allow_other_base:
+            raise InputError(f"{told}. {_OTHER_BASE}")
+        notes.append(told)
+    files = tuple(path / each for each in (UNIFIED, MASKS, FUSION))
+    return Opened(name, path, files, weights, {}, notes=tuple(notes), is_masked=True)
 
 
 def _open_adapter(

@@ -18,8 +18,10 @@ def _stats(base: Opened, opened: Opened) -> tuple[Path, str]:
 
 
 def _whole(base: Opened, inputs: Mapping[str, Opened]) -> dict[str, Opened]:
-    """Inputs whose norms hold beside their files: those that are not made of ranges of blocks, nor the base."""
-    return {} if base.is_remade else {task: opened for task, opened in inputs.items() if not opened.is_remade}
+    """Inputs whose norms hold beside their files: not made of ranges of blocks, nor the base, nor one of many masks."""
+    if base.is_remade:
+        return {}
+    return {task: opened for task, opened in inputs.items() if not (opened.is_remade or opened.is_masked)}
 
 
 def known_sums(base: Opened, inputs: Mapping[str, Opened], plan: Plan) -> dict[str, dict[str, tuple[float, ...]]]:

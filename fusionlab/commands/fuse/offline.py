@@ -21,6 +21,7 @@ from fusionlab.commands.fuse.inputs import (
     with_adapter,
 )
 from fusionlab.commands.fuse.kept_norms import keep_sums, known_sums
+from fusionlab.commands.fuse.masks import check_masks, unified_dtype, unified_tensors, write_masks
 from fusionlab.commands.fuse.matrix_rules import (
     check_ranks,
     fuse_cores,
@@ -43,7 +44,7 @@ from fusionlab.errors import InputError
 from fusionlab.files import check_writable, path_of, write_folder
 from fusionlab.fusion.streamed import adapted_units, output_dtype, write_weights
 from fusionlab.fusion.units import UnitWeights
-from fusionlab.rules import LinearRule, Rule
+from fusionlab.rules import AnyRule, LinearRule, TaskKnownRule
 from fusionlab.rules.matrix_rule import has_core
 from fusionlab.tensors.identity import Ties
 from fusionlab.tensors.lazy import NamedWeights
@@ -52,7 +53,7 @@ from fusionlab.tensors.parts import ignored
 UNTUNED = 0.3
 
 
-def prepare(recipe: Recipe, found: Rule | None = None) -> Prepared:
+def prepare(recipe: Recipe, found: AnyRule | None = None) -> Prepared:
     """Open and check everything that can be checked from headers; nothing is written.
 
     Args:
@@ -65,7 +66,7 @@ def prepare(recipe: Recipe, found: Rule | None = None) -> Prepared:
     """
     output = path_of(recipe.output)
     check_writable(output)
-    rule, notes = _rule(recipe.rule if found is None else found)
+    rule, notes = _rule(recipe.rule if found is None else found, recipe)
     base = open_base(recipe.base, recipe.variant)
     budget = parse_size(recipe.memory_budget, "memory_budget")
     cache_bytes = budget // (4 * len(recipe.finetuned))
@@ -125,6 +126,8 @@ def fuse_folder(prepared: Prepared, advance: Callable[[int], None] | None = None
     with write_folder(prepared.output) as staging:
         if prepared.as_adapter:
             outcome, details = _write_adapter(prepared, staging, resources)
+        elif prepared.as_masks:
+            outcome, details = write_masks(prepared, staging, resources)
         else:
             outcome, details = _write_weights(prepared, staging, resources), {}
         record = report.fusion_record(prepared, outcome, {**details, **prepared.found})
@@ -138,15 +141,20 @@ def fuse_folder(prepared: Prepared, advance: Callable[[int], None] | None = None
     return report.summary_text(prepared, record, time.monotonic() - started, notes)
 
 
-def _rule(given: str | Mapping[str, Any] | Rule) -> tuple[Rule, list[str]]:
+def _rule(given: str | Mapping[str, Any] | AnyRule, recipe: Recipe) -> tuple[AnyRule, list[str]]:
     rule, notes = rules.from_config(given), []
+    if isinstance(rule, TaskKnownRule):
+        check_masks(recipe, rule)
+        whole = rules.with_usual_threshold(rule)
+        usual = "no mask_threshold was given: 0.4, the usual one without a search, was taken"
+        return whole, [usual] if whole != rule else []
     if rules.is_open(rule):
         rule = rules.with_coefficient(rule, UNTUNED)
         notes.append(f"no scaling_coefficient was given: {UNTUNED}, the usual one without tuning, was taken")
     return rule, notes
 
 
-def _job(recipe: Recipe, rule: Rule, base: Opened, inputs: Mapping[str, Opened]) -> tuple[Job, Mapping[str, str]]:
+def _job(recipe: Recipe, rule: AnyRule, base: Opened, inputs: Mapping[str, Opened]) -> tuple[Job, Mapping[str, str]]:
     dtype, input_dtype = dtype_of(recipe.dtype, "dtype"), dtype_of(recipe.input_dtype, "input_dtype")
     task_inputs = {task: opened.task_input for task, opened in inputs.items()}
     names = dict.fromkeys(name for opened in (base, *inputs.values()) for name in opened.weights.tensors)
@@ -166,21 +174,30 @@ def _job(recipe: Recipe, rule: Rule, base: Opened, inputs: Mapping[str, Opened])
         units, task_inputs = adapted_units(weights, adapters, cache_bytes)
     how, is_ignored = recipe.mismatched_tensors, ignored(base.architecture)
     plan = make_plan(units, task_inputs, mismatched_tensors=how, ties=ties, is_ignored=is_ignored)
-    dtypes = {name: output_dtype(stored.tensors[units.place(name)[0]], dtype) for name in units.tensors}
+    infos = {name: stored.tensors[units.place(name)[0]] for name in units.tensors}
+    if isinstance(rule, TaskKnownRule):
+        dtypes = {name: unified_dtype(info, dtype) for name, info in infos.items()}
+    else:
+        dtypes = {name: output_dtype(info, dtype) for name, info in infos.items()}
     looked_up = input_dtype is None and not (recipe.hash and recipe.dry_run)  # a dry run reads no content
     known = known_sums(base, inputs, plan) if looked_up else {}
     return Job(rule, units, task_inputs, plan, dtypes, known, recipe.cosines), ties.apart
 
 
 def _output_tensors(job: Job, base: Opened) -> dict[str, TensorInfo]:
-    """What to write: all names of the base, but for those that only a pickle holds twice and loading ties again."""
+    """What to write: all names of the base, but for those that only a pickle holds twice and loading ties again.
+
+    Of a rule that needs the task, what is fused.
+    """
+    if isinstance(job.rule, TaskKnownRule):
+        return unified_tensors(job)
     dropped = job.plan.aliases if base.files[0].suffix != ".safetensors" else {}
     assert isinstance(job.base, UnitWeights)
     kept = {name: info for name, info in job.base.stored.tensors.items() if name not in dropped}
     return {name: TensorInfo(info.shape, job.dtypes[job.base.first_unit(name)]) for name, info in kept.items()}
 
 
-def _as_adapter(recipe: Recipe, rule: Rule, inputs: Mapping[str, Opened]) -> bool:
+def _as_adapter(recipe: Recipe, rule: AnyRule, inputs: Mapping[str, Opened]) -> bool:
     full = [task for task, opened in inputs.items() if opened.adapter is None]
     possible = not full and (isinstance(rule, LinearRule) or in_core_space(rule, inputs))
     if recipe.save == "adapter" and not possible:

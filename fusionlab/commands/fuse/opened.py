@@ -31,6 +31,7 @@ class Opened:
         with_content: know the files by all of their content.
         notes: what the user should know of it.
         is_part: it is a model of a part of the base, or of more than it.
+        is_masked: it is a task vector of masks.
         is_remade: it is made of ranges of blocks or rows of a vocabulary, under a configuration of its own.
     """
 
@@ -45,6 +46,7 @@ class Opened:
     with_content: bool = False
     notes: tuple[str, ...] = ()
     is_part: bool = False
+    is_masked: bool = False
     is_remade: bool = False
 
     @cached_property
@@ -77,7 +79,7 @@ class Opened:
     @property
     def task_input(self) -> TaskInput:
         """What the engine takes."""
-        return TaskInput(self.weights, self.adapter is not None, self.is_part)
+        return TaskInput(self.weights, self.adapter is not None or self.is_masked, self.is_part)
 
 
 def full_model(name: str, path: Path, checkpoint: Checkpoint) -> Opened:

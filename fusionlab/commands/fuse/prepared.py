@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from fusionlab.blocks.bits import packed_size
 from fusionlab.commands.fuse.checks import dtype_of
 from fusionlab.commands.fuse.matrix_rules import core_bytes, forecast, in_core_space
 from fusionlab.commands.fuse.opened import Opened
@@ -17,6 +18,7 @@ from fusionlab.commands.fuse.recipe import Recipe
 from fusionlab.engine import Job, Resources, TensorInfo
 from fusionlab.engine.job import num_reads, peak_bytes
 from fusionlab.files import path_of
+from fusionlab.rules import TaskKnownRule
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Prepared:
         base: the base.
         inputs: by task.
         job: what the engine will do.
-        tensors: what the output will hold, in full weights.
+        tensors: what the output will hold, in full weights; of masks the unified vector.
         as_adapter: whether the output is an adapter.
         untied: names that change apart from what the base ties them to, which is beside them.
         notes: what the user should know, for the plan and ``fusion.json``.
@@ -63,11 +65,28 @@ class Prepared:
         return dtype_of(self.recipe.dtype, "dtype")
 
     @property
+    def as_masks(self) -> bool:
+        """Whether the output is masks of one vector."""
+        return isinstance(self.job.rule, TaskKnownRule)
+
+    @property
+    def trained_bytes(self) -> int:
+        """Size of what was trained for all tasks: A and B of adapters, and of full models what is fused."""
+        fused, found = {*self.job.plan.fused, *self.job.plan.averaged}, 0
+        for opened in self.inputs.values():
+            if opened.adapter is not None:
+                found += sum(each.lora_a.nbytes + each.lora_b.nbytes for each in opened.adapter.factors.values())
+            else:
+                found += sum(info.nbytes for name, info in opened.weights.tensors.items() if name in fused)
+        return found
+
+    @property
     def output_bytes(self) -> int:
         """Size of the weights to write."""
         if self.as_adapter:
             return sum(file.stat().st_size for opened in self.inputs.values() for file in opened.files)
-        return sum(info.nbytes for info in self.tensors.values())
+        masks = sum(len(self.inputs) * packed_size(info.numel) for info in self.tensors.values() if self.as_masks)
+        return sum(info.nbytes for info in self.tensors.values()) + masks
 
     @property
     def bytes_to_read(self) -> int:
@@ -79,7 +98,8 @@ class Prepared:
         fused = sum(base[name].nbytes for name in plan.fused)
         for task, item in self.job.inputs.items():
             fused += sum(item.weights.tensors[source].nbytes for source in plan.sources[task].values())
-        copied = 0 if self.as_adapter else sum(base[name].nbytes for name in (*plan.copied, *plan.averaged))
+        others = () if self.as_adapter or self.as_masks else (*plan.copied, *plan.averaged)
+        copied = sum(base[name].nbytes for name in others)
         return fused * num_reads(self.job) + copied
 
     @cached_property

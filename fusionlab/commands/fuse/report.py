@@ -11,6 +11,7 @@ from typing import Any
 
 from fusionlab import rules
 from fusionlab.cards import Origin, write_card
+from fusionlab.cards.masks import sizes_text
 from fusionlab.commands.fuse.opened import Opened
 from fusionlab.commands.fuse.prepared import Prepared
 from fusionlab.commands.fuse.vocabulary import new_tokens
@@ -65,6 +66,8 @@ def fusion_record(prepared: Prepared, outcome: Outcome, details: Mapping[str, An
         "scaling_coefficients": outcome.scaling_coefficients,
         "fused_tasks": list(prepared.inputs),
     }
+    if prepared.as_masks:
+        row["task_known"] = True
     record = {
         "schema": 1,
         "rule": rules.to_config(prepared.job.rule),
@@ -131,10 +134,10 @@ def carried(prepared: Prepared) -> tuple[str, ...]:
 
 
 def _model_folder(prepared: Prepared) -> Path | None:
-    """The base's folder, whose other files travel with full weights; None for a lone weight file, and for adapters."""
+    """The base's folder, whose other files travel with full weights; None for a lone file, for adapters and masks."""
     path = prepared.base.path
     folder = path if path.is_dir() else path.parent
-    return None if prepared.as_adapter or not (path.is_dir() or prepared.base.config) else folder
+    return None if prepared.as_adapter or prepared.as_masks or not (path.is_dir() or prepared.base.config) else folder
 
 
 def unread_notes(base: Opened, inputs: Mapping[str, Opened]) -> list[str]:
@@ -170,13 +173,15 @@ def summary_text(prepared: Prepared, record: Mapping[str, Any], seconds: float, 
         value = coefficients.get(task)
         text = f", coefficient {value:.4f}" if isinstance(value, float) else ""
         lines.append(f"  {task}: norm {norm:.4g}{text}")
-    if "rounding" in record:
+    if "rounding" in record and not prepared.as_masks:
         lines.append(f"  {record['rounding']['survived']:.1%} of the updated weights differ from the base as stored")
     rank = max(record["rank"]) if isinstance(record.get("rank"), list) else record.get("rank", 0)
     if "truncation_error" in record:
         lines.append(f"  rank {rank}: relative truncation error {record['truncation_error']:.3g}")
     elif rank > _SERVED_RANK:
         lines.append(f"  rank {rank}: an engine that allots {_SERVED_RANK} by default must be given as much; or --rank")
+    if prepared.as_masks:
+        lines.append(f"  {sizes_text(record['masks'])}")
     if record["remarks"]:
         lines.append(f"  note: fusion.json has remarks on {name_list(record['remarks'], 3)}")
     lines += [f"  note: {note}" for note in (*prepared.notes, *notes)]
@@ -184,7 +189,8 @@ def summary_text(prepared: Prepared, record: Mapping[str, Any], seconds: float, 
 
 
 def _provenance(opened: Opened) -> dict[str, Any]:
-    kind = "weights" if opened.adapter is None else f"adapter ({opened.adapter.method})"
+    kind = "masks" if opened.is_masked else "weights"
+    kind = kind if opened.adapter is None else f"adapter ({opened.adapter.method})"
     found = {"name": opened.name, "kind": kind, "fingerprint": opened.fingerprint, "files": opened.records}
     return found | ({"not_read": list(opened.unread)} if opened.unread else {})
 
@@ -217,6 +223,8 @@ def _input_text(opened: Opened) -> str:
 
 def _output_text(prepared: Prepared) -> str:
     what = "an adapter" if prepared.as_adapter else f"{len(prepared.tensors)} tensors"
+    if prepared.as_masks:
+        what = f"a unified vector of {what} and masks of {len(prepared.inputs)} bits an entry"
     return f"{what}, {prepared.output_bytes / 1e9:.2f} GB"
 
 

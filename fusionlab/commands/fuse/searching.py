@@ -12,7 +12,8 @@ from fusionlab.commands.fuse.offline import UNTUNED, Prepared, prepare
 from fusionlab.commands.fuse.recipe import Recipe, parse_size
 from fusionlab.errors import InputError, name_list
 from fusionlab.layout import HEADS
-from fusionlab.rules.config import known_rules
+from fusionlab.rules.config import known_rules, known_task_known_rules
+from fusionlab.tensors.masked import MaskedVectors
 from fusionlab.tensors.stats import adapter_files
 
 if TYPE_CHECKING:
@@ -46,15 +47,16 @@ def search_of(recipe: Recipe) -> Search | None:
                 )
             return search_from_config(recipe.rule)
     rule = rules.from_config(recipe.rule)
-    if given and not rules.is_open(rule):
+    without = isinstance(rule, rules.Tall) and rule.mask_threshold is None
+    if given and not (rules.is_open(rule) or without):
         raise InputError(f"{' and '.join(given)}: rule {name} looks at no data; leave them out.")
     if not given:
         return None
     if missing:
         raise InputError(f"{missing[0]}: needed beside {given[0]} to choose the coefficient of {name} on validation.")
-    from fusionlab.search import Validated
+    from fusionlab.search import Validated, ValidatedMasks
 
-    return Validated(rule)
+    return ValidatedMasks() if without else Validated(rule)
 
 
 def with_rule_found(recipe: Recipe, search: Search) -> Prepared:
@@ -64,7 +66,7 @@ def with_rule_found(recipe: Recipe, search: Search) -> Prepared:
         InputError: what :func:`fusionlab.commands.fuse.offline.prepare` refuses; models that do not fit into the memory
             budget beside one another; a model or data that do not fit the inputs.
     """
-    from fusionlab.search import ValidationProblem, mean_scores, to_config
+    from fusionlab.search import ValidationProblem, to_config, validation_rows
 
     looking = look(recipe, search)
     bench, finetuned = looking.bench, looking.finetuned
@@ -73,7 +75,7 @@ def with_rule_found(recipe: Recipe, search: Search) -> Prepared:
         finetuned,
         bench.module,
         bench.data,
-        lambda tried: mean_scores(bench.module, bench.data, finetuned, tried),
+        lambda tried: validation_rows(bench.module, bench.data, finetuned, tried),
         looking.training,
     )
     found = search.search(problem)
@@ -82,7 +84,7 @@ def with_rule_found(recipe: Recipe, search: Search) -> Prepared:
 
 
 def _names_of_rules() -> set[str]:
-    known = known_rules()
+    known = known_rules() | known_task_known_rules()
     return {*known, *(rule.__name__ for rule in known.values())}
 
 
@@ -118,6 +120,7 @@ class Looking:
 
 def look(recipe: Recipe, search: Search) -> Looking:
     """Open and check all that the search looks at; see :func:`with_rule_found`."""
+    from fusionlab.fusion.by_task import weights_of
     from fusionlab.fusion.finetuned import Finetuned
     from fusionlab.runs.loading import load_weights
     from fusionlab.search import TrainingRuns, check_data
@@ -139,6 +142,10 @@ def look(recipe: Recipe, search: Search) -> Looking:
     weights = {
         task: load_weights(each.path, base, base_name=name, allow_other_base=insist).weights
         for task, each in prepared.inputs.items()
+    }
+    weights = {
+        task: weights_of(each, task, base) if isinstance(each, MaskedVectors) else each
+        for task, each in weights.items()
     }
     finetuned, training = Finetuned(bench.module, weights), None
     if search.split == "train":

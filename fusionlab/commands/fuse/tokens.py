@@ -62,10 +62,9 @@ def aligned(source: str, base: Opened, inputs: Mapping[str, Opened]) -> Aligned:
     """
     models = {"the base": base} | {repr(task): opened for task, opened in inputs.items()}
     for what, opened in models.items():
-        if opened.adapter is not None:
-            raise InputError(
-                f"tokenizer: {what} is an adapter, which has no vocabulary of its own; leave tokenizer out."
-            )
+        if opened.adapter is not None or opened.is_masked:
+            kind = "masks" if opened.is_masked else "an adapter"
+            raise InputError(f"tokenizer: {what} is {kind}, which has no vocabulary of its own; leave tokenizer out.")
     own = {what: _tokenizer(what, opened.path) for what, opened in models.items()}
     wanted = own["the base"]
     if source == "union":

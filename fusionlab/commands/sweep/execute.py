@@ -33,7 +33,7 @@ from fusionlab.keys import FORMULAS, key_of
 from fusionlab.layout import LEDGER, SINGLE_TASK
 from fusionlab.memory import peak_bytes
 from fusionlab.reporting import check_reference, single_task_values
-from fusionlab.rules import Rule, is_open, with_coefficient
+from fusionlab.rules import AnyRule, is_open, with_coefficient
 from fusionlab.runs.leases import remove_unfinished
 from fusionlab.search import START, Looks, Search, check_data, looks_for, scored_at_once
 from fusionlab.search.workbench import Workbench, workbench
@@ -240,7 +240,7 @@ class Sweep:
             return validation_point(job.rule_name, rule, subset)
         return self._test_point(job.rule_name, rule, subset)
 
-    def _test_point(self, name: str, rule: Rule, subset: tuple[str, ...]) -> Point:
+    def _test_point(self, name: str, rule: AnyRule, subset: tuple[str, ...]) -> Point:
         return Point(name, rule, subset, "test", self.tasks)
 
     def _worker(self, source: RunSource) -> RunWorker:

@@ -9,7 +9,7 @@ from typing import Any
 from fusionlab.commands.sweep.sources import RunSource
 from fusionlab.fusion.finetuned import Finetuned
 from fusionlab.keys import FORMULAS, key_of, plain, scoring_key
-from fusionlab.rules import Rule, to_config
+from fusionlab.rules import AnyRule, to_config
 from fusionlab.search import Search
 from fusionlab.search import to_config as search_config
 from fusionlab.search.workbench import Workbench
@@ -31,7 +31,7 @@ class Point:
     """
 
     rule_name: str
-    rule: Rule
+    rule: AnyRule
     subset: tuple[str, ...]
     split: str
     scored: tuple[str, ...]

@@ -15,7 +15,7 @@ from fusionlab.errors import InputError, did_you_mean, name_list
 from fusionlab.files import path_of
 from fusionlab.foreign import read_yaml
 from fusionlab.samplers import derive_seed
-from fusionlab.search import Adamerging, Search, Validated, rule_or_search
+from fusionlab.search import Adamerging, Search, Validated, knows_the_task, rule_or_search
 
 Protocol = Literal["strict", "published"]
 Space = Literal["delta_weight", "factor"]
@@ -35,7 +35,7 @@ class SweepRecipe:
         methods: fine-tuning methods.
         seeds: seeds of the runs.
         rules: rules or searches by name, the name being what tables call it; or a list of names. Searches:
-            lorahub, adamerging, metagpt_multiplier, validated.
+            lorahub, adamerging, metagpt_multiplier, validated, validated_masks (tall without thresholds is that).
         space: delta_weight, or factor: A and B fused apart, as published LoRA results did; exact for l_lora, wrong by
             cross terms where A trains; for comparison only, and every rule's name says so.
         scaling_coefficients: coefficients that are all tried for task_arithmetic without one, and beyond the largest
@@ -104,7 +104,7 @@ class SweepRecipe:
         return None if self.scaling_coefficients is None else tuple(dict.fromkeys(self.scaling_coefficients))
 
     @property
-    def named_rules(self) -> dict[str, fusion_rules.Rule | Search]:
+    def named_rules(self) -> dict[str, fusion_rules.AnyRule | Search]:
         """Rules and searches by the name that tables call them; it tells a space other than delta_weight."""
         suffix = "" if self.space == "delta_weight" else f" ({self.space})"
         named = self.rules if isinstance(self.rules, Mapping) else {name: name for name in self.rules}
@@ -161,12 +161,13 @@ class SweepRecipe:
         return read_yaml(file)
 
 
-def _is_sum(rule: fusion_rules.Rule | Search) -> bool:
+def _is_sum(rule: fusion_rules.AnyRule | Search) -> bool:
     """Whether its model is decided by coefficients that are found without dense task vectors."""
     if isinstance(rule, Search):
         if isinstance(rule, Validated):
             return fusion_rules.coefficients_by_norms(fusion_rules.with_coefficient(rule.rule, 1.0))
-        return not isinstance(rule, Adamerging)  # its gradients go through θ₀ + Σ λτ
+        # the gradients of AdaMerging go through θ₀ + Σ λτ
+        return not (isinstance(rule, Adamerging) or knows_the_task(rule))
     return fusion_rules.coefficients_by_norms(rule)
 
 

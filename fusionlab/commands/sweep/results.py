@@ -101,7 +101,8 @@ def _rows(
     record: Mapping[str, Any], protocol: str, own: Mapping[str, float], full: Mapping[str, float] | None
 ) -> list[Row]:
     """Result rows, once per denominator, labelled with the protocol."""
-    rows = []
+    rows, arguments = [], record["rule_config"]["init_args"]
+    masked = record.get("task_known", False) and "mask_threshold" in arguments
     for name, values in (("own", own), ("full", full)):
         for row in record["values"] if values is not None else ():
             assert values is not None
@@ -109,7 +110,7 @@ def _rows(
             fields = {
                 **row,
                 "higher_is_better": higher_is_better(row),
-                "task_known": False,
+                "task_known": record.get("task_known", False),
                 "search": record.get("looked_at"),
                 "model": "fused",
                 "method": record["method"],
@@ -121,5 +122,6 @@ def _rows(
                 "denominator": name,
                 "normalized": share(row["value"], single if higher_is_better(row) else None),
             }
-            rows.append({**{field: fields.get(field) for field in ROW_FIELDS}, "protocol": protocol})
+            thresholds = {"mask_thresholds": arguments["mask_threshold"]} if masked else {}
+            rows.append({**{field: fields.get(field) for field in ROW_FIELDS}, "protocol": protocol, **thresholds})
     return rows

@@ -64,11 +64,15 @@ class ModelScores:
     def score_apart(self, wanted: Iterable[Wanted], split: str) -> Cost:
         """Score what is not known yet by models of their own, in one pass over the data; returns the cost."""
         started = time.monotonic()
-        plans = {str(number): each for number, each in enumerate(self._distinct(wanted, split)) if each[1]}
-        models = {name: Candidate(self._finetuned.make(plan), tuple(of), {}) for name, (plan, of) in plans.items()}
+        plans = [each for each in self._distinct(wanted, split) if each[1]]
+        models, of_model = {}, {}
+        for plan, of in plans:
+            for weights, tasks in self._finetuned.acting(plan, of):
+                name = str(len(models))
+                models[name], of_model[name] = Candidate(weights, tuple(tasks), {}), plan
         fusing = time.monotonic() - started
         for name, found in score_candidates(self._bench.module, self._bench.data, models, split).items():
-            self._keep(plans[name][0], split, found)
+            self._keep(of_model[name], split, found)
         passes = sum(len(each.tasks) for each in models.values()) / len(self._finetuned.tasks)
         return {"seconds": time.monotonic() - started, "fuse_seconds": fusing, "passes": passes}
 
@@ -100,6 +104,9 @@ class ModelScores:
 
     def _nbytes(self, plan: Fused) -> int:
         total = 0
+        if plan.knows_the_task:  # dense weights for each task
+            inputs = self._finetuned.inputs(plan.tasks)
+            return 4 * len(plan.tasks) * sum(inputs.units.tensors[name].numel for name in inputs.touched)
         for weights in (self._finetuned.weights[task] for task in plan.tasks):
             if isinstance(weights, Adapter):
                 total += sum(each.lora_a.nbytes + each.lora_b.nbytes for each in weights.factors.values())

@@ -12,6 +12,7 @@ from fusionlab.commands.sweep.execute import Sweep
 from fusionlab.evaluation.rows import higher_is_better
 from fusionlab.reporting.protocols import Denominators, Score, measure
 from fusionlab.rules import is_open
+from fusionlab.search import knows_the_task
 
 
 def summaries(
@@ -42,6 +43,7 @@ def summaries(
                 "method": method,
                 "rule": rule,
                 "num_tasks": num_tasks,
+                "task_known": knows_the_task(sweep.rules[rule]),
                 "num_subsets": min(map(len, by_seed.values())),
                 "num_seeds": len(by_seed),
                 "mean": {name: _average(found[name] for found in every) for name in criteria},

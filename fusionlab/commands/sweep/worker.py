@@ -12,17 +12,17 @@ from fusionlab.commands.sweep.ledger import Ledger
 from fusionlab.commands.sweep.scores import ModelScores, added
 from fusionlab.commands.sweep.sources import RunSource
 from fusionlab.evaluation import Candidate, score_candidates
-from fusionlab.evaluation.rows import Row, mean_score, primary_rows
+from fusionlab.evaluation.rows import Row, primary_rows
 from fusionlab.fusion.finetuned import Finetuned, Fused
 from fusionlab.keys import FORMULAS, plain
 from fusionlab.memory import peak_bytes
-from fusionlab.rules import Rule, from_config, to_config
+from fusionlab.rules import AnyRule, from_config, to_config
 from fusionlab.search import Found, Search, TrainingRuns, ValidationProblem
 from fusionlab.search import to_config as search_config
 from fusionlab.search.validation import NOTHING, Cost
 from fusionlab.search.workbench import Workbench
 
-PointOf = Callable[[str, Rule, tuple[str, ...]], Point]
+PointOf = Callable[[str, AnyRule, tuple[str, ...]], Point]
 """Gives the point of a rule's name, the rule and a subset."""
 
 
@@ -125,14 +125,13 @@ class RunWorker:
         return found
 
     def _search(self, rule_name: str, search: Search, subset: tuple[str, ...]) -> tuple[Found, Cost]:
-        def score(rules: Sequence[Rule]) -> list[float]:
-            points = [validation_point(rule_name, rule, subset) for rule in rules]
-            return [mean_score(rows) for rows in self.score(points)]
+        def rows(rules: Sequence[AnyRule]) -> list[list[Row]]:
+            return self.score([validation_point(rule_name, rule, subset) for rule in rules])
 
         if search.split == "train" and self._training is None:
             self._training = TrainingRuns(self.finetuned, self.bench.module, self.bench.data)
         training = self._training
-        problem = ValidationProblem(subset, self.finetuned, self.bench.module, self.bench.data, score, training)
+        problem = ValidationProblem(subset, self.finetuned, self.bench.module, self.bench.data, rows, training)
         started, before = time.monotonic(), self._spent["seconds"]
         trained = 0.0 if training is None else training.cost
         found = search.search(problem)
@@ -172,6 +171,8 @@ class RunWorker:
             "values": [self._value(known[task]) for task in point.scored],
             "cost": cost | {"peak_bytes": peak_bytes()},
         } | self.identity.space
+        if plan.knows_the_task:
+            record["task_known"] = True
         self.ledger.put(key, record)
         return record
 
@@ -196,6 +197,6 @@ class RunWorker:
         } | self.identity.space
 
 
-def validation_point(rule_name: str, rule: Rule, subset: tuple[str, ...]) -> Point:
+def validation_point(rule_name: str, rule: AnyRule, subset: tuple[str, ...]) -> Point:
     """What a choice of a rule for a subset looks at."""
     return Point(rule_name, rule, subset, "validation", subset)
