@@ -25,7 +25,9 @@ from fusionlab.data.images import ImageSplit
 from fusionlab.data.text import TextTasks
 from fusionlab.evaluation import linear_tasks, score_linear_sums
 from fusionlab.evaluation.scores import evaluate
+from fusionlab.fusion.finetuned import Finetuned
 from fusionlab.reporting.diagnostics import Diagnostics, cosines, gram_matrix, norm_shares
+from fusionlab.search import Fisher, Regmean, RegmeanPlusPlus, ValidationProblem
 
 SIZES = {"digits": 1, "signs": 2, "textures": 5, "colours": 7, "clutter": 101}
 TASKS = ["digits", "signs"]
@@ -162,6 +164,22 @@ def diagnosed(method: str) -> dict[str, Any]:
     return found
 
 
+def searched() -> dict[str, str]:
+    """Hashes of the statistics that searches find on training inputs, of the same fine-tuned weights."""
+    module = fusionlab.ClipModule(rank=2, seed=3)
+    module.add_adapters(TASKS)
+    torch.manual_seed(5)
+    for parameter in (each for task in TASKS for each in module.task_parameters[task]):
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    data = fusionlab.ImageTasks(TASKS, eval_batch_size=4, max_samples=20, image_size=module.backbone.image_size)
+    data.setup("fit")
+    module.prepare_tasks(data.tasks)
+    finetuned = Finetuned(module, {task: module.finetuned(task) for task in TASKS})
+    problem = ValidationProblem(tuple(TASKS), finetuned, module, data, lambda rules: [])
+    searches: list[Any] = [Regmean(num_samples=7), RegmeanPlusPlus(num_samples=3), Fisher(num_samples=3)]
+    return {type(search).__name__: search.search(problem).rule.statistics for search in searches}
+
+
 def t5_rows(t5: Path, folder: Path) -> list[dict[str, Any]]:
     """The same sizes for T5, as label words by rank and as scores by generation."""
     module = fusionlab.T5Module(str(t5), rank=2, seed=3)
@@ -200,6 +218,7 @@ def everything(world_size: int, folder: Path, t5: Path) -> dict[str, Any]:
             results[precision] = train(24 // world_size, world_size, precision=precision, dropout=0.2)
         for method in METHODS:
             results[method] = train(24 // world_size, world_size, method=method)
+        results["searched"] = searched()
     results["diagnostics"] = {method: diagnosed(method) for method in ("lora", "full", "tangent_lora")}
     results["clip rows"], results["t5 rows"] = clip_rows(), t5_rows(t5, folder)
     return results
@@ -285,6 +304,14 @@ def test_diagnostics_are_identical_on_any_number_of_processes(results: dict[int,
         assert len({str(values) for values in found["loss"].values()}) == 9
     assert [len(rows) for rows in expected["tangent_lora"]["sums"].values()] == [len(TASKS)] * 3
     assert all(of["diagnostics"] == expected for found in results.values() for of in found)
+
+
+def test_statistics_of_searches_are_identical_on_any_number_of_processes(
+    results: dict[int, list[dict[str, Any]]],
+) -> None:
+    [[one], two] = results[1], results[2]
+    assert len(set(one["searched"].values())) == 3
+    assert [rank["searched"] for rank in two] == [one["searched"]] * 2
 
 
 def test_two_accumulated_batches_are_one_of_twice_the_size(results: dict[int, list[dict[str, Any]]]) -> None:

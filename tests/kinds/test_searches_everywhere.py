@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,25 @@ def test_fit_and_sweep_find_the_same(run: Path, swept: Path) -> None:
         if name in found:  # open coefficients have points of their own there
             assert found[name]["rule_config"] == fused["rule"], name
             assert {key: found[name][key] for key in looked} == looked, name
+
+
+@pytest.mark.slow
+def test_statistics_are_found_again_where_a_sweep_stopped_before_their_points(
+    run: Path, swept: Path, tmp_path: Path
+) -> None:
+    """A record of a search holds no tensors: what was to be scored by them is fused from the same ones all the same."""
+    names = [name for name in ON_TRAINING if (run / "fused" / name).is_dir()]
+    shutil.copytree(swept, tmp_path / "out")
+    records = {path: json.loads(path.read_text()) for path in (tmp_path / "out" / "ledger" / "points").rglob("*.json")}
+    points = {path: record for path, record in records.items() if record["kind"] == "point" and record["rule"] in names}
+    assert len(points) == len(names)
+    for path in points:
+        path.unlink()
+    argv = ["sweep", "--runs", json.dumps([str(run)]), "--output", str(tmp_path / "out")]
+    assert main([*argv, "--rules", json.dumps({name: ON_TRAINING[name] for name in names})]) == 0
+    for path, record in points.items():
+        again = json.loads(path.read_text())
+        assert again | {"cost": {}} == record | {"cost": {}}
 
 
 class Poisoned:

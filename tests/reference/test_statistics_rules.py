@@ -323,6 +323,22 @@ def test_labels_are_not_looked_at(trained: tuple[Classifier, own_regressor.Plane
     assert [search.search(problem_of(module, data, states)).rule.statistics for search in searches] == expected
 
 
+def test_of_some_tasks_only_what_these_changed_is_fused(
+    trained: tuple[Classifier, own_regressor.Planes, Any],
+) -> None:
+    module, data, states = trained
+    some = list(states)[:2]
+    few = {task: {"0.weight": state["0.weight"]} if task in some else state for task, state in states.items()}
+    finetuned = Finetuned(module, few)
+    for search in (Regmean(), RegmeanPlusPlus(), Fisher()):
+        problem = ValidationProblem(tuple(some), finetuned, module, data, lambda rules: [])
+        rule = search.search(problem).rule
+        model = finetuned.make(finetuned.plan(rule, some))
+        expected = search.search(problem_of(module, data, {task: few[task] for task in some})).rule
+        assert rule == expected
+        assert set(model) == {"0.weight"}
+
+
 def test_a_trained_layer_that_never_runs_is_refused(trained: tuple[Classifier, own_regressor.Planes, Any]) -> None:
     module, data, states = trained
     module.network.append(nn.Linear(2, 2))
