@@ -212,7 +212,7 @@ def check_data(rules: Mapping[str, AnyRule | Search], data: Data, methods: Itera
     if classifying and scores:
         raise InputError(
             f"rules {name_list(classifying)} need tasks with classes or label words, and {name_list(scores)} has a "
-            f"score as its answer; leave out one or the other"
+            f"score as its answer, or a text; leave out one or the other"
         )
     running = [name for name, rule in rules.items() if split_looked_at(rule) == "train"]
     linear = [method for method in dict.fromkeys(methods) if method in LINEARIZED_METHODS]
