@@ -105,6 +105,8 @@ def test_statistics_are_found_again_where_a_sweep_stopped_before_their_points(
 ) -> None:
     """A record of a search holds no tensors: what was to be scored by them is fused from the same ones all the same."""
     names = [name for name in ON_TRAINING if (run / "fused" / name).is_dir()]
+    if not names:
+        pytest.skip("refused for what acts to first order")
     shutil.copytree(swept, tmp_path / "out")
     records = {path: json.loads(path.read_text()) for path in (tmp_path / "out" / "ledger" / "points").rglob("*.json")}
     points = {path: record for path, record in records.items() if record["kind"] == "point" and record["rule"] in names}
