@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from fusionlab.errors import InputError
+from fusionlab.errors import InputError, did_you_mean
 
 _SHOWN = 200
 _LONGEST_FILE = 64  # characters in the name of a file that is written into a folder
@@ -42,6 +42,15 @@ def path_of(name: str | Path) -> Path:
     except (ValueError, RuntimeError) as error:  # a zero byte, half of a character, no such user's home
         raise InputError(f"{shown} is no path: {error}.") from error
     return path
+
+
+def nearest(path: Path) -> str:
+    """`` did you mean '...'?`` with the name beside a path that is not there which is nearest to it; else empty."""
+    folder = path.parent
+    if not (folder.is_dir() and os.access(folder, os.R_OK)):
+        return ""
+    hint = did_you_mean(path.name, os.listdir(folder))
+    return f" {hint}" if hint.startswith("did you mean") else ""
 
 
 def is_there(path: Path) -> bool:

@@ -18,7 +18,7 @@ from fusionlab.backbones.answer_tree import AnswerTree
 from fusionlab.backbones.choice import lowest_argmax
 from fusionlab.backbones.masks import additive_masks, visible_within
 from fusionlab.backbones.packed import Apart, find_apart
-from fusionlab.backbones.quiet import UNREADABLE, quiet
+from fusionlab.backbones.quiet import UNREADABLE, quiet, reason_of
 from fusionlab.backbones.settings import function_settings
 from fusionlab.backbones.tokenizers import read_tokenizer
 from fusionlab.errors import InputError, name_list
@@ -102,8 +102,7 @@ class CausalBackbone(nn.Module):
         except UNREADABLE as error:
             if isinstance(error, InputError):
                 raise
-            reason = " ".join(str(error).split())
-            raise InputError(f"the language model {name!r} could not be loaded: {reason}") from error
+            raise InputError(f"the language model {name!r} could not be loaded: {reason_of(error)}") from error
         model, info = loaded
         if info["missing_keys"]:
             raise InputError(

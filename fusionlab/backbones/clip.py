@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from fusionlab.backbones.images import ImageBackbone
 from fusionlab.backbones.preprocessing import OPENAI_MEAN, OPENAI_STD, Preprocessing, of_transformers, processor_files
 from fusionlab.backbones.prompts import check_prompts, check_rows, prompts_of
-from fusionlab.backbones.quiet import UNREADABLE, quiet
+from fusionlab.backbones.quiet import UNREADABLE, quiet, reason_of
 from fusionlab.errors import InputError, name_list
 
 
@@ -71,7 +71,7 @@ class ClipBackbone(ImageBackbone):
                 )
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         except UNREADABLE as error:
-            raise InputError(f"the CLIP model {name!r} could not be loaded: {error}") from error
+            raise InputError(f"the CLIP model {name!r} could not be loaded: {reason_of(error)}") from error
         if missing := info["missing_keys"] | {key for key, *_ in info["mismatched_keys"]}:
             raise InputError(
                 f"the CLIP model {name!r} lacks weights, or has them in other shapes than its config.json says: "

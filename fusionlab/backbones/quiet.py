@@ -10,6 +10,19 @@ from safetensors import SafetensorError
 UNREADABLE = (OSError, ValueError, RuntimeError, SafetensorError)
 """What transformers raises for a model whose files are missing, cut short, or of other shapes than they say."""
 
+_CUT = ("deserializing header", "incomplete", "invalid load key", "failed finding central directory", "EOF")
+_NO_WEIGHTS = ("no file named", "not contain any weights")
+
+
+def reason_of(error: Exception) -> str:
+    """Why a model could not be loaded, in one line, and what to do where that is plain."""
+    told = " ".join(str(error).split())
+    if any(each in told for each in _CUT):
+        return f"{told}; a weight file is cut short or none: download the model again"
+    if any(each in told for each in _NO_WEIGHTS):
+        return f"{told.rstrip('.')}; give a folder with its weight files, or download the model again"
+    return told
+
 
 @contextmanager
 def quiet() -> Iterator[None]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fusionlab.backbones.choice import lowest_argmax
 from fusionlab.backbones.label_words import Answers, check_words, side_by_side
-from fusionlab.backbones.quiet import UNREADABLE, quiet
+from fusionlab.backbones.quiet import UNREADABLE, quiet, reason_of
 from fusionlab.backbones.settings import function_settings
 from fusionlab.errors import InputError, name_list
 
@@ -76,7 +76,7 @@ class T5Backbone(nn.Module):
         except UNREADABLE as error:
             if isinstance(error, InputError):
                 raise
-            raise InputError(f"the T5 model {name!r} could not be loaded: {error}") from error
+            raise InputError(f"the T5 model {name!r} could not be loaded: {reason_of(error)}") from error
         model, info = loaded
         if info["missing_keys"]:
             raise InputError(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fusionlab.backbones.images import ImageBackbone
 from fusionlab.backbones.preprocessing import HALF, Preprocessing, of_timm, of_transformers, processor_files
-from fusionlab.backbones.quiet import UNREADABLE, quiet
+from fusionlab.backbones.quiet import UNREADABLE, quiet, reason_of
 from fusionlab.errors import InputError, did_you_mean, name_list
 from fusionlab.tensors.hub_refusals import hub_refusal
 
@@ -76,7 +76,7 @@ class ViTBackbone(ImageBackbone):
                 if not classifies and missing and all(key.startswith("pooler.") for key in missing):
                     model, missing = ViTModel.from_pretrained(source, dtype=torch.float32, add_pooling_layer=False), ()
         except UNREADABLE as error:
-            raise InputError(f"the ViT model {name!r} could not be loaded: {error}") from error
+            raise InputError(f"the ViT model {name!r} could not be loaded: {reason_of(error)}") from error
         if missing:
             raise InputError(f"the ViT model {name!r} lacks weights: {name_list(sorted(missing))}; give a complete one")
         preprocessing = of_transformers(source, "ViT", int(config.image_size))

@@ -22,6 +22,8 @@ def readable(message: str, flags: Iterable[str], command: str) -> str:
     unknown = re.search(r"unrecognized arguments: (?:--)?([^\s=]+)|does not accept option '([\w.]+)'", message)
     if unknown:
         return _unknown(unknown[1] or unknown[2], list(flags), command)
+    if file := re.search(r"File does not exist: '?(.+?)'?$", message.strip(), re.MULTILINE):
+        return f"--config: {file[1]!r} does not exist; give a YAML file"
     if required := re.search(r"arguments are required: (.+)|[Kk]ey \"?([\w.]+)\"? is required", message):
         names = required[1] or _key(message, required[2])
         return f"missing: {names}. Give it as a flag, or as a key of a file with --config."
@@ -86,5 +88,7 @@ def _expected(kinds: list[str], value: str) -> str:
     choices = [choice for kind in kinds if kind.startswith("typing.Literal[") for choice in re.findall(QUOTED, kind)]
     if choices:
         return f"no such choice {value!r}; {did_you_mean(value, choices)}"
+    if kinds[0].removeprefix("<class '").startswith(("list", "typing.List")) and re.fullmatch(r"'?[\w./-]+'?", value):
+        return f"expected a list, got {value!r}; a list is written '[{value.strip(chr(39))}]'"
     names = [re.sub(r"<class '(.+?)'>", r"\1", kind).removeprefix("typing.") for kind in kinds]
     return f"expected {' or '.join(name for name in names if name != 'NoneType')}, got {value!r}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -86,4 +87,7 @@ def lightning_errors() -> Iterator[None]:
     except (MisconfigurationException, RuntimeError, ValueError) as error:
         if not is_of_options(error):
             raise
-        raise InputError(f"trainer: {' '.join(str(error).split())}") from error
+        told = " ".join(str(error).split())
+        lacking = re.search(r"No supported \w+ backend|can not run on your system|No CUDA GPUs", told)
+        advice = "; give --trainer.accelerator auto, which takes what this machine has, or cpu" if lacking else ""
+        raise InputError(f"trainer: {told.rstrip('.') if lacking else told}{advice}") from error

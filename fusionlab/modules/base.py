@@ -325,12 +325,16 @@ class FusionModule(LightningModule, ModuleDefaults, ABC):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW with one parameter group per task, so that decay, clipping and schedule act per task."""
+        total_steps = self.trainer.estimated_stepping_batches
+        if total_steps == float("inf"):
+            raise InputError(
+                "training has no end to lay the learning rate's schedule over: give max_steps or max_epochs"
+            )
         groups = [{"params": parameters, "name": task} for task, parameters in self.task_parameters.items()]
         optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, weight_decay=self.weight_decay, fused=True)
-        total_steps = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer,
-            lambda step: lr_multiplier(step, self.num_warmup_steps, total_steps, self.lr_schedule),
+            lambda step: lr_multiplier(step, self.num_warmup_steps, int(total_steps), self.lr_schedule),
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -10,8 +10,9 @@ from fusionlab.cards.masks import sizes_text
 from fusionlab.contracts import Row
 from fusionlab.errors import InputError
 from fusionlab.evaluation.rows import LM_EVAL, higher_is_better, read_rows
+from fusionlab.files import nearest
 from fusionlab.foreign import read_json
-from fusionlab.layout import COSINES, FUSED, FUSION, NORM_SHARES, PLANE, PLOTS, RESULTS, SCORES, SWEEP
+from fusionlab.layout import CONFIG, COSINES, FUSED, FUSION, NORM_SHARES, PLANE, PLOTS, RESULTS, SCORES, SWEEP
 from fusionlab.reporting.learning import learning_curves
 from fusionlab.reporting.page import Cell, Note, Picture, Section, Table, file_name
 from fusionlab.reporting.published import PublishedSummary
@@ -45,7 +46,19 @@ def sections_of(folder: Path, published: Sequence[PublishedSummary] = (), title:
         return of_sweep(folder, published, title)
     if (folder / RESULTS).is_file():
         return _of_run(folder, title)
-    raise InputError(f"{str(folder)!r} has neither {RESULTS} nor {SWEEP}; give the folder of a finished run or sweep")
+    raise InputError(f"{str(folder)!r} {_without_results(folder)}")
+
+
+def _without_results(folder: Path) -> str:
+    """Why a folder is nothing to report on, and what to give."""
+    wanted = "give the folder of a finished run or sweep"
+    if not folder.exists():
+        return f"does not exist; {wanted}.{nearest(folder)}"
+    if folder.is_file():
+        return f"is a file; {wanted}, such as {str(folder.parent)!r}"
+    if (folder / CONFIG).is_file():
+        return f"has no {RESULTS}: the run is not finished; give its fit again, which goes on where it ended"
+    return f"has neither {RESULTS} nor {SWEEP}; {wanted}"
 
 
 def _of_run(folder: Path, title: str) -> list[Section]:

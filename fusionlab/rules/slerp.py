@@ -71,5 +71,8 @@ class Slerp:
 
 def _weights(base: Tensor, task_vectors: TaskVectors) -> Tensor:
     if len(task_vectors) != 2:
-        raise InputError(f"slerp is between two models, got {len(task_vectors)}: {name_list(task_vectors.tasks)}.")
+        raise InputError(
+            f"slerp is between two models, got {len(task_vectors)}: {name_list(task_vectors.tasks)}; give "
+            f"two, or take karcher, a mean on the sphere of any number."
+        )
     return torch.add(task_vectors.stacked, base, out=scratch.empty_like(task_vectors.stacked))

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from fusionlab.errors import InputError, name_list
-from fusionlab.files import path_of
+from fusionlab.files import nearest, path_of
 from fusionlab.foreign import ModelConfig, WeightIndex, read_json
 from fusionlab.layout import ADAPTER_CONFIG
 from fusionlab.tensors.companions import NOT_FETCHED, has_custom_code, named_folders
@@ -46,7 +46,7 @@ def resolve(name: str, variant: str | None = None, *, weights: bool = True) -> P
         return path
     if not is_hub_id(name):
         more = "; an adapter is given by its own path, not as base+adapter" if "+" in name else ""
-        raise InputError(f"{name!r} does not exist, and is no hub id (owner/name){more}.")
+        raise InputError(f"{name!r} does not exist, and is no hub id (owner/name){more}.{nearest(path)}")
     try:
         return _download(name, variant) if weights else _files_beside_weights(name)
     except hub_errors() as error:

@@ -11,6 +11,7 @@ from typing import Any
 from fusionlab.errors import InputError, name_list
 from fusionlab.files import accessed, is_file
 from fusionlab.foreign import WeightIndex, read_json
+from fusionlab.layout import ADAPTERS, FINETUNED, FUSED
 from fusionlab.tensors.headers import Header, read_header
 
 SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
@@ -195,9 +196,11 @@ def _loose_file(folder: Path, variant: str | None) -> Path:
         names = name_list(path.name for path in loose)
         raise InputError(f"{str(folder)!r} has shards without their index: {names}; download the model again.")
     inside = sorted(item.name for item in folder.iterdir())
+    of_run = [f"{name}/NAME" for name in (ADAPTERS, FINETUNED, FUSED) if name in inside]
+    which = f" It is the folder of a run: give {' or '.join(of_run)} in it." if of_run else ""
     raise InputError(
         f"{str(folder)!r} has no weights: expected {SAFETENSORS} or {PICKLED}, or their index; "
-        f"it holds {name_list(inside) or 'nothing'}."
+        f"it holds {name_list(inside) or 'nothing'}.{which}"
     )
 
 
