@@ -89,13 +89,14 @@ class Facts:
     def of(cls, folder: Path, origin: Origin) -> Facts:
         """What ``folder`` and its maker say."""
         adapter = read_json(folder / ADAPTER_CONFIG, PeftConfig) if is_there(folder / ADAPTER_CONFIG) else None
-        network = folder if adapter is None else origin.base_folder
+        record = own_record(folder)
+        network = folder if adapter is None and not record.get("masks") else origin.base_folder
         config, is_open_clip = {}, network is None and (":" in origin.base and not origin.base.startswith("timm:"))
         if network is not None and is_there(network / _TRANSFORMERS):
             config = read_json(network / _TRANSFORMERS, ModelConfig)
         elif network is not None and is_there(network / _OPEN_CLIP):
             is_open_clip = True
-        return cls(origin, own_record(folder), adapter, config, is_open_clip)
+        return cls(origin, record, adapter, config, is_open_clip)
 
     @property
     def row(self) -> Mapping[str, Any]:

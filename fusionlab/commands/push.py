@@ -91,7 +91,7 @@ def files_to_push(folder: Path) -> list[str]:
         if not is_there(folder / ADAPTER_MODEL):
             raise InputError(f"{str(folder)!r} has no {ADAPTER_MODEL}; only safetensors are sent")
         read_header(folder / ADAPTER_MODEL)
-    elif is_there(folder / MASKS):
+    elif is_there(folder / MASKS) or is_there(folder / MASKS):
         weights = [UNIFIED, MASKS]
         for name in weights:
             read_header(folder / name)

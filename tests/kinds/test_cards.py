@@ -142,6 +142,21 @@ def outputs(kind: str, model: Any) -> torch.Tensor:
     return model(input_ids=tokens, **more).logits
 
 
+def test_masks_are_read_by_fusionlab_only(tmp_path: Path) -> None:
+    module = fusionlab.ClipModule("tiny-clip", rank=2)
+    parameters = module.adaptation.add(list(TASKS))
+    generator = torch.Generator().manual_seed(1)
+    for parameter in (each for task in TASKS for each in parameters[task]):
+        parameter.data.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+    fused = fusionlab.fuse("emr", module, finetuned={task: module.finetuned(task) for task in TASKS})
+    save_fused(tmp_path / "emr", fused, module.backbone, FUSED | {"rule": "emr"}, origin=ORIGIN)
+    card = card_of(tmp_path / "emr")
+    assert (card.data.library_name, card.data.base_model_relation) == ("fusionlab", "merge")
+    assert card.data.pipeline_tag == "zero-shot-image-classification"
+    assert "the task of an input must be known" in card.text
+    assert "from transformers" not in card.text
+
+
 @pytest.mark.parametrize("method", ["lora", "full"])
 @torch.no_grad()
 def test_open_clip(method: str, tmp_path: Path) -> None:

@@ -104,6 +104,16 @@ def test_a_full_model_s_files(hub: Hub, folder: Path) -> None:
     assert set(on_hub(hub)) == parts | more | {".gitattributes"}
 
 
+def test_masks(hub: Hub, folder: Path) -> None:
+    (folder / "adapter_config.json").unlink()
+    (folder / "adapter_model.safetensors").unlink()
+    for name in ("unified.safetensors", "masks.safetensors"):
+        save_file({"w": torch.ones(8)}, folder / name)
+    assert main([*PUSH, str(folder)]) == 0
+    parts = {"README.md", "fusionlab.json", "unified.safetensors", "masks.safetensors"}
+    assert set(on_hub(hub)) == parts | {".gitattributes"}
+
+
 def test_after_a_broken_push_the_next_sends_what_is_missing(
     hub: Hub, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
