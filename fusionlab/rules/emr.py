@@ -39,22 +39,34 @@ class Emr:
             values = scratch.empty_like(unified, torch.float64)
             for task, task_vector, mask in zip(task_vectors.tasks, task_vectors.stacked, masks, strict=True):
                 found[f"absolute_sum/{task}"] = partial_sums(values.copy_(task_vector).abs_())
-                found[f"masked_sum/{task}"] = partial_sums(values.copy_(unified).abs_().mul_(mask))
+                values.copy_(unified).abs_().masked_fill_(torch.logical_not(mask, out=mask), 0)
+                found[f"masked_sum/{task}"] = partial_sums(values)
         return found
 
     def unify(self, task_vectors: TaskVectors) -> Tensor:
         """The largest entry of the elected sign; 0 where all are."""
-        total = scratch.empty_like(task_vectors.stacked[0]).zero_()
-        for task_vector in task_vectors.stacked:
-            total += task_vector
-        largest, smallest = (scratch.empty_like(total) for _ in range(2))
-        torch.amax(task_vectors.stacked, 0, out=largest).clamp_(min=0)
-        torch.amin(task_vectors.stacked, 0, out=smallest).clamp_(max=0)
-        return torch.where(total > 0, largest, smallest)
+        unified = scratch.empty_like(task_vectors.stacked[0])
+        with scratch.frame():
+            total, smallest = (scratch.empty_like(unified) for _ in range(2))
+            positive = scratch.empty_like(unified, torch.bool)
+            total.zero_()
+            for task_vector in task_vectors.stacked:
+                total += task_vector
+            torch.amax(task_vectors.stacked, 0, out=unified).clamp_(min=0)
+            torch.amin(task_vectors.stacked, 0, out=smallest).clamp_(max=0)
+            torch.where(torch.gt(total, 0, out=positive), unified, smallest, out=unified)
+        return unified
 
     def masks(self, unified: Tensor, task_vectors: TaskVectors) -> Tensor:
         """Where τ_t and u have one sign."""
-        return torch.where(unified > 0, task_vectors.stacked > 0, task_vectors.stacked < 0)
+        found = scratch.empty_like(task_vectors.stacked, torch.bool)
+        with scratch.frame():
+            positive, negative = (scratch.empty_like(unified, torch.bool) for _ in range(2))
+            torch.gt(unified, 0, out=positive)
+            for mask, task_vector in zip(found, task_vectors.stacked, strict=True):
+                torch.gt(task_vector, 0, out=mask)
+                torch.where(positive, mask, torch.lt(task_vector, 0, out=negative), out=mask)
+        return found
 
     def scales(self, tasks: tuple[str, ...], statistics: Statistics) -> dict[str, float]:
         """Σ |τ_t| / Σ |M_t u|."""

@@ -60,7 +60,7 @@ class Tall:
     def masks(self, unified: Tensor, task_vectors: TaskVectors) -> Tensor:
         """Where a task's own entry is large beside the sum of the others'."""
         thresholds = self.thresholds(task_vectors.tasks)
-        found = torch.empty(task_vectors.stacked.shape, dtype=torch.bool, device=unified.device)
+        found = scratch.empty_like(task_vectors.stacked, torch.bool)
         with scratch.frame():
             rest, size = (scratch.empty_like(unified) for _ in range(2))
             for mask, task, task_vector in zip(found, task_vectors.tasks, task_vectors.stacked, strict=True):

@@ -21,7 +21,7 @@ from fusionlab.files import accessed, is_there, path_of
 from fusionlab.foreign import Results, RunConfig, read_json, read_yaml
 from fusionlab.layout import ADAPTER_CONFIG, ADAPTERS, CONFIG, FINETUNED, FUSED, RESULTS
 from fusionlab.linearize import LINEARIZED_METHODS, LinearizedState
-from fusionlab.tensors import open_checkpoint
+from fusionlab.tensors import masked, open_checkpoint
 from fusionlab.tensors.hub import is_hub_id, resolve
 from fusionlab.tensors.lazy import StateWeights
 from fusionlab.tensors.masked import MaskedVectors, open_masked
@@ -168,7 +168,7 @@ def masked_base_hash(base: nn.Module | State, names: Iterable[str], dtype: torch
     if isinstance(base, nn.Module):
         stored, firsts = Layout.of(base).to_disk(adapters.base_state(base)), first_names(base, firsts)
     assert isinstance(stored, Mapping)
-    return layers_hash({name: stored[first] for name, first in firsts.items() if first in stored}, dtype)
+    return masked.base_hash(StateWeights(dict(stored)), firsts, dtype)
 
 
 def _by_name(base: nn.Module | State) -> Callable[[str], Tensor | None]:

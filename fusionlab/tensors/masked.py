@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from fusionlab.tensors.readers import SafetensorsWeights
 from fusionlab.tensors.writers import WeightsWriter
 
 _ONE_FILE = 1 << 62  # bytes
+_PIECE = 1 << 20  # elements
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,26 @@ class MaskedWeights:
         packed = torch.empty(end - first, dtype=torch.uint8)
         masks.read_into(name, self._row * masks.tensors[name].shape[1] + first, packed)
         out.mul_(self._scale).mul_(unpack(packed, start % 8, out.numel()).to(out.device))
+
+
+def base_hash(weights: Weights, names: Mapping[str, str], dtype: torch.dtype | None = None) -> str:
+    """Short SHA-256 over a base's tensors in float32, as they are or rounded first; read piece by piece.
+
+    Args:
+        weights: of the base.
+        names: what a tensor is called in the hash -> its name there; what is not there is left out.
+        dtype: round to this one.
+    """
+    digest, buffer = hashlib.sha256(), torch.empty(_PIECE)
+    for name, own in sorted(names.items()):
+        if (info := weights.tensors.get(own)) is None:
+            continue
+        digest.update(f"{name}{info.shape}".encode())
+        for start in range(0, info.numel, _PIECE):
+            piece = buffer[: min(_PIECE, info.numel - start)]
+            weights.read_into(own, start, piece)
+            digest.update((piece if dtype is None else piece.to(dtype).float()).numpy().data)
+    return digest.hexdigest()[:16]
 
 
 Place = Callable[[str], tuple[str, int]]

@@ -24,10 +24,9 @@ from fusionlab.layout import ADAPTER_CONFIG, FUSION, MASKS, UNIFIED
 from fusionlab.tensors import open_checkpoint
 from fusionlab.tensors.hub import embedded, resolve
 from fusionlab.tensors.lazy import NamedWeights
-from fusionlab.tensors.masked import open_masked
+from fusionlab.tensors.masked import base_hash, open_masked
 from fusionlab.tensors.parts import relation
 from fusionlab.tensors.records import own_record
-from fusionlab.tensors.state import Computed
 from fusionlab.tensors.stats import adapter_files
 from fusionlab.tensors.weight_files import unread_weights
 
@@ -107,15 +106,13 @@ def open_input(
 
 def _open_masks(task: str, name: str, path: Path, base: Opened, *, allow_other_base: bool) -> Opened:
     """The task's weights in a folder of masks, which hold on their own base."""
-    from fusionlab.adapters.same_base import layers_hash  # imports peft, which takes seconds
-
     _refuse_tangent(task, path)
     record = own_record(path)
     weights = open_masked(path, (record.get("masks") or {}).get("scales", {})).of(task)
-    there = {each: each for each in weights.tensors if each in base.weights.tensors}
+    names = {each: each for each in weights.tensors}
     rounded = (None, torch.bfloat16, torch.float16)
     made_for, notes = record.get("base_hash"), []
-    if not any(layers_hash(Computed(there, base.weights.read), dtype) == made_for for dtype in rounded):
+    if not any(base_hash(base.weights, names, dtype) == made_for for dtype in rounded):
         told = f"masks {task!r} in {str(path)!r} were made for another base ({record.get('base')!r})"
         if not allow_other_base:
             raise InputError(f"{told}. {_OTHER_BASE}")

@@ -15,8 +15,7 @@ from fusionlab.errors import InputError
 from fusionlab.fusion.masks import masks_record
 from fusionlab.fusion.units import UnitWeights
 from fusionlab.rules import TaskKnownRule
-from fusionlab.tensors.masked import MaskWriter, mask_infos
-from fusionlab.tensors.state import Computed
+from fusionlab.tensors.masked import MaskWriter, base_hash, mask_infos
 
 _WITHOUT = {
     "save": "auto",
@@ -57,8 +56,6 @@ def unified_tensors(job: Job) -> dict[str, TensorInfo]:
 
 def write_masks(prepared: Prepared, staging: Path, resources: Resources) -> tuple[Outcome, dict[str, Any]]:
     """Fuse into the two files of an existing folder; and what ``fusion.json`` tells of them."""
-    from fusionlab.adapters.same_base import layers_hash  # imports peft, which takes seconds
-
     job, unified = prepared.job, prepared.tensors
     assert isinstance(job.base, UnitWeights)
     assert isinstance(job.rule, TaskKnownRule)
@@ -67,5 +64,4 @@ def write_masks(prepared: Prepared, staging: Path, resources: Resources) -> tupl
     with MaskWriter(staging, unified, masks, job.base.place) as writer:
         outcome = run(job, writer, resources)
     told = masks_record(job.rule, outcome.scales, unified, masks, prepared.trained_bytes)
-    stored = job.base.stored
-    return outcome, {"base_hash": layers_hash(Computed({name: name for name in unified}, stored.read)), "masks": told}
+    return outcome, {"base_hash": base_hash(job.base.stored, {name: name for name in unified}), "masks": told}
