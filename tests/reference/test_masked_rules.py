@@ -15,6 +15,7 @@ from fusionlab import rules
 from fusionlab.blocks.bits import pack, packed_size, unpack
 from fusionlab.engine import Resources
 from fusionlab.errors import InputError
+from fusionlab.fusion.by_task import acting
 from fusionlab.fusion.making import fuse_weights
 from fusionlab.tensors.masked import MaskedVectors
 
@@ -187,6 +188,17 @@ def test_equal_masks_of_a_block_are_chosen_by_its_own_entries() -> None:
     assert vectors_of(found)["b"]["w"].tolist() == pytest.approx([-2 / 3, 4 / 3, 0.0])
     lost = {"a": {"w": torch.tensor([1.0])}, "b": {"w": torch.tensor([-2.0])}}
     assert masked(rules.Emr(), lost).scales == {"a": 0.0, "b": 1.0}
+
+
+def test_each_task_acts_under_its_own_weights(task_matrices: Any) -> None:
+    vectors = drawn("full", task_matrices)
+    base = {name: torch.zeros_like(each) for name, each in vectors["task 0"].items()}
+    weights = masked(rules.Emr(), vectors)
+    found = {task: state for state, [task] in acting(weights, ["task 2", "task 0"], base)}
+    assert list(found) == ["task 2", "task 0"]
+    for task, state in found.items():
+        assert all(torch.equal(state[name], each) for name, each in vectors_of(weights)[task].items())
+    assert list(acting(base, ["a", "b"], base)) == [(base, ["a", "b"])]
 
 
 def test_what_does_not_fit_is_refused(task_matrices: Any) -> None:
