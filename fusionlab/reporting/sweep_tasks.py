@@ -67,10 +67,20 @@ def missing_points(sweep: Mapping[str, Any], rows: Sequence[Row]) -> list[Part]:
     gaps += _fewer(lines)
     if gaps:
         gaps.append("Their lines stop there; nothing is drawn between points that are missing.")
+    if gaps := _not_computed(sweep) + gaps:
         found.append(Note("Missing points", gaps, warns=True))
     if shares := _without_shares(sweep, rows):
         found.append(Note("Scores without shares", shares, warns=True))
     return found
+
+
+def _not_computed(sweep: Mapping[str, Any]) -> list[str]:
+    """How many points of each number of tasks there was no time for."""
+    missing: dict[int, int] = {}
+    for each in sweep.get("missing", ()):
+        missing[each["num_tasks"]] = missing.get(each["num_tasks"], 0) + each["num_subsets"]
+    told = [f"{count(number, 'point')} of {size} fused tasks: not computed yet." for size, number in missing.items()]
+    return [*told, "The command of the sweep goes on with them."] if told else []
 
 
 def _fewer(lines: Sequence[Mapping[str, Any]]) -> list[str]:

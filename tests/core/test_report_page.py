@@ -17,6 +17,7 @@ from fusionlab.reporting.png import png
 from fusionlab.reporting.scores import groups, means
 from fusionlab.reporting.sections import sections_of
 from fusionlab.reporting.svg import line_panels
+from fusionlab.reporting.sweep_tasks import missing_points
 
 ASSETS = Path(__file__).parents[2] / "fusionlab" / "assets" / "report"
 
@@ -87,6 +88,17 @@ def test_what_is_missing_is_said(sweep: Path) -> None:
     notes = {note.title: note.lines for note in parts(sections_of(sweep), Note)}
     assert notes["Missing points"][0] == "L-LoRA, task arithmetic (strict): no point for 3 fused tasks."
     assert "single-task score of c is zero or negative" in notes["Scores without shares"][0]
+
+
+def test_points_that_there_was_no_time_for_are_counted() -> None:
+    place = {"protocol": "strict", "method": "lora", "seed": 1, "rule": "ties"}
+    missing = [place | {"num_tasks": size, "num_subsets": number} for size, number in ((2, 3), (3, 1), (2, 2))]
+    [note] = missing_points({"summary": [], "missing": missing, "tasks": ["a", "b"], "single_task": {}}, [])
+    assert isinstance(note, Note)
+    assert note.lines[:2] == [
+        "5 points of 2 fused tasks: not computed yet.",
+        "1 point of 3 fused tasks: not computed yet.",
+    ]
 
 
 def test_models_that_are_told_the_task_are_apart(tmp_path: Path) -> None:
