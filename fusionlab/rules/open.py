@@ -12,7 +12,7 @@ from fusionlab.rules.task_arithmetic import TaskArithmetic
 
 
 def is_open(rule: Any) -> bool:
-    """Whether the rule has no coefficient yet, and so needs a search or a default.
+    """Whether it is a rule without a coefficient yet, which needs a search or a default; a search is none.
 
     Example:
         >>> from fusionlab.rules import Dare
@@ -20,7 +20,7 @@ def is_open(rule: Any) -> bool:
         (True, False)
     """
     inner = _innermost(rule)
-    return isinstance(inner, TaskArithmetic) and inner.scaling_coefficient is None
+    return isinstance(rule, Rule) and isinstance(inner, TaskArithmetic) and inner.scaling_coefficient is None
 
 
 def with_argument(rule: Any, name: str, value: Any) -> Any:

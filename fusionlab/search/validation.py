@@ -186,9 +186,11 @@ def looks_at_data(rule: AnyRule | Search) -> bool:
 
 def complete(rule: AnyRule | Search, problem: ValidationProblem) -> Found:
     """The rule with all its coefficients: itself, or what is found for an open one or by a search."""
-    if is_open(rule):
+    if not isinstance(rule, Search):
+        if not is_open(rule):
+            return Found(rule)
         rule = Validated(rule)
-    return rule.search(problem) if isinstance(rule, Search) else Found(rule)
+    return rule.search(problem)
 
 
 def check_data(rules: Mapping[str, AnyRule | Search], data: Data, methods: Iterable[str] = ()) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fusionlab.errors import InputError
-from fusionlab.rules import Dare, Metagpt, Rule, TaskArithmetic, Ties, from_config
+from fusionlab.rules import Dare, Metagpt, Rule, TaskArithmetic, Ties, from_config, is_open
 from fusionlab.search import (
     Adamerging,
     Lorahub,
@@ -42,6 +42,13 @@ class Peaked:
 
 
 GRID = tuple(round(0.05 * step, 2) for step in range(21))
+
+
+def test_a_search_for_an_open_coefficient_is_no_open_rule() -> None:
+    assert is_open(TaskArithmetic())
+    assert is_open(Dare(TaskArithmetic()))
+    assert not is_open(Validated())
+    assert not is_open(Validated(Dare(TaskArithmetic())))
 
 
 def test_best_of_the_grid_and_the_smaller_of_equals() -> None:

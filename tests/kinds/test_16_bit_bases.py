@@ -192,7 +192,7 @@ CASES = {
     "vit l_lora": [*CLIP, "bf16-true", "--model", "ViTModule", "--model.method", "l_lora"],
 }
 MODELS = {"t5": "tiny-t5", "cl": "tiny-clip"}
-SLOW = ("t5 full", "clip lora", "vit l_lora")
+SLOW = ("t5 full", "clip full", "clip lora", "vit l_lora")
 
 
 @pytest.mark.parametrize("case", [pytest.param(c, marks=[pytest.mark.slow] if c in SLOW else []) for c in CASES])

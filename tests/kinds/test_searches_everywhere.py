@@ -49,7 +49,7 @@ def searches_of(case: str) -> dict[str, Any]:
     return SEARCHES if "tangent" in case else SEARCHES | ON_TRAINING
 
 
-CELLS = [pytest.param(case, marks=[] if "lora" in case else [pytest.mark.slow]) for case in CASES]
+CELLS = [pytest.param(case, marks=[] if case == "clip lora" else [pytest.mark.slow]) for case in CASES]
 
 
 @pytest.fixture(scope="module", params=CELLS)

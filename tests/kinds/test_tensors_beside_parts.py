@@ -326,6 +326,7 @@ assert "peft" not in sys.modules
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["vision tower of CLIP", "Llama", "T5's encoder"])
 def test_no_model_class_is_imported(case: str, saved: Callable[[str], Path], tmp_path: Path) -> None:
     folder = saved(case)

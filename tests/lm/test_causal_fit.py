@@ -156,9 +156,9 @@ def test_the_first_loss_of_a_zero_adapter_is_the_bases_own(
         ("--data.packing", "true", "--data.max_length", "128"),
         ("--model.gradient_checkpointing", "true"),
         ("--model.dtype", "bfloat16"),
-        ("--trainer.precision", "bf16-mixed"),
+        pytest.param(("--trainer.precision", "bf16-mixed"), marks=pytest.mark.slow),
         ("--model.ranking", "per_byte"),
-        ("--model.evaluation", "generate"),
+        pytest.param(("--model.evaluation", "generate"), marks=pytest.mark.slow),
     ],
     ids=lambda more: more[0].rpartition(".")[2],
 )

@@ -199,7 +199,7 @@ class _CheckedFusion(FusionCallback):
         assert active == adapters.active(pl_module.base_model)
 
 
-@pytest.mark.parametrize("method", ["lora", "l_lora"])
+@pytest.mark.parametrize("method", ["lora", pytest.param("l_lora", marks=pytest.mark.slow)])
 def test_python_fit_restores_the_state_and_freezes_the_base(method: str, tmp_path: Path) -> None:
     seed_everything(3)
     data = fusionlab.ImageTasks(["digits", "signs"], max_samples=64, batch_size=16, seed=3)

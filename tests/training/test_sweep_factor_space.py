@@ -96,6 +96,7 @@ def values_of(record: dict[str, Any]) -> dict[str, float]:
 POINTS = [("lora", TASKS), ("l_lora", TASKS), ("tangent_lora", TASKS)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "subset"), POINTS, ids=str)
 def test_a_point_is_that_of_combine_factors(
     method: str, subset: list[str], both: dict[str, Any], prepared: tuple[Any, Any]
@@ -118,6 +119,7 @@ def test_a_point_is_that_of_combine_factors(
         assert {row["task"]: row["value"] for row in rows} == values_of(point), point["rule"]
 
 
+@pytest.mark.slow
 def test_trained_a_gives_other_weights_with_the_same_coefficients(both: dict[str, Any]) -> None:
     adapters = adapters_of(both["output"], "lora")
     base = {name: torch.zeros(shape.shape) for name, shape in adapters["digits"].task_vector().items()}
@@ -135,6 +137,7 @@ def test_trained_a_gives_other_weights_with_the_same_coefficients(both: dict[str
             assert difference.norm() > 0.01 * sums.task_vector()[name].norm()
 
 
+@pytest.mark.slow
 def test_the_start_is_part_of_the_identity_where_it_acts(both: dict[str, Any]) -> None:
     adapters = adapters_of(both["output"], "lora")
     moved = {task: replace(adapter, seed=7, a0_hash="") for task, adapter in adapters.items()}
@@ -143,6 +146,7 @@ def test_the_start_is_part_of_the_identity_where_it_acts(both: dict[str, Any]) -
         assert (one == other) is same
 
 
+@pytest.mark.slow
 def test_the_space_is_part_of_the_identity_but_for_delta_weight(
     both: dict[str, Any], prepared: tuple[Any, Any], tmp_path: Path
 ) -> None:
@@ -161,6 +165,7 @@ def test_the_space_is_part_of_the_identity_but_for_delta_weight(
         assert identity.of_point(point) == key_of(known)
 
 
+@pytest.mark.slow
 def test_frozen_a_gives_the_values_of_delta_weight(both: dict[str, Any]) -> None:
     def known(space: str) -> dict[tuple[Any, ...], dict[str, float]]:
         points = [each for each in records_of(both["output"], space) if each["kind"] == "point"]
@@ -180,6 +185,7 @@ def test_frozen_a_gives_the_values_of_delta_weight(both: dict[str, Any]) -> None
         torch.testing.assert_close(fused[name], sums[name], rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_everything_says_the_space(both: dict[str, Any], tmp_path: Path) -> None:
     labelled = {f"{name} (factor)" for name in RECIPE["rules"]}
     for space, names in (("delta_weight", set(RECIPE["rules"])), ("factor", labelled)):
@@ -199,6 +205,7 @@ def test_everything_says_the_space(both: dict[str, Any], tmp_path: Path) -> None
     assert not re.search(r"LoRA, MetaGPT(?! (× multiplier )?\(factor\))", text)
 
 
+@pytest.mark.slow
 def test_both_spaces_in_one_output_do_not_mix(both: dict[str, Any], tmp_path: Path) -> None:
     for space in ("delta_weight", "factor"):
         assert sweep(tmp_path / space, space, runs=[str(both["output"] / "runs" / "lora-seed42")]) == 0
@@ -211,6 +218,7 @@ def test_both_spaces_in_one_output_do_not_mix(both: dict[str, Any], tmp_path: Pa
         assert rows_of(tmp_path / space) == [row for row in both[space]["rows"] if row["method"] == "lora"]
 
 
+@pytest.mark.slow
 def test_a_rule_that_is_only_called_factor_does_not_mix(both: dict[str, Any], tmp_path: Path) -> None:
     output = tmp_path / "copy"
     shutil.copytree(both["output"], output)
@@ -252,6 +260,7 @@ def test_what_has_no_factors_is_refused_by_name(case: str, tmp_path: Path, capsy
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["seed", "no seed", "frozen A", "alpha"])
 def test_adapters_that_cannot_be_fused_apart(
     case: str, both: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -283,6 +292,7 @@ def test_adapters_that_cannot_be_fused_apart(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_runs_of_whole_weights_and_rules_that_are_no_sums(both: dict[str, Any]) -> None:
     adapters = adapters_of(both["output"], "lora")
     base = {name: torch.zeros(value.shape) for name, value in adapters["digits"].task_vector().items()}

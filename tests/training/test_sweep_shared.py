@@ -48,6 +48,7 @@ def swept(output: Path, **recipe: Any) -> dict[str, Any]:
     return content | {"rows": json.loads((output / "results.json").read_text())["rows"]}
 
 
+@pytest.mark.slow
 def test_two_processes_and_one_write_the_same_file(runs: list[str], tmp_path: Path, recwarn: Any) -> None:
     rules = ["average", "task_arithmetic", "metagpt_multiplier"]
     alone = swept(tmp_path / "alone", runs=runs, rules=rules, processes=1)

@@ -216,19 +216,20 @@ def test_the_coefficient_grid_costs_one_pass_per_task_vector(
     calls: list[str] = []
     original = ClipBackbone.image_features
     monkeypatch.setattr(ClipBackbone, "image_features", lambda *args: calls.append("") or original(*args))
-    argv = [*FIT[:-1], "[task_arithmetic]", "--model.method", method, "--model.learning_rate", "0.003"]
+    grid = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
+    rules = {"chosen": {"class_path": "validated", "init_args": {"grid": grid}}}
+    argv = [*FIT[:-1], json.dumps(rules), "--model.method", method, "--model.learning_rate", "0.003"]
     rows, passes = {}, {}
     for how in ("together", "one by one"):
         if how == "one by one":
-            monkeypatch.setattr("fusionlab.search.validation.scored_at_once", lambda *args: True)
             monkeypatch.setattr("fusionlab.search.validation.linear_tasks", lambda *args: ())
         calls.clear()
         assert main([*argv, "--trainer.default_root_dir", str(tmp_path / how)]) == 0
         rows[how], passes[how] = rows_of(tmp_path / how / "results.json"), len(calls)
     assert rows["together"] == rows["one by one"]
     assert {row["scaling_coefficients"]["signs"] for row in rows["together"] if row["rule"]} != {0.0}
-    # one by one: each of 61 coefficients runs the network on both tasks' one batch
-    assert passes["together"] <= passes["one by one"] - 2 * 61 + 2 * len(TASKS)
+    # one by one: each coefficient runs the network on both tasks' one batch
+    assert passes["together"] <= passes["one by one"] - 2 * len(grid) + 2 * len(TASKS)
 
 
 def test_diagnostics_of_a_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
