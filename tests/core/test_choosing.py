@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from fusionlab.commands.sweep.choosing import Tried, choose, start_of
+from fusionlab.commands.sweep.choosing import NotScoredError, Tried, choose, start_of
 from fusionlab.search import START, Exhaustive, ToTheTop
 
 TASKS = "abcdef"
@@ -50,9 +50,13 @@ def test_the_order_of_subsets_does_not_matter() -> None:
     assert sorted(one.looks) == sorted(other.looks)
 
 
-def test_a_size_starts_at_the_median_of_the_next_smaller_one() -> None:
-    assert start_of(2, {}) == START
+def test_a_size_starts_at_the_median_of_leading_choices_of_the_next_smaller_one() -> None:
+    sizes = {2: [("a", "b"), ("a", "c"), ("b", "c")], 3: [("a", "b", "c")], 6: [tuple(TASKS)]}
+    assert start_of(2, sizes, {}) == START
     chosen = {("a", "b"): 0.9, ("a", "c"): 0.5, ("b", "c"): 0.8, ("a", "b", "c"): 0.2}
-    assert start_of(2, chosen) == START
-    assert start_of(3, chosen) == 0.8
-    assert start_of(6, chosen) == 0.2  # sizes in between were not asked for
+    assert start_of(2, sizes, chosen) == START
+    assert start_of(3, sizes, chosen) == 0.8
+    assert start_of(6, sizes, chosen) == 0.2  # sizes in between were not asked for
+    del chosen["b", "c"]
+    with pytest.raises(NotScoredError, match="subsets of 2 tasks"):
+        start_of(3, sizes, chosen)

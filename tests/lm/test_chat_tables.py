@@ -41,7 +41,7 @@ def test_code_beside_a_tokenizer_is_not_run(
 
 def test_tokenizers_that_are_not_there_are_refused_by_the_flag(tmp_path: Path) -> None:
     data = ChatTasks(tasks_in(tmp_path), tokenizer=str(tmp_path / "gone"), cache_dir=str(tmp_path / "cache"))
-    with pytest.raises(InputError, match=r"data\.tokenizer: .*gone' has no tokenizer that can be read"):
+    with pytest.raises(InputError, match=r"data\.tokenizer: .*gone' does not exist"):
         data.setup()
 
 

@@ -110,17 +110,15 @@ def test_one_process_a_thread_on_cpus(
 def test_a_budget_that_is_over_leaves_points_for_the_next_time(
     runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = {"runs": runs, "rules": ["average", "task_arithmetic"]}
+    recipe = {"runs": runs[:1], "rules": ["average", "task_arithmetic"]}
     whole = swept(tmp_path / "whole", **recipe)
     assert whole["missing"] == []
     capsys.readouterr()
     cut = swept(tmp_path / "cut", **recipe, budget_minutes=1e-6)
     places = [(each["method"], each["rule"], each["num_tasks"], each["num_subsets"]) for each in cut["missing"]]
-    methods, rules = ("lora", "tangent_lora"), ("average", "task_arithmetic")
-    assert places == [
-        (method, rule, size, count) for method in methods for rule in rules for size, count in [(2, 3), (3, 1)]
-    ]
-    assert "16 points are missing" in capsys.readouterr().out
+    sizes = ((2, 3), (3, 1))
+    assert places == [("lora", rule, *size) for rule in ("average", "task_arithmetic") for size in sizes]
+    assert "8 points are missing" in capsys.readouterr().out
     assert cut["rows"] == cut["summary"] == []
     assert swept(tmp_path / "cut", **recipe) == whole
 
@@ -142,7 +140,7 @@ def source(method: str, seed: int = 1) -> RunSource:
     return RunSource(method, seed, ())
 
 
-PAIRS = [("t", str(number)) for number in range(15)]
+PAIRS = [("t", f"{number:02}") for number in range(15)]
 
 
 def test_work_by_rounds_takes_some_subsets_of_every_run_first() -> None:

@@ -115,7 +115,7 @@ def test_a_point_is_fuse_and_test(swept: Path, tmp_path: Path, size: int, value:
     assert {row["data_version"] for row in rows} == {row["data_version"] for row in point["values"]}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [pytest.param(m, marks=[pytest.mark.slow] * (m == "tangent_lora")) for m in METHODS])
 def test_every_coefficient_is_the_fused_adapter_by_itself(swept: Path, method: str) -> None:
     recipe = parse(SweepRecipe, ["--config", str(swept.with_suffix(".yaml"))], "sweep", SWITCHES)
     sweep = Sweep(recipe)

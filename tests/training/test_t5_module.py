@@ -22,6 +22,7 @@ from fusionlab.callbacks import FusionCallback
 from fusionlab.contracts import DataDefaults
 from fusionlab.data.loader import StepLoader
 from fusionlab.evaluation.scores import evaluate
+from fusionlab.fusion.by_task import acting
 from fusionlab.fusion.folders import save_fused
 from fusionlab.fusion.making import fuse_weights
 from fusionlab.modules import T5Module
@@ -250,6 +251,12 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 RULES = [name for name in rules.__all__ if is_dataclass(getattr(rules, name)) and name != "Statistics"]
 
 
+def acting_on(task: str, weights: Any, module: T5Module) -> Any:
+    """The weights themselves, or the task's own of what needs to know the task."""
+    [(own, _)] = acting(weights, [task], module)
+    return own
+
+
 @pytest.mark.parametrize("name", RULES)
 def test_every_rule_fuses_t5_adapters(t5_folder: Callable[[str], Path], tmp_path: Path, name: str) -> None:
     module, data = prepared(t5_folder("untied"), method="l_lora")
@@ -261,12 +268,13 @@ def test_every_rule_fuses_t5_adapters(t5_folder: Callable[[str], Path], tmp_path
     inputs = inputs_of(data)
     with torch.no_grad():
         pretrained = module.backbone.logits(**inputs)
-        with module.use(fused.weights):
+        with module.use(acting_on("sentiment", fused.weights, module)):
             expected = module.backbone.logits(**inputs)
         assert (expected - pretrained).abs().max() > 1e-3
         assert torch.equal(module.backbone.logits(**inputs), pretrained)
         save_fused(tmp_path / "fused", fused, module.backbone, {"model": "fused", "rule": name})
-        with module.use(load_weights(tmp_path / "fused", module.base_model).weights):
+        loaded = load_weights(tmp_path / "fused", module.base_model).weights
+        with module.use(acting_on("sentiment", loaded, module)):
             assert torch.equal(module.backbone.logits(**inputs), expected)
 
 

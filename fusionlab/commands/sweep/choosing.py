@@ -35,7 +35,7 @@ def by_size(subsets: Iterable[Subset]) -> dict[int, list[Subset]]:
 
 
 def leading(of_size: Sequence[Subset]) -> list[Subset]:
-    """The three subsets of a size that the next size's searches start from, evenly spread.
+    """The three subsets of a size that the next size's searches start from, evenly spread in the order of names.
 
     Example:
         >>> leading([("a", "b"), ("a", "c"), ("a", "d"), ("b", "c"), ("b", "d"), ("c", "d")])
@@ -43,7 +43,8 @@ def leading(of_size: Sequence[Subset]) -> list[Subset]:
     """
     if len(of_size) <= 3:
         return list(of_size)
-    return [of_size[0], of_size[len(of_size) // 2], of_size[-1]]
+    ordered = sorted(of_size)
+    return [ordered[0], ordered[len(ordered) // 2], ordered[-1]]
 
 
 def choose(subsets: Iterable[Subset], score: Score, looks: Callable[[float], Looks]) -> dict[Subset, float]:

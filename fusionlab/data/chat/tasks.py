@@ -191,7 +191,10 @@ class ChatTasks(TaskData):
         if not isinstance(self._given_tokenizer, str | Path):
             return self._given_tokenizer
         place = str(self._given_tokenizer)
-        folder = hub.embedded(place) or hub.resolve(place, weights=False)
+        try:
+            folder = hub.embedded(place) or hub.resolve(place, weights=False)
+        except InputError as error:
+            raise InputError(f"data.tokenizer: {error}") from error
         return read_tokenizer({"pretrained_model_name_or_path": str(folder)}, f"data.tokenizer: {place!r}")
 
     @cached_property
