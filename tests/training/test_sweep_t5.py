@@ -24,7 +24,10 @@ from fusionlab.evaluation import score_candidates
 from fusionlab.rules import TaskArithmetic
 
 # PEFT asks transformers for a property under its old name
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+    pytest.mark.slow,  # two sweeps of a T5, minutes
+]
 
 TASKS = ["sentiment", "entailment", "similarity"]  # two of label words, and a score that is generated
 METHODS = ["lora", "tangent_lora"]
@@ -115,7 +118,7 @@ def test_a_point_is_fuse_and_test(swept: Path, tmp_path: Path, size: int, value:
     assert {row["data_version"] for row in rows} == {row["data_version"] for row in point["values"]}
 
 
-@pytest.mark.parametrize("method", [pytest.param(m, marks=[pytest.mark.slow] * (m == "tangent_lora")) for m in METHODS])
+@pytest.mark.parametrize("method", METHODS)
 def test_every_coefficient_is_the_fused_adapter_by_itself(swept: Path, method: str) -> None:
     recipe = parse(SweepRecipe, ["--config", str(swept.with_suffix(".yaml"))], "sweep", SWITCHES)
     sweep = Sweep(recipe)
