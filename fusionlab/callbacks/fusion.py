@@ -78,9 +78,10 @@ class FusionCallback(Callback):
         if every_n_epochs is not None and every_n_epochs < 1:
             raise InputError(f"every_n_epochs must be at least 1, got {every_n_epochs}")
         self.dtype = dtype
-        by_task = [name for name, rule in self.rules.items() if search.knows_the_task(rule)]
-        if dtype is not None and by_task:
-            raise InputError(f"fusion.dtype {dtype}: rules {name_list(by_task)} make masks, which are not rounded")
+        self._by_task = [name for name, rule in self.rules.items() if search.knows_the_task(rule)]
+        if dtype is not None and self._by_task:
+            masking = name_list(self._by_task)
+            raise InputError(f"fusion.dtype {dtype}: rules {masking} make masks, which are not rounded")
         if taken := [name for name in self.rules if self._rounded_name(name) in self.rules]:
             raise InputError(f"rules {name_list(taken)}: the name of what is rounded is taken; choose another name")
         self.every_n_epochs = every_n_epochs
@@ -110,11 +111,10 @@ class FusionCallback(Callback):
             raise InputError(
                 "trainer.limit_test_batches 0 leaves nothing to score; leave it out, or give --train_only to train only"
             )
-        by_task = [name for name, rule in self.rules.items() if search.knows_the_task(rule)]
-        if self.harness is not None and by_task:
+        if self.harness is not None and self._by_task:
             raise InputError(
-                f"harness: lm-eval's tasks have no mask of rules {name_list(by_task)}, which need to know the task; "
-                f"leave out one or the other"
+                f"harness: lm-eval's tasks have no mask of rules {name_list(self._by_task)}, which need to know the "
+                f"task; leave out one or the other"
             )
         for rule in self.rules.values():
             if not search.looks_at_data(rule) and not _names_parameters(rule):

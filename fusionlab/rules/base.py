@@ -15,9 +15,8 @@ Granularity = Literal["elementwise", "tensor"]
 StatisticsScope = Literal["model", "tensor"]
 
 
-@runtime_checkable
-class Rule(Protocol):
-    """A fusion rule: zero or more measuring passes over the task vectors, then one fusing pass.
+class Measuring(Protocol):
+    """What every rule has: what it is handed, and zero or more measuring passes over the task vectors.
 
     ``granularity`` says what it is handed: ``elementwise`` flat blocks of whole cuts, ``tensor`` whole parameters.
     ``statistics_scope`` says which statistics it needs to fuse one parameter: those of the ``model`` or of that
@@ -41,6 +40,11 @@ class Rule(Protocol):
     def measure(self, name: str, base: Tensor, task_vectors: TaskVectors, earlier: Statistics) -> dict[str, Tensor]:
         """Statistics of one block: float64 partial sums ``(cuts,)`` or int64 counts, additive over blocks."""
         ...
+
+
+@runtime_checkable
+class Rule(Measuring, Protocol):
+    """A fusion rule: its measuring passes, then one fusing pass."""
 
     def fuse(self, name: str, base: Tensor, task_vectors: TaskVectors, statistics: Statistics) -> Tensor:
         """The fused block, in the dtype and shape of ``base``, which is left as it is."""

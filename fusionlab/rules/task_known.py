@@ -7,32 +7,16 @@ from typing import Protocol, TypeAlias, runtime_checkable
 from torch import Tensor
 
 from fusionlab.blocks.task_vectors import Statistics, TaskVectors
-from fusionlab.rules.base import Granularity, Rule, StatisticsScope
+from fusionlab.rules.base import Measuring, Rule
 
 
 @runtime_checkable
-class TaskKnownRule(Protocol):
+class TaskKnownRule(Measuring, Protocol):
     """Weights of its own for each task, θ_t = θ₀ + s_t M_t ⊙ u, kept as one unified vector u, bits M_t and numbers s_t.
 
     It has measuring passes as a :class:`~fusionlab.rules.base.Rule` has, and no ``fuse``: there is no one model. Its
     scores are no model's that must find the task out by itself, and stand apart from those (``task_known`` in rows).
     """
-
-    @property
-    def granularity(self) -> Granularity: ...
-
-    @property
-    def statistics_scope(self) -> StatisticsScope: ...
-
-    @property
-    def passes(self) -> tuple[tuple[str, ...], ...]: ...
-
-    @property
-    def measures_untransformed(self) -> bool: ...
-
-    def measure(self, name: str, base: Tensor, task_vectors: TaskVectors, earlier: Statistics) -> dict[str, Tensor]:
-        """Statistics of one block, as those of other rules."""
-        ...
 
     def unify(self, task_vectors: TaskVectors) -> Tensor:
         """u of a block, ``(elements,)`` in the dtype of the task vectors."""

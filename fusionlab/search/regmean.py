@@ -38,13 +38,14 @@ class Regmean:
     off_diagonal: float = 0.95
     floor: float = 1e-6
 
+    name: ClassVar[str] = "regmean"
     looks_at: ClassVar[str] = "unlabelled training inputs"
     split: ClassVar[str] = "train"
     needs_classes: ClassVar[bool] = False
     gives: ClassVar[type] = WeightedByGrams
 
     def __post_init__(self) -> None:
-        check_settings("regmean", self.num_samples)
+        check_settings(self.name, self.num_samples)
         WeightedByGrams(self.off_diagonal, self.floor)
 
     def bytes_needed(self, training: Training) -> int:

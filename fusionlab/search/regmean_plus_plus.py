@@ -12,11 +12,11 @@ from fusionlab.blocks.task_vectors import Statistics, TaskVectors
 from fusionlab.rules.matrix_rule import mean
 from fusionlab.rules.weighted_by_grams import LayerInputs, WeightedByGrams
 from fusionlab.search.base import Found, Problem, Training
-from fusionlab.search.regmean import check_settings, layers_of
+from fusionlab.search.regmean import Regmean, layers_of
 
 
 @dataclass(frozen=True)
-class RegmeanPlusPlus:
+class RegmeanPlusPlus(Regmean):
     """RegMean with G_t of what a layer reads in task t's block behind the fused blocks before it, block by block.
 
     A block is what names number (``layers.3``), or one linear layer outside of all; what is no part of one, such as
@@ -35,18 +35,7 @@ class RegmeanPlusPlus:
     Source: RegMean++, arXiv 2508.03121, section 4.
     """
 
-    num_samples: int = 256
-    off_diagonal: float = 0.95
-    floor: float = 1e-6
-
-    looks_at: ClassVar[str] = "unlabelled training inputs"
-    split: ClassVar[str] = "train"
-    needs_classes: ClassVar[bool] = False
-    gives: ClassVar[type] = WeightedByGrams
-
-    def __post_init__(self) -> None:
-        check_settings("regmean_plus_plus", self.num_samples)
-        WeightedByGrams(self.off_diagonal, self.floor)
+    name: ClassVar[str] = "regmean_plus_plus"
 
     def bytes_needed(self, training: Training) -> int:
         """Of the Gram matrices, all task vectors, and what is fused of them."""

@@ -186,11 +186,9 @@ def looks_at_data(rule: AnyRule | Search) -> bool:
 
 def complete(rule: AnyRule | Search, problem: ValidationProblem) -> Found:
     """The rule with all its coefficients: itself, or what is found for an open one or by a search."""
-    if not isinstance(rule, Search):
-        if not is_open(rule):
-            return Found(rule)
+    if is_open(rule):
         rule = Validated(rule)
-    return rule.search(problem)
+    return rule.search(problem) if isinstance(rule, Search) else Found(rule)
 
 
 def check_data(rules: Mapping[str, AnyRule | Search], data: Data, methods: Iterable[str] = ()) -> None:

@@ -80,6 +80,11 @@ class Hub:
         """A repository with these files, or a further commit of one; the commit."""
         return self.repositories.setdefault((kind, name), Repository(**about)).commit(files)
 
+    def forget(self) -> None:
+        """Be as new, at the same place."""
+        for each in (self.repositories, self.large, self.faults, self.requests, self.uploaded):
+            each.clear()
+
     def asked(self, method: str, path: str) -> list[str]:
         """The paths of requests that were made."""
         return [each for done, each, _ in self.requests if done == method and re.search(path, each)]

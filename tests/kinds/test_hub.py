@@ -48,8 +48,7 @@ def server() -> Iterator[Hub]:
 
 @pytest.fixture
 def hub(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
-    for each in (server.repositories, server.large, server.faults, server.requests, server.uploaded):
-        each.clear()
+    server.forget()
     point_at(server, tmp_path / "cache", monkeypatch)
     return server
 

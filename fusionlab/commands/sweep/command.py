@@ -68,24 +68,12 @@ def sweep(recipe: SweepRecipe | Mapping[str, Any] | str | Path, *, verbose: bool
     return work.output / SWEEP
 
 
-def _plain(total: int, count: Callable[[], int]) -> Callable[[int], None]:
-    """The same in plain lines, from when the fits, which tell of themselves, are done."""
-    lines: list[Lines] = []
-    looked = 0.0
-
-    def tell(_: int) -> None:
-        nonlocal looked
-        if time.monotonic() - looked >= 1:
-            looked, done = time.monotonic(), count()
-            lines[:] = lines or [Lines("points", total, done=done)]
-            lines[0].reach(done)
-
-    return tell
-
-
 @contextmanager
 def _progress(total: int, count: Callable[[], int]) -> Iterator[Callable[[int], None]]:
-    """A bar over the points that are in the ledger, those of other processes among them."""
+    """A bar, or plain lines, over the points that are in the ledger, those of other processes among them.
+
+    Begun at the first point: runs are fitted before, and tell of themselves.
+    """
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -97,25 +85,26 @@ def _progress(total: int, count: Callable[[], int]) -> Iterator[Callable[[int], 
     )
 
     console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _plain(total, count)
-        return
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    progress = Progress(TextColumn("points"), *columns, console=console)
-    line = progress.add_task("points", total=total)
+    bar = Progress(TextColumn("points"), *columns, console=console)
+    line = bar.add_task("points", total=total)
+    lines: Lines | None = None
     looked = 0.0
 
     def advance(_: int) -> None:
-        nonlocal looked
+        nonlocal looked, lines
         if time.monotonic() - looked < 1:
             return
-        if not looked:  # runs are fitted first, under a display of their own
-            progress.start()
         looked, done = time.monotonic(), count()
-        progress.update(line, completed=done, total=max(total, done))
+        if console.is_terminal:
+            bar.start()
+            bar.update(line, completed=done, total=max(total, done))
+        else:
+            lines = lines or Lines("points", total, done=done)
+            lines.reach(done)
 
     try:
         yield advance
     finally:
-        if looked:
-            progress.stop()
+        if looked and console.is_terminal:
+            bar.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from fusionlab.commands.sweep.sources import RunSource
 from fusionlab.contracts import Data, Module
 from fusionlab.evaluation.loop import evaluating, to_device
 from fusionlab.linearize import LINEARIZED_METHODS
-from fusionlab.rules import is_open
+from fusionlab.rules import AnyRule, is_open
 from fusionlab.search import MEAN_LOOKS, Search
 
 SECONDS_OF_TIMING = 20.0
@@ -73,11 +74,10 @@ def forecast(sweep: Sweep) -> Forecast:
     finally:
         torch.set_num_threads(threads)
     points, rows, seconds = num_points(sweep), {"validation": 0.0, "test": 0.0}, 0.0
-    for source in sweep.sources:
-        counted = _Rows(sweep, source.method in LINEARIZED_METHODS)
-        for split, by_task in counted.by_task.items():
-            rows[split] += sum(by_task.values())
-            seconds += sum(count * per_sample[task] for task, count in by_task.items())
+    for is_linear, runs in Counter(source.method in LINEARIZED_METHODS for source in sweep.sources).items():
+        for split, by_task in _Rows(sweep, is_linear).by_task.items():
+            rows[split] += runs * sum(by_task.values())
+            seconds += runs * sum(count * per_sample[task] for task, count in by_task.items())
     missing = [source for source in sweep.sources if not source.is_finished]
     fitting = sum(_seconds_of_fit(sweep, source, per_sample) for source in missing)
     whole = (seconds + fitting) / processes
@@ -86,7 +86,7 @@ def forecast(sweep: Sweep) -> Forecast:
 
 def num_points(sweep: Sweep) -> int:
     """About how many models are scored."""
-    return round(sum(_Rows(sweep, False).points for _ in sweep.sources))
+    return round(len(sweep.sources) * _Rows(sweep, False).points)
 
 
 class _Rows:
@@ -114,14 +114,14 @@ class _Rows:
                 split: {task: passes * size for task, size in of.items()} for split, of in self._sizes.items()
             }
 
-    def _count(self, sweep: Sweep, rule: object, subset: tuple[str, ...]) -> None:
+    def _count(self, sweep: Sweep, rule: AnyRule | Search, subset: tuple[str, ...]) -> None:
         grid, protocols = sweep.recipe.grid, sweep.recipe.protocols
         looks = MEAN_LOOKS if grid is None else len(grid)
         if isinstance(rule, Search):
             for task in subset:
                 self.by_task["validation"][task] += rule.expected_rows(self._sizes["validation"][task])
             self.points += 1
-        elif is_open(rule):  # type: ignore[arg-type]
+        elif is_open(rule):
             for protocol in protocols:
                 split, tasks = ("validation", subset) if protocol == "strict" else ("test", sweep.tasks)
                 self._add(split, tasks, looks)
