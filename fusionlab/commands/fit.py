@@ -19,7 +19,6 @@ from fusionlab.callbacks import (
     DryRunEnds,
     FusionCallback,
     FusionProgressBar,
-    HarnessScores,
     LastCheckpoint,
     PredictionWriter,
     RunFolderCallback,
@@ -28,8 +27,10 @@ from fusionlab.callbacks import (
     WholeCheckpointIO,
 )
 from fusionlab.commands.checkpoint import checkpoint_to_go_on_from
+from fusionlab.commands.flags import add_flags
 from fusionlab.commands.folders import folder_for_a_trial, folder_of, next_run_folder
 from fusionlab.commands.given import check_given
+from fusionlab.commands.harness import score_by_harness
 from fusionlab.commands.messages import readable, refused_class
 from fusionlab.commands.options import check_monitors, check_options
 from fusionlab.commands.outputs import write_scores
@@ -46,22 +47,12 @@ from fusionlab.commands.trainer import (
 from fusionlab.contracts import as_data, as_module
 from fusionlab.data import ImageTasks
 from fusionlab.data.tasks import check_samples
-from fusionlab.distributed.ranks import (
-    RUN_FOLDER_VARIABLE,
-    SHARDED,
-    RollCallDDP,
-    ShardedDDP,
-    check_sharded,
-    check_strategy,
-    exit_code_of_others,
-    leave,
-    tell_bad_input,
-)
+from fusionlab.distributed.meeting import exit_code_of_others, leave, tell_bad_input
+from fusionlab.distributed.ranks import RUN_FOLDER_VARIABLE
+from fusionlab.distributed.strategies import SHARDED, RollCallDDP, ShardedDDP
 from fusionlab.errors import InputError, name_list
-from fusionlab.harness import HarnessTasks
 from fusionlab.layout import CHECKPOINTS, LEASES
-from fusionlab.linearize import LINEARIZED_METHODS
-from fusionlab.modules import CausalModule, ClipModule
+from fusionlab.modules import ClipModule
 from fusionlab.runs.folder import RunFolder
 
 TRAINER_DEFAULTS = {
@@ -89,40 +80,7 @@ class FusionCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the fusion callback, the run-folder flags, and one seed for everything."""
         parser.add_lightning_class_args(FusionCallback, "fusion")
-        parser.add_argument("--overwrite", action="store_true", help="start anew in a run folder that is in use (fit)")
-        parser.add_argument(
-            "--train_only",
-            action="store_true",
-            help="train and write the adapters only; a later fit over all tasks there fuses and scores (fit)",
-        )
-        parser.add_argument(
-            "--dry_run",
-            action="store_true",
-            help="check everything by the code of the run, tell what it would do and take, and stop (fit)",
-        )
-        parser.add_argument(
-            "--checkpoint_every_n_steps", type=int, default=100, help="updates between two saves of last.ckpt (fit)"
-        )
-        parser.add_argument(
-            "--start_timeout", type=float, default=300, help="seconds to wait at the start for all processes"
-        )
-        parser.add_argument(
-            "--output", type=str, default=None, help="file for the predictions (predict) or the rows (test)"
-        )
-        parser.add_argument(
-            "--harness",
-            type=list[str | dict] | None,
-            default=None,
-            help="tasks of lm-eval to score language models on by its own code, without a chat template: names it "
-            "knows, YAML files, or mappings (fit, test)",
-        )
-        parser.add_argument("--harness_limit", type=int | None, default=None, help="documents of each such task")
-        parser.add_argument(
-            "--harness_num_fewshot",
-            type=int | None,
-            default=None,
-            help="examples before a question, for all such tasks",
-        )
+        add_flags(parser)
         parser.set_defaults({"model": ClipModule.__name__, "data": ImageTasks.__name__})
         parser.link_arguments("seed_everything", "model.init_args.seed")
         parser.link_arguments("seed_everything", "data.init_args.seed")
@@ -144,20 +102,11 @@ class FusionCLI(LightningCLI):
         config = self.config[self.subcommand]
         if config.seed_everything is True or config.seed_everything is False:
             raise InputError("seed_everything must be a number, so that the run can be repeated")
-        if self.subcommand == "predict" and config.output is None:
-            raise InputError("predict needs --output, the file for the predictions, such as predictions.csv")
         given = [*self.given, *(["dry_run"] if config.dry_run else [])]  # of a file too: it must not become a true run
         check_given(self.subcommand, given, config.data.class_path)
         if self.subcommand == "validate" and "trainer.limit_val_batches" not in self.given:
             config.trainer.limit_val_batches = config.trainer.limit_val_batches or 1.0  # 0 is what fit has
         check_options(self.subcommand, config)
-        check_strategy(config.trainer.strategy)
-        if config.trainer.strategy == SHARDED:
-            check_sharded(
-                config.model.init_args.get("method"),
-                train_only=self.subcommand == "fit" and config.train_only,
-                limit_val_batches=config.trainer.limit_val_batches,
-            )
         if self.subcommand == "fit" and config.trainer.fast_dev_run:
             config.trainer.default_root_dir = folder_for_a_trial(self.cleanup)
         if config.trainer.default_root_dir is None:
@@ -168,11 +117,6 @@ class FusionCLI(LightningCLI):
             return
         if config.dry_run:
             config.trainer.enable_checkpointing = config.trainer.enable_progress_bar = False
-        if config.train_only and (config.trainer.max_steps or -1) < 1:
-            raise InputError(
-                "train_only needs --trainer.max_steps: an epoch is as long as the longest task of a job, so that in "
-                "epochs a task would be trained for another time by itself than beside others"
-            )
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": self._callbacks(config)}
 
     def _callbacks(self, config: Any) -> list[Callback]:
@@ -214,7 +158,7 @@ class FusionCLI(LightningCLI):
             config.model.init_args[key] = value
         if "tasks" in config.data.init_args and config.data.init_args.tasks is None:
             config.data.init_args.tasks = list(data.task_names)
-        self._add_harness(config)
+        score_by_harness(config, self.subcommand, self.trainer, self.model, self.datamodule)
         if self.subcommand == "predict" and self.trainer.world_size > 1:  # which one has which input is not known
             raise InputError(f"predict runs in one process, got {self.trainer.world_size}; give --trainer.devices 1")
         if self.subcommand != "fit":
@@ -254,35 +198,6 @@ class FusionCLI(LightningCLI):
         if checkpoint is not None:
             self.config_init[self.subcommand]["ckpt_path"] = str(checkpoint)
             self.config_init[self.subcommand]["weights_only"] = config.weights_only is not False
-
-    def _add_harness(self, config: Any) -> None:
-        """Read lm-eval's tasks, and let them be scored.
-
-        Raises:
-            InputError: they cannot be read or scored, or would not be.
-        """
-        if config.harness is None:
-            if config.harness_limit is not None or config.harness_num_fewshot is not None:
-                raise InputError("harness_limit and harness_num_fewshot do nothing without --harness; give tasks there")
-            return
-        if self.subcommand not in ("fit", "test") or (self.subcommand == "fit" and config.train_only):
-            doing = "train_only" if self.subcommand == "fit" else self.subcommand
-            raise InputError(f"harness: {doing} scores nothing by lm-eval; give it to test, or to the fit that fuses")
-        if not isinstance(self.model, CausalModule):
-            raise InputError(
-                f"harness: lm-eval scores causal language models, and {type(self.model).__name__} has none; use "
-                f"CausalModule"
-            )
-        entries = [entry if isinstance(entry, str) else dict(entry) for entry in config.harness]
-        tasks = HarnessTasks.load(entries, config.harness_limit, config.harness_num_fewshot)
-        linearized = self.subcommand == "fit" or self.model.weights is not None
-        tasks.check(self.datamodule.task_names, linearized=linearized and self.model.method in LINEARIZED_METHODS)
-        if self.subcommand == "test":
-            self.trainer.callbacks.append(HarnessScores(tasks))
-            return
-        for part in self.trainer.callbacks:
-            if isinstance(part, FusionCallback):
-                part.harness = tasks
 
     def fit(self, **arguments: Any) -> None:
         """The trainer's fit, with SIGTERM and SIGUSR1 handled; the handlers are put back however it ends."""

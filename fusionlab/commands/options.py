@@ -12,6 +12,7 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
+from fusionlab.distributed.strategies import SHARDED, check_sharded, check_strategy
 from fusionlab.errors import InputError, name_list
 
 # options of the trainer that never act, whatever the value, with what to do
@@ -83,6 +84,13 @@ def check_options(command: str, config: Any) -> None:
             "the learnt tokens of an update of known size; give trainer.accumulate_grad_batches"
         )
     _check_fit(config) if command == "fit" else _check_scoring(command, config)
+    check_strategy(trainer.strategy)
+    if trainer.strategy == SHARDED:
+        check_sharded(
+            config.model.init_args.get("method"),
+            train_only=command == "fit" and config.train_only,
+            limit_val_batches=trainer.limit_val_batches,
+        )
 
 
 def _check_fit(config: Any) -> None:
@@ -106,6 +114,11 @@ def _check_fit(config: Any) -> None:
         raise InputError("weights_only says how --ckpt_path is read, which is not given; leave it out")
     if config.ckpt_path is not None and trainer.fast_dev_run:
         raise InputError("fast_dev_run tries the first steps of a run, never those after a --ckpt_path; leave one out")
+    if config.train_only and (trainer.max_steps or -1) < 1:
+        raise InputError(
+            "train_only needs --trainer.max_steps: an epoch is as long as the longest task of a job, so that in "
+            "epochs a task would be trained for another time by itself than beside others"
+        )
 
 
 def _check_scoring(command: str, config: Any) -> None:
@@ -118,6 +131,8 @@ def _check_scoring(command: str, config: Any) -> None:
     limit = LIMITS[command]
     if config.trainer[limit] == 0:
         raise InputError(f"trainer.{limit} 0 leaves nothing to score; leave it out")
+    if command == "predict" and config.output is None:
+        raise InputError("predict needs --output, the file for the predictions, such as predictions.csv")
     if command == "predict" and config.return_predictions is not None:
         raise InputError("return_predictions does nothing here: predictions are written to --output; leave it out")
 

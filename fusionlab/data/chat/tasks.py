@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property, partial
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,13 +18,15 @@ from fusionlab.contracts import as_tokenizing
 from fusionlab.data.asking import ASKED_TASKS
 from fusionlab.data.base import TaskData, check_embedded, check_positive, embedded, embedded_name, refuse_keys
 from fusionlab.data.cache import cache_root
+from fusionlab.data.chat.checks import check_words, report_rows, shown
 from fusionlab.data.chat.cutting import Cutter
 from fusionlab.data.chat.encoding import IGNORED, Encoded, Encoder
+from fusionlab.data.chat.kinds import ChatTask, metric_of
 from fusionlab.data.chat.prompts import STDIN, PromptBatches, read_questions
 from fusionlab.data.chat.rows import Conversation, Message, Plain, Said, find_format, question, read_row
 from fusionlab.data.chat.sources import Source, is_ranked, open_source
-from fusionlab.data.chat.split import ChatSplit, PackedSplit, Samples
-from fusionlab.data.chat.tables import EncodedTable, encode_table
+from fusionlab.data.chat.split import ChatSplit, PackedSplit
+from fusionlab.data.chat.tables import encode_table
 from fusionlab.data.chat.template import Template
 from fusionlab.data.known_tasks import TEXT_TASKS
 from fusionlab.data.rendering import check_text_task
@@ -41,44 +39,10 @@ from fusionlab.tensors import hub
 _FORMAT = 3
 """Raise to drop every cache, after a change to encoding."""
 _IMAGE_KEYS = ("image_column", "templates", "class_aliases")
-_METRICS = {
-    "ranked": ("accuracy", "exact_match"),
-    "score": ("spearman", "pearson"),
-    "asked": ("exact_match",),
-    "text": ("perplexity",),
-    "messages": ("exact_match", "perplexity"),
-    "completion": ("exact_match", "perplexity"),
-    "instruction": ("exact_match", "perplexity"),
-}
-"""What each kind of task can be scored by; the first is the default."""
 EMBEDDED_CHAT_TASKS: list[str | dict] = list(ASKED_TASKS)
 _KNOWN = {**TEXT_TASKS, **embedded(ASKED_TASKS)}
-_log = logging.getLogger(__name__)
 
 OnEmpty = Literal["error", "skip"]
-
-
-@dataclass(frozen=True)
-class ChatTask:
-    """What scoring needs of a task.
-
-    Args:
-        name: the task.
-        kind: ``ranked``, ``score``, or the format of its rows.
-        metric: what it is scored by.
-        label_words: of a ranked task, in label order; None for others.
-        answer_ids: the tokens of each label word with what closes it.
-        end_ids: tokens that end an answer beside those that the model itself says.
-        packed_length: tokens of a training row that holds several samples; None where a row is one sample.
-    """
-
-    name: str
-    kind: str
-    metric: str
-    label_words: tuple[str, ...] | None
-    answer_ids: tuple[tuple[int, ...], ...]
-    end_ids: tuple[int, ...]
-    packed_length: int | None = None
 
 
 class ChatTasks(TaskData):
@@ -237,7 +201,7 @@ class ChatTasks(TaskData):
         """The first two training samples as the model reads them, what is learnt between ⟦ and ⟧."""
         split = self.splits[task]["train"]
         samples = split.split.samples if isinstance(split, PackedSplit) else split.samples
-        return [_shown(samples, row, self.tokenizer) for row in range(min(2, len(samples.answers)))]
+        return [shown(samples, row, self.tokenizer) for row in range(min(2, len(samples.answers)))]
 
     def loss_counts(self, splits: Mapping[str, Any]) -> dict[str, Tensor]:
         """Learnt tokens of each training sample, or row of packed ones."""
@@ -278,16 +242,10 @@ class ChatTasks(TaskData):
         return self._sources[task.name]
 
     def _task(self, task: Task, source: Source) -> ChatTask:
-        metric = task.metric or _METRICS[source.kind][0]
-        if metric not in _METRICS[source.kind]:
-            raise InputError(
-                f"metric {metric!r} does not fit task {task.name!r}, whose rows are of kind {source.kind!r}; expected "
-                f"{' or '.join(_METRICS[source.kind])}"
-            )
         words = source.label_words
         answers = tuple(_learnt(self.encoder.encode(self._answered("x", word))) for word in words or ())
         packed = self.max_length if self.packing else None
-        return ChatTask(task.name, source.kind, metric, words, answers, self._end_ids, packed)
+        return ChatTask(task.name, source.kind, metric_of(task, source.kind), words, answers, self._end_ids, packed)
 
     def _split_of(self, task: str, source: Source, split: SplitName) -> ChatSplit | PackedSplit:
         table, numbers, targets = source.table(split)
@@ -297,9 +255,9 @@ class ChatTasks(TaskData):
         read = partial(self._read, source.kind)
         encoded = encode_table(table.select(chosen), read, self.encoder, key, cache)
         numbers = numbers[chosen]
-        self._report(task, split, encoded, numbers)
+        report_rows(encoded, numbers, (task, split), skips_empty=self.on_empty == "skip", max_length=self.max_length)
         samples, kept = encoded.samples(targets[chosen])
-        self._check_words(task, samples, numbers[kept])
+        check_words(samples, self.tasks[task].answer_ids, task, numbers[kept], self.max_length)
         made = ChatSplit(samples, fixed_shapes=split != "train")
         return PackedSplit(made, self.max_length) if self.packing and split == "train" else made
 
@@ -308,40 +266,6 @@ class ChatTasks(TaskData):
             return self._answered(row["question"], row["answer"])
         templated = self.encoder.template is not None
         return read_row(row, kind, templated=templated, system=self.system, templates_plain=self.apply_chat_template)
-
-    def _report(self, task: str, split: str, encoded: EncodedTable, numbers: np.ndarray) -> None:
-        """Refuse rows that cannot be learnt, or count them; count those that were cut."""
-        total = len(numbers)
-        faults = [f"row {numbers[row]}: {reason}" for row, reason, empty in encoded.faults if not empty]
-        empty = [f"row {numbers[row]}: {reason}" for row, reason, empty in encoded.faults if empty]
-        if faults or len(empty) == total or (empty and self.on_empty == "error"):
-            refused = [*faults, *(empty if self.on_empty == "error" or not faults else ())]
-            hint = "mend them" if faults or len(empty) == total else "mend them, or leave them out (data.on_empty skip)"
-            raise InputError(
-                f"task {task!r}: {len(refused)} of {total} rows of {split} cannot be learnt (counted from 0): "
-                f"{name_list(refused)}; {hint}"
-            )
-        if empty:
-            _log.warning(
-                "%d of %d rows of task %r (%s) have nothing to learn and were left out: %s",
-                *(len(empty), total, task, split, name_list(empty)),
-            )
-        if cut := encoded.num_cut:
-            _log.warning(
-                "%d of %d samples of task %r (%s) are longer than max_length %d and were cut; raise data.max_length",
-                *(cut, total, task, split, self.max_length),
-            )
-
-    def _check_words(self, task: str, samples: Samples, numbers: np.ndarray) -> None:
-        """Raise unless each sample ends in just the tokens that its label word is ranked by."""
-        answers = self.tasks[task].answer_ids
-        for row, target in enumerate(samples.targets.tolist() if answers else ()):
-            learnt = tuple(token for token in samples.labels[row].tolist() if token != IGNORED)
-            if learnt[-len(answers[target]) :] != answers[target]:
-                raise InputError(
-                    f"task {task!r}: the answer of row {numbers[row]} is not whole within max_length {self.max_length} "
-                    f"({len(samples.prompts[row])} tokens of prompt); raise data.max_length"
-                )
 
     def fingerprint(self) -> str:
         """Short SHA-256 over all that decides how rows become tokens."""
@@ -364,15 +288,6 @@ def _assistant(content: str) -> Message:
 
 def _learnt(encoded: Encoded) -> tuple[int, ...]:
     return tuple(label for label in encoded.labels if label != IGNORED)
-
-
-def _shown(samples: Samples, row: int, tokenizer: Any) -> str:
-    learnt = samples.labels[row] != IGNORED
-    parts = []
-    for is_learnt, group in groupby(zip(learnt, samples.input_ids[row], strict=True), key=itemgetter(0)):
-        text = tokenizer.decode([int(token) for _, token in group], clean_up_tokenization_spaces=False)
-        parts.append(f"⟦{text}⟧" if is_learnt else text)
-    return "".join(parts)
 
 
 def _moment(date: str | None) -> datetime:

@@ -1,0 +1,43 @@
+"""The flags of ``fit``, ``validate``, ``test`` and ``predict`` beside Lightning's own."""
+
+from __future__ import annotations
+
+from lightning.pytorch.cli import LightningArgumentParser
+
+
+def add_flags(parser: LightningArgumentParser) -> None:
+    """Add them to the parser of a command."""
+    parser.add_argument("--overwrite", action="store_true", help="start anew in a run folder that is in use (fit)")
+    parser.add_argument(
+        "--train_only",
+        action="store_true",
+        help="train and write the adapters only; a later fit over all tasks there fuses and scores (fit)",
+    )
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="check everything by the code of the run, tell what it would do and take, and stop (fit)",
+    )
+    parser.add_argument(
+        "--checkpoint_every_n_steps", type=int, default=100, help="updates between two saves of last.ckpt (fit)"
+    )
+    parser.add_argument(
+        "--start_timeout", type=float, default=300, help="seconds to wait at the start for all processes"
+    )
+    parser.add_argument(
+        "--output", type=str, default=None, help="file for the predictions (predict) or the rows (test)"
+    )
+    parser.add_argument(
+        "--harness",
+        type=list[str | dict] | None,
+        default=None,
+        help="tasks of lm-eval to score language models on by its own code, without a chat template: names it "
+        "knows, YAML files, or mappings (fit, test)",
+    )
+    parser.add_argument("--harness_limit", type=int | None, default=None, help="documents of each such task")
+    parser.add_argument(
+        "--harness_num_fewshot",
+        type=int | None,
+        default=None,
+        help="examples before a question, for all such tasks",
+    )

@@ -1,0 +1,89 @@
+"""What encoded rows are checked for: that all can be learnt, that answers are whole; and how they are shown."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from itertools import groupby
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
+
+from fusionlab.data.chat.encoding import IGNORED
+from fusionlab.data.chat.split import Samples
+from fusionlab.data.chat.tables import EncodedTable
+from fusionlab.errors import InputError, name_list
+
+_log = logging.getLogger(__name__)
+
+
+def report_rows(
+    encoded: EncodedTable, numbers: np.ndarray, where: tuple[str, str], *, skips_empty: bool, max_length: int
+) -> None:
+    """Refuse rows that cannot be learnt, or count them; count those that were cut.
+
+    Args:
+        encoded: the rows.
+        numbers: their numbers in the data.
+        where: task and split.
+        skips_empty: rows with nothing to learn are left out, unless all are.
+        max_length: tokens of a sample at most.
+
+    Raises:
+        InputError: counting and naming the rows.
+    """
+    total = len(numbers)
+    faults = [f"row {numbers[row]}: {reason}" for row, reason, empty in encoded.faults if not empty]
+    empty = [f"row {numbers[row]}: {reason}" for row, reason, empty in encoded.faults if empty]
+    if faults or len(empty) == total or (empty and not skips_empty):
+        refused = [*faults, *(empty if not skips_empty or not faults else ())]
+        hint = "mend them" if faults or len(empty) == total else "mend them, or leave them out (data.on_empty skip)"
+        raise InputError(
+            f"task {where[0]!r}: {len(refused)} of {total} rows of {where[1]} cannot be learnt (counted from 0): "
+            f"{name_list(refused)}; {hint}"
+        )
+    if empty:
+        _log.warning(
+            "%d of %d rows of task %r (%s) have nothing to learn and were left out: %s",
+            *(len(empty), total, *where, name_list(empty)),
+        )
+    if cut := encoded.num_cut:
+        _log.warning(
+            "%d of %d samples of task %r (%s) are longer than max_length %d and were cut; raise data.max_length",
+            *(cut, total, *where, max_length),
+        )
+
+
+def check_words(
+    samples: Samples, answers: Sequence[tuple[int, ...]], task: str, numbers: np.ndarray, max_length: int
+) -> None:
+    """Raise unless each sample ends in just the tokens that its label word is ranked by.
+
+    Args:
+        samples: of a ranked task; of others ``answers`` is empty.
+        answers: the tokens of each label word.
+        task: its name.
+        numbers: the samples' row numbers in the data.
+        max_length: tokens of a sample at most.
+
+    Raises:
+        InputError: naming the row.
+    """
+    for row, target in enumerate(samples.targets.tolist() if answers else ()):
+        learnt = tuple(token for token in samples.labels[row].tolist() if token != IGNORED)
+        if learnt[-len(answers[target]) :] != answers[target]:
+            raise InputError(
+                f"task {task!r}: the answer of row {numbers[row]} is not whole within max_length {max_length} "
+                f"({len(samples.prompts[row])} tokens of prompt); raise data.max_length"
+            )
+
+
+def shown(samples: Samples, row: int, tokenizer: Any) -> str:
+    """A sample as the model reads it, what is learnt between ⟦ and ⟧."""
+    learnt = samples.labels[row] != IGNORED
+    parts = []
+    for is_learnt, group in groupby(zip(learnt, samples.input_ids[row], strict=True), key=itemgetter(0)):
+        text = tokenizer.decode([int(token) for _, token in group], clean_up_tokenization_spaces=False)
+        parts.append(f"⟦{text}⟧" if is_learnt else text)
+    return "".join(parts)
