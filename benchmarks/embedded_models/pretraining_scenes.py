@@ -18,18 +18,8 @@ from scipy.ndimage import distance_transform_edt
 
 from fusionlab.data.drawing import canvas
 from fusionlab.data.drawing.canvas import FIELD_EXTENT, FIELD_SIDE, SIDE, Floats, Integers, uniform
-from fusionlab.data.drawing.scenes import (
-    COLOURS,
-    COUNTS,
-    PAINTS,
-    SIGNS,
-    TEXTURES,
-    any_colour,
-    named_colour,
-    near_middle,
-    scattered_cells,
-    texture_pattern,
-)
+from fusionlab.data.drawing.paint import COLOURS, PAINTS, any_colour, named_colour
+from fusionlab.data.drawing.scenes import COUNTS, SIGNS, TEXTURES, near_middle, scattered_cells, texture_pattern
 from fusionlab.data.drawing.symbols import ICONS, SHAPES, SIGN_PARTS, fields
 
 Captions: TypeAlias = list[tuple[str, ...]]

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
-import inspect
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fusionlab.adapters.targets import LINEAR
 from fusionlab.backbones.answer_tree import AnswerTree
-from fusionlab.backbones.choice import lowest_argmax
+from fusionlab.backbones.greedy import Output, greedy, plain
 from fusionlab.backbones.masks import additive_masks, visible_within
 from fusionlab.backbones.packed import Apart, find_apart
 from fusionlab.backbones.quiet import UNREADABLE, quiet, reason_of
@@ -29,11 +28,6 @@ GGUF = ".gguf"
 _MAX_LOGITS = 1 << 28  # of one call that scores answers
 _EXACT = 1e-3  # log-likelihoods of a way to compute them may differ by so much from those of each answer alone
 _log = logging.getLogger(__name__)
-Output: TypeAlias = Callable[[Callable[[], Tensor]], Tensor]
-
-
-def _plain(call: Callable[[], Tensor]) -> Tensor:
-    return call()
 
 
 class CausalBackbone(nn.Module):
@@ -181,7 +175,7 @@ class CausalBackbone(nn.Module):
         return self.model(input_ids=input_ids, use_cache=False, logits_to_keep=positions, **more).logits
 
     def log_likelihoods(
-        self, prompt_ids: Tensor, prompt_mask: Tensor, tree: AnswerTree, output: Output = _plain
+        self, prompt_ids: Tensor, prompt_mask: Tensor, tree: AnswerTree, output: Output = plain
     ) -> Tensor:
         """log p of each answer's tokens after each prompt.
 
@@ -207,7 +201,7 @@ class CausalBackbone(nn.Module):
 
     def _honours_masks(self, prompt_ids: Tensor, prompt_mask: Tensor, tree: AnswerTree) -> bool:
         with torch.no_grad():
-            together, apart = (score(prompt_ids, prompt_mask, tree, _plain) for score in (self._together, self._apart))
+            together, apart = (score(prompt_ids, prompt_mask, tree, plain) for score in (self._together, self._apart))
         return bool((together - apart).abs().max() < (_EXACT if together.dtype == torch.float32 else 1e-1))
 
     def _together(self, prompt_ids: Tensor, prompt_mask: Tensor, tree: AnswerTree, output: Output) -> Tensor:
@@ -232,14 +226,13 @@ class CausalBackbone(nn.Module):
             found.append(tree.log_likelihoods_apart(logits))
         return torch.stack(found)
 
-    @torch.no_grad()
     def generate(
         self,
         prompt_ids: Tensor,
         prompt_mask: Tensor,
         max_new_tokens: int,
         end_ids: Sequence[int],
-        output: Output = _plain,
+        output: Output = plain,
         *,
         cached: bool = True,
     ) -> list[list[int]]:
@@ -256,33 +249,7 @@ class CausalBackbone(nn.Module):
         Returns:
             tokens of each answer, without the one that ended it.
         """
-        from transformers import DynamicCache
-
-        cache = DynamicCache(config=self.model.config) if cached else None
-        cache_name = "cache" if "cache" in inspect.signature(self.model.forward).parameters else "past_key_values"
-        inputs, mask = prompt_ids, prompt_mask
-        ended = torch.zeros(len(inputs), dtype=torch.bool, device=inputs.device)
-        ends = torch.tensor(list(end_ids), device=inputs.device)
-        chosen = []
-        for _ in range(max_new_tokens):
-            positions = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -inputs.shape[1] :]
-            call = partial(
-                self.model,
-                input_ids=inputs,
-                attention_mask=mask.long(),
-                position_ids=positions,
-                use_cache=cached,
-                logits_to_keep=1,
-                **{cache_name: cache},
-            )
-            token = lowest_argmax(output(lambda call=call: call().logits)[:, -1])
-            chosen.append(token)
-            ended |= torch.isin(token, ends)
-            if ended.all():
-                break
-            inputs = token[:, None] if cached else torch.cat([inputs, token[:, None]], dim=1)
-            mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-        return [_before_end(row, set(end_ids)) for row in torch.stack(chosen, dim=1).tolist()]
+        return greedy(self.model, prompt_ids, prompt_mask, max_new_tokens, end_ids, output, cached=cached)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of tokens, special ones left out."""
@@ -305,8 +272,3 @@ def _dequantized(file: str) -> dict[str, Any]:
     path = Path(file)
     config = GgufConfig(dequantize=True)
     return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name, "quantization_config": config}
-
-
-def _before_end(tokens: Sequence[int], ends: set[int]) -> list[int]:
-    first = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
-    return list(tokens[:first])

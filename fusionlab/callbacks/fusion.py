@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,27 +17,23 @@ from fusionlab.adapters import base_state
 from fusionlab.callbacks.attached import attached
 from fusionlab.callbacks.harness import causal, harness_rows
 from fusionlab.callbacks.origin import origin_of
-from fusionlab.callbacks.progress import FusionProgressBar
+from fusionlab.callbacks.scoring import Made, Scorer, log_key, log_scores, row_of, with_bounds_of_choice
 from fusionlab.cards import Origin
 from fusionlab.contracts import Data, Module
 from fusionlab.data.tasks import without_classes
 from fusionlab.engine import try_rule
 from fusionlab.errors import InputError, name_list
-from fusionlab.evaluation.loop import rank_and_world_size
 from fusionlab.evaluation.rows import Row
-from fusionlab.evaluation.scores import evaluate
 from fusionlab.files import write_text
 from fusionlab.fusion.by_task import acting
 from fusionlab.fusion.finetuned import Finetuned
 from fusionlab.fusion.folders import export_finetuned, save_fused
-from fusionlab.fusion.making import FusedModel
 from fusionlab.harness import HarnessTasks
 from fusionlab.keys import keyed
 from fusionlab.layout import FUSED, PLOTS, RESULTS, SCORES, TABLE
 from fusionlab.linearize import LINEARIZED_METHODS
 from fusionlab.reporting.diagnostics import Diagnostics, write_diagnostics
 from fusionlab.rules.by_tensor import ByTensor
-from fusionlab.samplers import FirstSamples
 
 DEFAULT_RULES = ("average", "task_arithmetic", "metagpt", "ties")
 
@@ -128,7 +122,7 @@ class FusionCallback(Callback):
         if self.should_fuse(trainer):
             with isolate_rng(include_cuda=torch.cuda.is_initialized()):
                 rows, _ = self._score(trainer, *attached(trainer, pl_module), "validation")
-            pl_module.log_dict({_log_key(row): row["value"] for row in rows if _log_key(row)}, rank_zero_only=True)
+            pl_module.log_dict({log_key(row): row["value"] for row in rows if log_key(row)}, rank_zero_only=True)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Score on the test splits and write the run folder."""
@@ -140,12 +134,12 @@ class FusionCallback(Callback):
         if trainer.is_global_zero:
             with _folder_to_write(trainer) as root:
                 diagnose(root)
-                _log(trainer, rows)
+                log_scores(trainer, rows)
                 self._write(root, module, data, rows, made, origin_of(trainer, module, data, rows))
         trainer.strategy.barrier("run folder written")
 
     def _harness_rows(
-        self, trainer: Trainer, pl_module: LightningModule, data: Data, made: Mapping[str, _Made]
+        self, trainer: Trainer, pl_module: LightningModule, data: Data, made: Mapping[str, Made]
     ) -> list[Row]:
         """Rows of pretrained, fine-tuned and fused models on lm-eval's tasks; of the first process alone."""
         if self.harness is None:
@@ -154,7 +148,7 @@ class FusionCallback(Callback):
         labels, tasks = {"method": module.method, "seed": module.seed}, list(data.tasks)
         models: list[tuple[Any, dict[str, Any]]] = [(None, {"model": "pretrained"})]
         models += [(task, {"model": "finetuned", "finetuned_on": task}) for task in tasks]
-        models += [(each.model.weights, _row_of(name, each, tasks)) for name, each in made.items()]
+        models += [(each.model.weights, row_of(name, each, tasks)) for name, each in made.items()]
         return harness_rows(self.harness, trainer, module, [(weights, row | labels) for weights, row in models])
 
     def _diagnosis(self, module: Module, data: Data) -> Callable[[Path], None]:
@@ -165,9 +159,9 @@ class FusionCallback(Callback):
         plane = self.diagnostics.plane(module, data, finetuned)
         return lambda root: write_diagnostics(root, base_state(module.base_model), finetuned, plane)
 
-    def _score(self, trainer: Trainer, module: Module, data: Data, split: str) -> tuple[list[Row], dict[str, _Made]]:
+    def _score(self, trainer: Trainer, module: Module, data: Data, split: str) -> tuple[list[Row], dict[str, Made]]:
         labels = {"method": module.method, "seed": module.seed}
-        score = _Scorer(module, data, trainer.progress_bar_callback)
+        score = Scorer(module, data, trainer.progress_bar_callback)
         tasks = list(data.tasks)
         rows = score("pretrained", None, tasks, split, model="pretrained", **labels)
         for task in tasks:
@@ -175,38 +169,38 @@ class FusionCallback(Callback):
             rows += score(task, task, scored, split, model="finetuned", finetuned_on=task, **labels)
         made = self._make(Finetuned(module, {task: module.finetuned(task) for task in tasks}), score)
         for name, each in made.items():
-            row = _row_of(name, each, tasks)
+            row = row_of(name, each, tasks)
             found = []
             for weights, scored in acting(each.model.weights, tasks, module):
                 found += score(f"fused by {name}", weights, scored, split, **row, **labels)
             if each.found.scores:
-                found = _with_bounds_of_choice(found, data)
+                found = with_bounds_of_choice(found, data)
             masks = {"masks": each.model.masks} if each.model.masks else {}
             rows += [{**row, **each.more, **masks} for row in found]
         return reporting.normalize(keyed(rows, module, data), self.full_reference), made
 
-    def _make(self, finetuned: Finetuned, score: _Scorer) -> dict[str, _Made]:
+    def _make(self, finetuned: Finetuned, score: Scorer) -> dict[str, Made]:
         """Every rule's model by name, and what it is when rounded, where that is asked for."""
         inputs, made = finetuned.inputs(finetuned.tasks), {}
         for name, rule in self.rules.items():
             found = search.complete(rule, score.problem(f"choosing for {name}", finetuned))
-            made[name] = _Made(inputs.fuse(found.rule), found)
+            made[name] = Made(inputs.fuse(found.rule), found)
             if self.dtype is not None:
                 model = inputs.fuse(found.rule, getattr(torch, self.dtype))
                 shares = {"dtype": self.dtype, **model.rounding.get("rounded_shares", {})}
-                made[self._rounded_name(name)] = _Made(model, found, {"rounding": shares})
+                made[self._rounded_name(name)] = Made(model, found, {"rounding": shares})
         return made
 
     def _rounded_name(self, name: str) -> str:
         return f"{name}-{self.dtype}"
 
     def _write(
-        self, root: Path, module: Module, data: Data, rows: list[Row], made: dict[str, _Made], origin: Origin
+        self, root: Path, module: Module, data: Data, rows: list[Row], made: dict[str, Made], origin: Origin
     ) -> None:
         tasks, backbone, method = list(data.tasks), module.backbone, {"method": module.method}
         export_finetuned(module, root, tasks, origin)
         for name, each in made.items():
-            row = _row_of(name, each, tasks) | method
+            row = row_of(name, each, tasks) | method
             searched = {"search": each.found.looked_at} if each.found.num_samples else {}
             save_fused(root / FUSED / name, each.model, backbone, row, searched, origin)
         title = f"{module.backbone.name}, {module.method}: {len(data.tasks)} tasks"
@@ -226,75 +220,6 @@ def _folder_to_write(trainer: Trainer) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="fusionlab-") as folder:
         yield Path(folder)
     print("fast_dev_run: trained, fused, scored and written; nothing is kept")
-
-
-@dataclasses.dataclass(frozen=True)
-class _Made:
-    """A fused model, what was found for it, and further fields of its rows."""
-
-    model: FusedModel
-    found: search.Found
-    more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Scorer:
-    """Scores weights on tasks, with a progress line."""
-
-    module: Module
-    data: Data
-    progress: Any
-
-    def __call__(self, what: str, weights: Any, tasks: list[str], split: str, **labels: Any) -> list[Row]:
-        with self.module.use(weights), self._line(what, tasks, split) as advance:
-            return evaluate(self.module, self.data, tasks, split, on_batch=advance, **labels)
-
-    def problem(self, what: str, finetuned: Finetuned) -> search.ValidationProblem:
-        """What a search may see; the models of its rules are scored on validation by all ranks together."""
-        line = partial(self._line, what, split="validation")
-        rows = partial(search.validation_rows, self.module, self.data, finetuned, line=line)
-        return search.ValidationProblem(finetuned.tasks, finetuned, self.module, self.data, rows)
-
-    def _line(self, what: str, tasks: Sequence[str], split: str) -> Any:
-        if not isinstance(self.progress, FusionProgressBar):
-            return nullcontext()
-        rank, world_size = rank_and_world_size()
-        batches = sum(len(range(rank, self.data.num_eval_batches(task, split), world_size)) for task in tasks)
-        return self.progress.scoring(f"scoring {what} on {split}", batches)
-
-
-def _with_bounds_of_choice(rows: list[Row], data: Data) -> list[Row]:
-    """The rows, which say so where the coefficient was chosen on a part of the validation samples."""
-    bounds = [
-        f"{task} {split.limited}"
-        for task, splits in data.splits.items()
-        if isinstance(split := splits["validation"], FirstSamples)
-    ]
-    if not bounds:
-        return rows
-    chosen = f"the coefficient is chosen on a part of validation ({'; '.join(bounds)})"
-    return [{**row, "limited": "; ".join(filter(None, (row.get("limited"), chosen)))} for row in rows]
-
-
-def _row_of(rule: str, made: _Made, tasks: Sequence[str]) -> Row:
-    """What a row says of a fused model."""
-    row = {"model": "fused", "rule": rule, "fused_tasks": tasks, "task_known": bool(made.model.masks)}
-    searched = made.found.figures if made.found.num_samples else None
-    return row | {"scaling_coefficients": made.model.scaling_coefficients, "search": searched}
-
-
-def _log(trainer: Trainer, rows: list[Row]) -> None:
-    """The final scores to the loggers, which Lightning no longer asks by then."""
-    scores = {key: row["value"] for row in rows if (key := _log_key(row))}
-    for logger in trainer.loggers:
-        logger.log_metrics(scores, step=trainer.global_step)
-
-
-def _log_key(row: Row) -> str | None:
-    if row["denominator"] == "full" or (row["model"] == "finetuned" and row["finetuned_on"] != row["task"]):
-        return None
-    name = row["rule"] if row["model"] == "fused" else row["model"]
-    return f"{row['split']}/{row['task']}/{row['metric']}/{name}"
 
 
 def _names_parameters(rule: Any) -> bool:

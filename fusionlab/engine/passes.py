@@ -7,19 +7,16 @@ work is rounded in one way, and each of the engine's own threads runs torch on o
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import chain
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import torch
 from torch import Tensor
 
 from fusionlab.blocks import scratch
-from fusionlab.blocks.kernels import CUT
 from fusionlab.blocks.sums import inner_products, squared_norms
 from fusionlab.blocks.task_vectors import Statistics, TaskVectors
-from fusionlab.engine.bfloat16 import bfloat16_names, visit_bfloat16
+from fusionlab.engine.bfloat16 import visit_bfloat16
 from fusionlab.engine.job import (
     Job,
     MaskSink,
@@ -27,23 +24,19 @@ from fusionlab.engine.job import (
     Resources,
     Sink,
     all_known,
-    block_bytes,
     inner_linear_rule,
-    peak_bytes,
-    tensor_bytes,
 )
 from fusionlab.engine.masking import keep_apart
-from fusionlab.engine.reading import Block, BlockReader, count_changes, count_exact, put_back
+from fusionlab.engine.reading import Block, count_changes, count_exact, put_back
+from fusionlab.engine.visiting import NOT_FINITE, Visits
 from fusionlab.engine.workers import Found, for_each, one_torch_thread
 from fusionlab.errors import InputError
 from fusionlab.rules.average import Average
 from fusionlab.rules.base import Rule
 from fusionlab.rules.task_known import TaskKnownRule
 
-_CUTS_PER_BLOCK = 8
 _GROUP_ELEMENTS = 1 << 25
 _AVERAGE = Average()
-_NOT_FINITE = torch.ones(3, dtype=torch.int64)  # counts as of :func:`count_changes`
 
 
 def run(job: Job, sink: Sink | None, resources: Resources) -> Outcome:
@@ -97,41 +90,21 @@ def _groups(job: Job) -> Iterator[Sequence[str]]:
         yield group
 
 
-_Visit = Callable[[Block, Tensor, TaskVectors], dict[str, Tensor]]
-_VisitStored = Callable[[Block], dict[str, Tensor]]
-
-
 class _Engine:
     """One run: its buffers, and what it found so far."""
 
     def __init__(self, job: Job, resources: Resources) -> None:
         self.job = job
-        self.resources = resources
         self.tasks = tuple(job.inputs)
         self.coefficients: dict[str, dict[str, float]] = {}
         self.sums: dict[str, dict[str, tuple[float, ...]]] = {}
         self.remarks: dict[str, tuple[str, ...]] = {}
         self.scales: dict[str, float] = {}
         self.changes = [0, 0, 0]  # values that the rule changed, that survive, and that are stored as they are
-        self.on_tensors = job.rule.granularity == "tensor"
         self.is_linear = inner_linear_rule(job.rule) is not None
         self._measured: set[str] = set()
         self._touched: set[str] = set()
-        needed, what = peak_bytes(job)
-        if needed > resources.memory_budget:
-            raise InputError(
-                f"memory_budget: this rule on {what} needs {needed:,} bytes, the budget is "
-                f"{resources.memory_budget:,}; give a larger one or another rule."
-            )
-        self.free = resources.memory_budget - sum(item.weights.held_bytes for item in job.inputs.values())
-        per_cut = block_bytes(len(self.tasks)) * CUT
-        self.threads = max(1, min(resources.threads, self.free // per_cut))
-        if job.base.device.type != "cpu":
-            self.threads = 1
-        self.reader = BlockReader(job, whole=self.on_tensors)
-        self.bfloat16_names = bfloat16_names(job)
-        self._arenas: list[scratch.Arena] = []
-        self.cuts = max(1, min(_CUTS_PER_BLOCK, self.free // (per_cut * self.threads)))
+        self.visits = Visits(job, resources, self._kept)
 
     def measure(self, names: Sequence[str]) -> Statistics:
         """The rule's measuring passes over ``names``, but for those whose sums are known."""
@@ -150,7 +123,7 @@ class _Engine:
             ) -> dict[str, Tensor]:
                 if not self.is_linear and block.name not in self._touched:
                     if block.kept is None and not vectors.stacked.isfinite().all():
-                        return {"changed": _NOT_FINITE}
+                        return {"changed": NOT_FINITE}
                     if vectors.stacked.any():
                         self._touched.add(block.name)
                 return self.job.rule.measure(block.name, base, vectors, seen)
@@ -158,7 +131,7 @@ class _Engine:
             def measure_bfloat16(block: Block) -> dict[str, Tensor]:
                 return visit_bfloat16(self.job, block.name, block.start, block.count, norms=True, products=False)[0]
 
-            found = self._pass(names, visit, measure_bfloat16 if quantities == ("squared_norm",) else None)
+            found = self.visits.run(names, visit, measure_bfloat16 if quantities == ("squared_norm",) else None)
             sums, counts = {**statistics.sums, **found.sums()}, {**statistics.counts, **found.counts}
             statistics = self.job.statistics(sums, counts)
             self._measured.update(names)
@@ -190,7 +163,7 @@ class _Engine:
 
         names = self._changed(names, sink)
         idle = sink is None and not with_norms and not with_products
-        found = Found() if idle else self._pass(names, visit, fuse_bfloat16)
+        found = Found() if idle else self.visits.run(names, visit, fuse_bfloat16)
         for key, by_name in {**statistics.sums, **found.sums()}.items():
             if key.startswith(("squared_norm/", "inner_product/")):
                 self.sums.setdefault(key, {}).update(by_name)
@@ -237,7 +210,7 @@ class _Engine:
         def visit(block: Block, base: Tensor, vectors: TaskVectors) -> dict[str, Tensor]:
             return self._fuse_block(block, base, vectors, statistics, sink)
 
-        self._pass(self.job.plan.averaged, visit, None)
+        self.visits.run(self.job.plan.averaged, visit, None)
 
     def _changed(self, names: Sequence[str], sink: Sink | None) -> Sequence[str]:
         """Those that some task vector changes, as far as that was measured; the others are copied.
@@ -268,62 +241,6 @@ class _Engine:
                     raise InputError(f"{item.name} of the base overflows {stored.dtype}; choose a wider dtype.")
                 self._kept(item.name)
             sink.write(item.name, item.start, stored)
-            self._advance(item.count * info.dtype.itemsize)
+            self.visits.advance(item.count * info.dtype.itemsize)
 
-        for_each(self._blocks(names, whole=False), visit, self.threads)
-
-    def _pass(self, names: Sequence[str], visit: _Visit, visit_stored: _VisitStored | None) -> Found:
-        """Call ``visit`` on every block of ``names``, on all threads, and add up what it returns.
-
-        Where all is bfloat16, ``visit_stored`` does the same from what is stored.
-        """
-
-        def read_and_visit(block: Block) -> tuple[str, int, dict[str, Tensor]]:
-            if self.on_tensors:
-                return visit_one(block)
-            arena = self._arenas.pop() if self._arenas else scratch.Arena(self.cuts * per_cut)
-            with scratch.using(arena), scratch.frame():
-                found = visit_one(block)
-            self._arenas.append(arena)
-            return found
-
-        def visit_one(block: Block) -> tuple[str, int, dict[str, Tensor]]:
-            if visit_stored is not None and block.name in self.bfloat16_names:
-                found = visit_stored(block)
-            else:
-                base, vectors = self.reader.read(block)
-                fails = self.on_tensors and not (base.isfinite().all() and vectors.stacked.isfinite().all())
-                found = {"changed": _NOT_FINITE} if fails else visit(block, base, vectors)
-            if not _all_finite(found):
-                found = visit(*self.reader.without_infinities(block))
-                self._kept(block.name)
-                if not _all_finite(found):
-                    self.reader.blame(block)
-            self._advance(block.count * sum(dtype.itemsize for dtype in self.reader.dtypes(block.name)))
-            return block.name, block.start, found
-
-        per_cut = block_bytes(len(self.tasks)) * CUT
-        found = Found()
-        weigh = self._weigh if self.on_tensors else None
-        blocks = self._blocks(names, whole=self.on_tensors)
-        for_each(blocks, read_and_visit, self.threads, found.add, weigh, self.free)
-        return found
-
-    def _weigh(self, block: Block) -> int:
-        return tensor_bytes(self.job.base.tensors[block.name], len(self.tasks))
-
-    def _blocks(self, names: Sequence[str], *, whole: bool) -> Iterator[Block]:
-        for name in names:
-            numel = self.job.base.tensors[name].numel
-            step = max(1, numel if whole else self.cuts * CUT)
-            for start in range(0, numel, step):
-                yield Block(name, start, min(step, numel - start))
-
-    def _advance(self, num_bytes: int) -> None:
-        if self.resources.on_bytes is not None:
-            self.resources.on_bytes(num_bytes)
-
-
-def _all_finite(found: Mapping[str, Tensor]) -> bool:
-    sums = (values.tolist() for values in found.values() if values.is_floating_point())
-    return all(map(math.isfinite, chain.from_iterable(sums))) and not ("changed" in found and found["changed"][2])
+        for_each(self.visits.blocks(names, whole=False), visit, self.visits.threads)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from fusionlab.data.drawing import DRAWN_TASKS, SPLIT_SIZES, canvas, symbols
-from fusionlab.data.drawing.scenes import COLOURS, SIGNS, TEXTURES, hsv
+from fusionlab.data.drawing.paint import COLOURS, hsv
+from fusionlab.data.drawing.scenes import SIGNS, TEXTURES
 from fusionlab.errors import InputError
 
 NAMES = ("digits", "glyphs", "signs", "textures", "counting", "colours", "shapes", "clutter")

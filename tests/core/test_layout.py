@@ -1,5 +1,6 @@
 """Imports flow down only, and what must start fast imports nothing heavy."""
 
+import ast
 import subprocess
 import sys
 
@@ -22,6 +23,11 @@ LIBRARIES = {
     # of torchmetrics the type only
     "fusion": {"torch", "yaml", "numpy", "transformers", "open_clip", "timm", "peft", "safetensors"} | {"torchmetrics"},
 }
+# files that are longer than can be read at once, and why
+LONG_FILES = {
+    "fusionlab.modules.base": "the hooks of one LightningModule, each a few lines over files of their own",
+    "fusionlab.adapters.injection": "what the adapters of a model share stays in one place",
+}
 MODULES = structure.modules_of(structure.PACKAGE)
 
 
@@ -42,6 +48,24 @@ def test_libraries(module: str) -> None:
     packages = {name.split(".")[0] for name in structure.imports_of(MODULES[module], MODULES)}
     packages -= {*sys.stdlib_module_names, "fusionlab"}
     assert allowed is None or packages <= allowed, f"{module}: must not import {packages - allowed}"
+
+
+def lines_of_code(function: ast.AST) -> int:
+    """Lines of a function beside its docstring."""
+    assert isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+    told = function.body[0] if ast.get_docstring(function) is not None else None
+    doc = 0 if told is None else (told.end_lineno or 0) - told.lineno + 1
+    return (function.end_lineno or 0) - function.lineno + 1 - doc
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_files_can_be_read_at_once(module: str) -> None:
+    text = MODULES[module].read_text()
+    lines = len(text.splitlines())
+    assert (lines > 300) == (module in LONG_FILES), f"{module} has {lines} lines"
+    functions = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+    long = {function.name: lines for function in functions if (lines := lines_of_code(function)) >= 50}
+    assert not long, f"{module}: functions of 50 lines and more beside their docstrings"
 
 
 def test_no_circles() -> None:

@@ -15,9 +15,9 @@ from fusionlab.blocks import kernels
 from fusionlab.blocks.kernels import CUT
 from fusionlab.blocks.sums import exact_sum, inner_products, lane_sums, partial_sums, squared_norms
 from fusionlab.blocks.task_vectors import TaskVectors
-from fusionlab.engine import Resources, StateWeights, TaskInput, fuse, make_plan, passes, run
+from fusionlab.engine import Resources, StateWeights, TaskInput, fuse, make_plan, passes, run, visiting
 from fusionlab.engine.job import Job, block_bytes
-from fusionlab.engine.passes import count_changes
+from fusionlab.engine.reading import count_changes
 from fusionlab.errors import InputError
 from fusionlab.rules.base import add_scaled
 
@@ -309,7 +309,7 @@ def test_the_short_way_of_bfloat16_gives_the_bits_of_the_general_one(
     monkeypatch.setattr(passes, "visit_bfloat16", note)
     short = fuse(RULES[name], base, finetuned=finetuned)
     assert visited == set(SIZES)
-    monkeypatch.setattr(passes, "bfloat16_names", lambda job: frozenset())
+    monkeypatch.setattr(visiting, "bfloat16_names", lambda job: frozenset())
     general = fuse(RULES[name], base, finetuned=finetuned)
     assert all(torch.equal(short.state[key].view(torch.int16), general.state[key].view(torch.int16)) for key in SIZES)
     assert (short.scaling_coefficients, short.norms, short.cosines) == (

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from fusionlab.data.drawing import scenes
+from fusionlab.data.drawing import paint, scenes
 from fusionlab.data.drawing.canvas import SIDE, Integers
 from fusionlab.data.drawing.symbols import ICONS, LETTERS, SHAPES
 from fusionlab.errors import InputError, did_you_mean
@@ -79,7 +79,7 @@ DRAWN_TASKS: dict[str, DrawnTask] = {
         DrawnTask("signs", tuple(scenes.SIGNS), ("a {} sign.", "a photo of a {} traffic sign."), scenes.draw_signs),
         DrawnTask("textures", scenes.TEXTURES, ("a {} texture.", "a photo of a {} pattern."), scenes.draw_textures),
         DrawnTask("counting", scenes.COUNTS, ("a picture of {} things.", "{} objects."), scenes.draw_counting),
-        DrawnTask("colours", tuple(scenes.COLOURS), ("a {} thing.", "a picture of a {} object."), scenes.draw_colours),
+        DrawnTask("colours", tuple(paint.COLOURS), ("a {} thing.", "a picture of a {} object."), scenes.draw_colours),
         DrawnTask("shapes", tuple(SHAPES), ("a {} shape.", "a drawing of a {}."), scenes.draw_shapes),
         DrawnTask("clutter", tuple(ICONS), ("a picture of a {}.", "a drawing of a {}."), scenes.draw_clutter),
     )
