@@ -61,6 +61,7 @@ def test_every_label_word_and_score_is_one_piece(backbone):
         assert len(backbone.tokenizer(word).input_ids) == 2, word
 
 
+@pytest.mark.slow
 def test_loads_in_a_process_without_network():
     code = (
         "from transformers import AutoTokenizer, T5ForConditionalGeneration; import sys;"
@@ -80,6 +81,7 @@ def test_it_fills_gaps_and_says_what_it_read(backbone):
     assert answers == list(texts.values())
 
 
+@pytest.mark.slow
 def test_a_short_fit_beats_the_pretrained_model_on_every_task(tmp_path):
     tasks = ("sentiment", "acceptability")
     argv = ["fit", "--config", str(CONFIG), "--data.tasks", f"[{', '.join(tasks)}]", "--data.cache_dir", str(tmp_path)]

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import socket
 import time
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ranks
 import torch
-from torch import multiprocessing
 
 WORLD_SIZE = 3
 FIT = [
@@ -72,14 +71,8 @@ def worker(rank: int, port: int, folder: Path, where: str, culprit: int, kind: s
 
 
 def run(folder: Path, where: str, culprit: int, kind: str = "bad input", slow: int | None = None) -> list[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["fusionlab.commands.fit"])
-    arguments = (port, folder, where, culprit, kind, slow)
-    context = multiprocessing.start_processes(
-        worker, arguments, nprocs=WORLD_SIZE, start_method="forkserver", join=False
-    )
+    arguments = (ranks.free_port(), folder, where, culprit, kind, slow)
+    context = ranks.start(worker, arguments, WORLD_SIZE, join=False)
     for process in context.processes:
         process.join(240)
         assert not process.is_alive()

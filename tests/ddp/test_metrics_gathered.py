@@ -4,8 +4,9 @@ import json
 import os
 
 import pytest
+import ranks
 import torch
-from torch import distributed, multiprocessing
+from torch import distributed
 
 from fusionlab.evaluation.metrics import ScoreCorrelation
 from fusionlab.samplers import evaluation_batches
@@ -37,7 +38,7 @@ def worker(rank, sizes, folder):
 @pytest.mark.skipif(os.name == "nt", reason="gloo's file rendezvous needs a POSIX path")
 def test_two_processes_give_the_bits_of_one(tmp_path):
     sizes = [3, 9, 30]  # 1 batch: the second process has none; 3 batches: two and one; 8 batches, the last one padded
-    multiprocessing.spawn(worker, args=(sizes, tmp_path), nprocs=2)
+    ranks.start(worker, (sizes, tmp_path), 2)
     expected = [measure(num_samples, 0, 1) for num_samples in sizes]
     for rank in range(2):
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == expected

@@ -6,17 +6,17 @@ import dataclasses
 import hashlib
 import json
 import os
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ranks
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
-from torch import multiprocessing
+from often import often
 
 import fusionlab
 from fusionlab.adapters import Adapter, base_state
@@ -232,26 +232,17 @@ def worker(rank: int, world_size: int, port: int, folder: Path, t5: Path) -> Non
     torch.distributed.destroy_process_group()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=often([2, 3], "2"))
 def results(
-    tmp_path_factory: pytest.TempPathFactory, t5_folder: Callable[[str], Path]
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, t5_folder: Callable[[str], Path]
 ) -> dict[int, list[dict[str, Any]]]:
     """By number of processes, what each of them found."""
     folder = tmp_path_factory.mktemp("ranks")
     write_texts(folder)
     t5 = t5_folder("tied")
     found = {1: [everything(1, folder, t5)]}
-    # forked from a process that has imported everything
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["fusionlab.commands.fit", "fusionlab.data.text"])
-    for world_size in (2, 3):
-        arguments = (world_size, free_port(), folder, t5)
-        multiprocessing.start_processes(worker, arguments, nprocs=world_size, start_method="forkserver")
+    for world_size in range(2, request.param + 1):
+        ranks.start(worker, (world_size, ranks.free_port(), folder, t5), world_size)
         found[world_size] = [
             torch.load(folder / f"{world_size}-{rank}.pt", weights_only=True) for rank in range(world_size)
         ]
@@ -340,7 +331,7 @@ def test_one_run_folder_is_written_whatever_the_number_of_processes(
 ) -> None:
     rows = {world_size: json.loads(found[0]["results.json"])["rows"] for world_size, found in results.items()}
     assert len(rows[1]) == 2 + 2 + 2 * 2
-    for world_size in (2, 3):
+    for world_size in results.keys() - {1}:
         assert results[world_size][0]["files"] == results[1][0]["files"]
         keys = ("model", "rule", "task", "metric", "num_samples")
         assert [[row[key] for key in keys] for row in rows[world_size]] == [

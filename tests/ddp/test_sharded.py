@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ranks
 import torch
+from often import often
 from safetensors.torch import load_file
-from torch import multiprocessing
 from torch.distributed.tensor import DTensor
 from transformers import ViTConfig, ViTModel
 
@@ -89,13 +89,7 @@ def vit(tmp_path: Path) -> str:
 
 def run(folder: Path, options: list[str], fails_at: int | None = None) -> list[int]:
     folder.mkdir(exist_ok=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["fusionlab.commands.fit"])
-    context = multiprocessing.start_processes(
-        worker, (port, folder, options, fails_at), nprocs=WORLD_SIZE, start_method="forkserver", join=False
-    )
+    context = ranks.start(worker, (ranks.free_port(), folder, options, fails_at), WORLD_SIZE, join=False)
     for process in context.processes:
         process.join(90)
         assert not process.is_alive()
@@ -120,9 +114,7 @@ def moments(folder: Path) -> list[dict[str, torch.Tensor]]:
     return list(state["state"].values())
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=[pytest.mark.slow] if kind in ("vit full", "t5 full") else []) for kind in KINDS]
-)
+@pytest.mark.parametrize("kind", often(KINDS, "lora", "full"))
 def test_split_weights_train_the_same(tmp_path: Path, kind: str, vit: str) -> None:
     options = KINDS[kind] + ([vit] if kind.startswith("vit") else [])
     for strategy in ("ddp", "fsdp"):
@@ -145,9 +137,7 @@ def test_split_weights_train_the_same(tmp_path: Path, kind: str, vit: str) -> No
     assert held == shares["of"]
 
 
-@pytest.mark.parametrize(
-    ("kind", "then"), [("lora", "fsdp"), ("full", "fsdp"), pytest.param("full", "ddp", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("kind", "then"), often([("lora", "fsdp"), ("full", "fsdp"), ("full", "ddp")], "full-fsdp"))
 def test_a_fault_and_a_restart_change_nothing(tmp_path: Path, kind: str, then: str) -> None:
     options = [*KINDS[kind], "--trainer.strategy"]
     assert 0 not in run(tmp_path / "broken", [*options, "fsdp"], fails_at=3)

@@ -1,8 +1,9 @@
 """The linearized network inside a distributed wrapper: two gloo processes train as one."""
 
+import ranks
 import torch
 from oracles import LinearizedModule
-from torch import Tensor, distributed, multiprocessing, nn
+from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -35,7 +36,7 @@ def worker(rank: int, folder: str) -> None:
 
 
 def test_two_processes_train_as_one(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    multiprocessing.spawn(worker, args=(str(tmp_path),), nprocs=2)
+    ranks.start(worker, (str(tmp_path),), 2)
     network, inputs = build()
     start = {name: value.clone() for name, value in network.state_dict().items()}
     train(network, inputs)

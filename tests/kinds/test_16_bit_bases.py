@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from often import often
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import T5ForConditionalGeneration, ViTConfig, ViTModel
@@ -67,10 +68,13 @@ def make(t5_folder: Callable[[str], Path]) -> Callable[[str, str], Any]:
 
 @pytest.mark.parametrize(
     ("kind", "method"),
-    [
-        ("t5-tied", "lora"), ("t5-tied", "full"), ("t5-untied", "l_lora"), ("clip", "lora"), ("clip-float16", "full"),
-        ("clip", "tangent"),
-    ],
+    often(
+        [
+            ("t5-tied", "lora"), ("t5-tied", "full"), ("t5-untied", "l_lora"), ("clip", "lora"),
+            ("clip-float16", "full"), ("clip", "tangent"),
+        ],
+        "t5-tied-full", "clip-tangent",
+    ),
 )  # fmt: skip
 def test_the_update_of_every_rule_is_that_of_a_float32_base(kind: str, method: str, make: Callable) -> None:
     module = make(kind, method)
@@ -192,10 +196,9 @@ CASES = {
     "vit l_lora": [*CLIP, "bf16-true", "--model", "ViTModule", "--model.method", "l_lora"],
 }
 MODELS = {"t5": "tiny-t5", "cl": "tiny-clip"}
-SLOW = ("t5 full", "clip full", "clip lora", "vit l_lora")
 
 
-@pytest.mark.parametrize("case", [pytest.param(c, marks=[pytest.mark.slow] if c in SLOW else []) for c in CASES])
+@pytest.mark.parametrize("case", often(CASES, "t5 lora"))
 def test_fit_and_test_agree_and_rounding_has_rows_of_its_own(
     case: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

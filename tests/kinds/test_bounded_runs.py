@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from often import often
 
 import fusionlab
 from fusionlab.__main__ import main
@@ -175,7 +176,7 @@ TRIALS: dict[str, list[str]] = {
 }
 
 
-@pytest.mark.parametrize("case", TRIALS)
+@pytest.mark.parametrize("case", often(TRIALS, "with overwrite", "with a validated choice"))
 def test_a_trial_is_bounded_and_leaves_a_run_as_it_is(
     case: str, unfinished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -236,7 +237,7 @@ REPEATED: dict[str, tuple[dict[str, Any], int]] = {
 }
 
 
-@pytest.mark.parametrize("case", REPEATED)
+@pytest.mark.parametrize("case", often(REPEATED, "a half", "accumulated"))
 def test_the_same_batches_are_trained_on_again(case: str) -> None:
     options, expected = REPEATED[case]
     module = Watched()

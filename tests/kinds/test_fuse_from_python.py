@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from often import often
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, ViTConfig, ViTModel
@@ -97,7 +98,7 @@ KINDS = {
 }
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=often(KINDS, "clip lora", "t5 full"))
 def model(request: pytest.FixtureRequest, vit: str, t5_folder: Callable[[str], Path], tmp_path: Path) -> Model:
     make, name, method = KINDS[request.param]
     own = {"vit": vit} if name == "vit" else {} if name == "tiny-clip" else {name: str(t5_folder(name))}

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from often import often
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -34,6 +35,8 @@ KINDS = [
     "A apart by 1e-1", "A apart by 1e-2", "A apart by 1e-3", "A apart by 1e-7", "A apart by 1e-9",
 ]  # fmt: skip
 SHAPES = {"tall": (36, 28), "wide": (20, 34), "square": (24, 24), "narrow": (40, 3)}
+
+OFTEN = often(KINDS, "full", "low rank", "equal A", "one zero", "A apart by 1e-3")
 
 Matrices = Callable[..., list[Tensor]]
 
@@ -95,7 +98,7 @@ def test_all_rules_on_matrices_are_tested_here() -> None:
     }  # DELLA, which ranks the rows of tensors, is a transform
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", OFTEN)
 @pytest.mark.parametrize("name", RULES)
 def test_noise_moves_the_result_by_no_more_than_the_condition_of_what_is_kept(
     name: str, kind: str, task_matrices: Matrices
@@ -109,7 +112,7 @@ def test_noise_moves_the_result_by_no_more_than_the_condition_of_what_is_kept(
             assert moved < 100 * noise * conditions(matrices), (shape, noise)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", OFTEN)
 @pytest.mark.parametrize("name", RULES)
 def test_the_order_of_tasks_does_not_matter(name: str, kind: str, task_matrices: Matrices) -> None:
     for shape in shapes_of(name):
@@ -119,7 +122,7 @@ def test_the_order_of_tasks_does_not_matter(name: str, kind: str, task_matrices:
             assert relative(run(RULES[name], others), clean) < 1e-13 * conditions(matrices) + 1e-12, shape
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", OFTEN)
 @pytest.mark.parametrize("name", RULES)
 def test_an_orthogonal_change_of_basis_turns_the_result(name: str, kind: str, task_matrices: Matrices) -> None:
     for shape in shapes_of(name):

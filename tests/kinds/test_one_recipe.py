@@ -31,14 +31,8 @@ from fusionlab.rules.config import from_config, known_rules, known_task_known_ru
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 BACKBONES, METHODS = ("tiny-clip", "open_clip", "vit", "tiny-t5"), ("lora", "l_lora", "full")
-# what runs every time, two rules of five: each backbone, each method, each layout that differs in memory and on disk
-COVERING = (
-    ("tiny-clip", "lora"),
-    ("open_clip", "lora"),
-    ("open_clip", "full"),
-    ("vit", "l_lora"),
-    ("tiny-t5", "l_lora"),
-)
+# what runs every time, two rules of five: each method, and the layouts that differ most in memory and on disk
+COVERING = (("tiny-clip", "lora"), ("open_clip", "full"), ("tiny-t5", "l_lora"))
 CELLS = [pytest.param(*cell, "some") for cell in COVERING] + [
     pytest.param(backbone, method, "all", marks=pytest.mark.slow) for backbone in BACKBONES for method in METHODS
 ]
@@ -85,7 +79,7 @@ RULES: dict[str, Any] = {
 
 
 def rules_of(backbone: str, method: str, which: str) -> dict[str, Any]:
-    """All rules; or two of five and the average, others in each covering cell, so that each rule is in two of them."""
+    """All rules; or two of five and the average, others in each covering cell, so that each rule is in one at least."""
     if which == "all":
         return RULES
     cell = COVERING.index((backbone, method))
@@ -98,7 +92,7 @@ def rules_of(backbone: str, method: str, which: str) -> dict[str, Any]:
 
 def test_all_rules_are_in_the_matrix() -> None:
     counts = Counter(name for cell in COVERING for name in rules_of(*cell, "some"))
-    assert {name for name in RULES if counts[name] < 2} == set()
+    assert {name for name in RULES if not counts[name]} == set()
 
     def names(config: Any) -> set[str]:
         rule, found = from_config(config), set()

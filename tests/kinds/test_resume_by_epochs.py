@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from often import often
 
 import fusionlab
 from fusionlab.__main__ import main
@@ -69,7 +70,7 @@ def train(data: fusionlab.ImageTasks, module: Watched, root: Path, options: dict
     return module
 
 
-@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("options", often(OPTIONS, "accumulated", "validation inside", "one batch an epoch"))
 def test_the_data_and_the_adapter_are_those_of_the_uninterrupted_run(
     data: fusionlab.ImageTasks, tmp_path: Path, options: str
 ) -> None:

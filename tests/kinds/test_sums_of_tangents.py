@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from often import often
 from oracles import select_parameters
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -202,7 +203,7 @@ def test_one_kind_alone_for_one_to_four_tasks(kind: tuple[str, str]) -> None:
         check(kind[0], {f"task {number}": names for number in range(num_tasks)})
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", often(KINDS, "clip", "convolutions"))
 def test_mixtures(name: str) -> None:
     """Every pair of kinds moved by two and three tasks, and each task another kind of its own."""
     model, _ = build(name)

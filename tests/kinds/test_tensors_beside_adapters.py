@@ -13,6 +13,7 @@ import peft
 import pytest
 import torch
 import transformers as hf
+from often import often
 from safetensors.torch import load_file, save_file
 
 from fusionlab.__main__ import main
@@ -158,10 +159,14 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
 }
 
 
-@pytest.mark.parametrize("make", [llama, tied, gpt2, mixtral], ids=["llama", "tied", "gpt2", "mixtral"])
+MODELS = {"llama": llama, "tied": tied, "gpt2": gpt2, "mixtral": mixtral}
+
+
+@pytest.mark.parametrize("name", often(MODELS, "tied", "gpt2"))
 @pytest.mark.parametrize("kind", OUTPUTS)
-def test_our_output_is_an_input(kind: str, make: Callable[[], Any], tmp_path: Path) -> None:
+def test_our_output_is_an_input(kind: str, name: str, tmp_path: Path) -> None:
     """Alone, beside another, and, where it is a whole model, as the base."""
+    make = MODELS[name]
     targets = ["attn.c_proj"] if make is gpt2 else ["q_proj", "v_proj"]
     first = adapt(make, targets, tmp_path)
     second = adapt(make, targets, tmp_path, seed=2)

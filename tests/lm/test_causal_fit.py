@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from often import often
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fusionlab.__main__ import main
@@ -63,7 +64,7 @@ def scores(folder: Path, **wanted: Any) -> dict[tuple[str, str], float]:
     return {(row["task"], row["metric"]): row["value"] for row in chosen}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", often(METHODS, "lora", "tangent_lora"))
 def test_every_task_has_a_row_of_its_metric(run: Callable[..., Any], method: str) -> None:
     root, _ = run(method)
     metrics = {("mood", "accuracy"), ("mood", "near_ties"), ("count", "exact_match"), ("tale", "perplexity")}
@@ -74,7 +75,8 @@ def test_every_task_has_a_row_of_its_metric(run: Callable[..., Any], method: str
 
 
 @pytest.mark.parametrize(
-    ("method", "kind"), [*((method, "llama") for method in METHODS), ("lora", "gpt2"), ("full", "phi3")]
+    ("method", "kind"),
+    often([*((method, "llama") for method in METHODS), ("lora", "gpt2"), ("full", "phi3")], "lora-llama", "full-phi3"),
 )
 @pytest.mark.parametrize("rule", ["average", "ties"])
 def test_fused_folders_score_as_in_the_run(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import multiprocessing
 import os
 import signal
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ranks
 import torch
 
 from fusionlab.__main__ import main
@@ -20,9 +20,6 @@ from fusionlab.modules import CausalModule
 
 # PEFT asks transformers for a property under its old name
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-# forked from a process that has imported everything: a start costs a fraction of a second
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["fusionlab.commands.fit"])
 KINDS = {
     "l_lora": ["--model.method", "l_lora", "--model.dropout", ".2"],
     "packed": ["--data.packing", "true", "--data.max_length", "64", "--trainer.accumulate_grad_batches", "2"],
@@ -67,7 +64,7 @@ def flags(causal_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPat
 def ended(argv: list[str], root: Path, killed_at: int | None = None) -> int | None:
     log = root.with_suffix(".log")
     argv = [*argv, "--trainer.default_root_dir", str(root), "--trainer.accelerator", "cpu"]
-    process = PROCESSES.Process(target=run, args=(argv, log, killed_at))
+    process = ranks.CONTEXT.Process(target=run, args=(argv, log, killed_at))
     process.start()
     process.join()
     return process.exitcode

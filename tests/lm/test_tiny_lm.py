@@ -27,6 +27,7 @@ def card_values() -> dict[str, float]:
     return {name: float(value) for name, value in rows}
 
 
+@pytest.mark.slow
 def test_it_is_as_good_as_its_card_says_and_leaves_room() -> None:
     values = {task: value for task, (_, value) in pretrained_values("tiny-lm").items()}
     # a few of 200 questions may fall to the other side where another processor rounds otherwise
@@ -62,6 +63,7 @@ def test_the_template_marks_what_the_assistant_says() -> None:
     assert tokenizer.decode(learnt) == "1 3<|im_end|>"
 
 
+@pytest.mark.slow
 def test_loads_in_a_process_without_network() -> None:
     code = (
         "from transformers import AutoModelForCausalLM, AutoTokenizer; import sys;"

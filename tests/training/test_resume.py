@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import random
 import signal
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ranks
 import torch
 
 from fusionlab import ClipModule
@@ -28,9 +28,6 @@ FIT = [
     "--fusion.rules", "[ties]", "--trainer.enable_progress_bar", "false", "--checkpoint_every_n_steps", "3",
     "--trainer.gradient_clip_val", "1.0",
 ]  # fmt: skip
-# forked from a process that has imported everything: a start costs a fraction of a second
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["fusionlab.commands.fit"])
 
 
 def run(argv: list[str], log: Path, environment: dict[str, str]) -> None:
@@ -42,7 +39,7 @@ def run(argv: list[str], log: Path, environment: dict[str, str]) -> None:
 
 def start(root: Path, *extra: str, **environment: str) -> BaseProcess:
     argv = [*FIT, "--trainer.default_root_dir", str(root), *extra]
-    process = PROCESSES.Process(target=run, args=(argv, root.with_suffix(".log"), environment))
+    process = ranks.CONTEXT.Process(target=run, args=(argv, root.with_suffix(".log"), environment))
     process.start()
     return process
 

@@ -58,6 +58,7 @@ def test_two_processes_and_one_write_the_same_file(runs: list[str], tmp_path: Pa
     assert not [warning for warning in recwarn if "helping process" in str(warning.message)]
 
 
+@pytest.mark.slow
 def test_a_helper_that_fails_is_told_of_and_its_work_done(
     runs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
