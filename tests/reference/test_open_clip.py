@@ -185,12 +185,13 @@ def test_stock_peft_on_stock_open_clip_reads_the_block_adapter(
     pretrained = backbone.image_features(IMAGES)
     adapter = trained(backbone, **arguments)
     features = backbone.image_features(IMAGES)
-    assert (features - pretrained).abs().max() > 1e-2
+    change = (features - pretrained).abs().max().item()
+    assert change > 1e-2
     adapters.save_adapter(tmp_path / "adapter", adapter)
 
     peft_model = PeftModel.from_pretrained(stock(folder), tmp_path / "adapter").eval()
-    # 1e-5: PEFT adds the product to the weight before the layer runs
-    torch.testing.assert_close(peft_model.encode_image(pixels()), features, rtol=0, atol=1e-5)
+    # PEFT adds the product to the weight before the layer runs: rounding, far below what the adapter changes
+    torch.testing.assert_close(peft_model.encode_image(pixels()), features, rtol=0, atol=1e-3 * change)
 
     back = adapters.load_adapter(tmp_path / "adapter")
     assert (back.method, back.fused_attention) == (adapter.method, adapter.fused_attention)
