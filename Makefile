@@ -35,6 +35,10 @@ test: $(STAMP) ## the tests: CPU, offline, one process a core
 test-slow: $(STAMP) ## the slow tests too (crash loops, long runs)
 	$(PYTEST) -n 2 --dist loadfile -m 'not gpu and not network and not browser'
 
+.PHONY: test-guards
+test-guards: $(STAMP) ## break forty drawn lines one by one: do tests see it (an hour)
+	$(BIN)/python tests/helpers/guarded_lines.py $(VENV)/guarded.json
+
 .PHONY: test-gpu
 test-gpu: $(STAMP) ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
