@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import glob
 import logging
 import re
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fusionlab.commands.parser import parse, with_flag
 from fusionlab.errors import InputError, name_list
 from fusionlab.files import accessed, is_there, path_of
 from fusionlab.foreign.cards import card_head
-from fusionlab.layout import ADAPTER_CONFIG, ADAPTER_MODEL, CARD, CONFIG, FUSION, MASKS, OWN, UNIFIED
+from fusionlab.layout import ADAPTER_CONFIG, ADAPTER_MODEL, CARD, CONFIG, FUSION, MASKS, OWN, SWEEP, UNIFIED
+
+if TYPE_CHECKING:
+    from fusionlab.commands.published import Sent
 
 _SWITCHES = {
     "private": "make the repository private where it does not exist yet",
@@ -31,11 +35,13 @@ _INDEX = "*.safetensors.index.json"
 class PushRecipe:
     """Send a folder of weights to the hub: its card, safetensors, configurations and tokenizer, and nothing else.
 
+    Places of this machine that its records name are sent as bare names, and told; the folder itself stays as it is.
     Give the same command again after a broken one: what the hub has is not sent again.
 
     Args:
         folder: an adapter's, a fused model's or a fine-tuned model's folder; also given without the flag.
         repo: OWNER/NAME of the repository, which is made where it does not exist.
+        base: the base's id on the hub, OWNER/NAME, where the folder names a folder of this machine instead.
         revision: the branch to send to, the main one by default.
         message: of the commit.
         private: make the repository private where it does not exist yet.
@@ -44,6 +50,7 @@ class PushRecipe:
 
     folder: str
     repo: str
+    base: str | None = None
     revision: str | None = None
     message: str | None = None
     private: bool = False
@@ -63,12 +70,16 @@ def main(argv: list[str]) -> int:
     files = files_to_push(folder)
     if not _REPO.fullmatch(recipe.repo):
         raise InputError(f"--repo {recipe.repo!r}: expected OWNER/NAME")
-    for note in _notes(folder):
+    from fusionlab.commands.published import Publisher  # seconds, which --help need not wait for
+
+    sent = Publisher(folder, recipe.base).sent(files)
+    for note in (*_notes(folder, recipe.base), *_rewritten(sent)):
         print(f"note: {note}")
     if recipe.dry_run:
-        print("\n".join(_plan(recipe, folder, files)))
+        print("\n".join(_plan(recipe, folder, files, sent)))
         return 0
-    print(f"pushed {len(files)} files: {_push(recipe, folder, files)}")
+    with _staged(folder, files, sent) as staged:
+        print(f"pushed {len(files)} files: {_push(recipe, folder, staged)}")
     return 0
 
 
@@ -91,7 +102,7 @@ def files_to_push(folder: Path) -> list[str]:
         if not is_there(folder / ADAPTER_MODEL):
             raise InputError(f"{str(folder)!r} has no {ADAPTER_MODEL}; only safetensors are sent")
         read_header(folder / ADAPTER_MODEL)
-    elif is_there(folder / MASKS) or is_there(folder / MASKS):
+    elif is_there(folder / MASKS) or is_there(folder / UNIFIED):
         weights = [UNIFIED, MASKS]
         for name in weights:
             read_header(folder / name)
@@ -115,39 +126,68 @@ def _check_folder(folder: Path) -> None:
         raise InputError(
             f"{str(folder)!r} is a run folder, with {name_list(inside)}; give one model's folder, such as fused/RULE"
         )
+    if is_there(folder / SWEEP):
+        raise InputError(f"{str(folder)!r} is a sweep's folder; give one model's, such as runs/RUN/fused/RULE in it")
     if not is_there(folder / CARD):
         raise InputError(f"{str(folder)!r} has no {CARD}; fusionlab writes one beside all weights: make them anew")
 
 
-def _notes(folder: Path) -> Iterator[str]:
-    """What a reader elsewhere could not use, or should not see."""
-    from fusionlab.foreign import PeftConfig, read_json
-    from fusionlab.tensors.hub import embedded, is_hub_id
+def _notes(folder: Path, base: str | None) -> Iterator[str]:
+    """What a reader elsewhere could not use."""
+    from fusionlab.commands.published import base_of, cached_id, is_path
+    from fusionlab.tensors.hub import embedded
 
+    if base is not None:
+        missing, own = ["license"], ""
+    else:
+        missing, own = ["license", "base_model"], base_of(folder)
     head = card_head(folder / CARD)
-    missing = [key for key in ("license", "base_model") if not head.get(key)]
-    if missing:
+    if missing := [key for key in missing if not head.get(key)]:
         yield f"{CARD} names no {' and no '.join(missing)}; add what is missing to its head"
-    if is_there(folder / ADAPTER_CONFIG):
-        base = read_json(folder / ADAPTER_CONFIG, PeftConfig).get("base_model_name_or_path") or ""
-        if base and (not is_hub_id(base) or embedded(base) is not None):
-            yield f"{ADAPTER_CONFIG} names the base {base!r}, which others do not find under that name"
+    if embedded(own) is not None:
+        yield f"the base {own!r} comes with fusionlab, and others do not find it under that name"
+    elif is_path(own) and cached_id(own) is None:
+        yield (
+            f"the base {own!r} is a folder of this machine, which others do not have; where it is on the hub, give "
+            f"--base OWNER/NAME"
+        )
 
 
-def _plan(recipe: PushRecipe, folder: Path, files: list[str]) -> Iterator[str]:
+def _rewritten(sent: Mapping[str, Sent]) -> Iterator[str]:
+    for name, other in sent.items():
+        told = name_list([f"{new!r} for {old!r}" for old, new in other.instead.items()], 3)
+        yield f"{name} is sent otherwise than it is here: {told}"
+
+
+def _plan(recipe: PushRecipe, folder: Path, files: list[str], sent: Mapping[str, Sent]) -> Iterator[str]:
     sizes = {name: (folder / name).stat().st_size for name in files}
+    sizes |= {name: len(other.content.encode()) for name, other in sent.items()}
     kind = "private, where it is new" if recipe.private else "public, where it is new"
     yield f"would send {len(files)} files, {sum(sizes.values()) / 1e6:.2f} MB, to {recipe.repo} ({kind}):"
     for name, size in sizes.items():
-        yield f"  {name}  {size:,} bytes"
+        yield f"  {name}  {size:,} bytes{', rewritten' if name in sent else ''}"
     left = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     if left := [name for name in left if name not in sizes]:
         yield f"not sent: {name_list(left, 20)}"
     yield "nothing was sent (--dry_run)."
 
 
-def _push(recipe: PushRecipe, folder: Path, files: list[str]) -> str:
-    """Send the files in one commit; returns its address."""
+@contextmanager
+def _staged(folder: Path, files: list[str], sent: Mapping[str, Sent]) -> Iterator[Path]:
+    """A folder of links to the files, with what is sent otherwise in their place."""
+    with tempfile.TemporaryDirectory() as made:
+        for name in files:
+            path = Path(made, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if name in sent:
+                path.write_text(sent[name].content, encoding="utf-8")
+            else:
+                path.symlink_to((folder / name).resolve())
+        yield Path(made)
+
+
+def _push(recipe: PushRecipe, folder: Path, staged: Path) -> str:
+    """Send what is staged in one commit; returns its address."""
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.utils import disable_progress_bars
 
@@ -169,8 +209,7 @@ def _push(recipe: PushRecipe, folder: Path, files: list[str]) -> str:
             api.create_branch(recipe.repo, branch=recipe.revision, exist_ok=True)
         commit = api.upload_folder(
             repo_id=recipe.repo,
-            folder_path=folder,
-            allow_patterns=[glob.escape(name) for name in files],
+            folder_path=staged,
             revision=recipe.revision,
             commit_message=recipe.message or f"{folder.name} by fusionlab",
         )
