@@ -7,11 +7,13 @@ computes the same; the tangents have none and stand beside the fit of lora. Roun
 the bare loop takes its steps. The clock (and on a GPU a synchronisation) is read at the ends of a round only, as one of
 every step would hide what overlaps. Both sides take the same first batches, whose summed losses are compared. Not
 counted: checkpoints. The drawn tasks are written to disk first, as users' tasks are, since embedded ones are resized
-anew for each batch. On a GPU peak memory is what the tensors of one side take; on the CPU it is left out. Prints one
-JSON record.
+anew for each batch. With ``--grouped`` the opponent is the same fit with its tasks one after another
+(``--model.samples_at_once 0``), round by round, in wall and processor time. On a GPU peak memory is what the tensors of
+one side take; on the CPU it is left out. Prints one JSON record.
 
     python benchmarks/bench_fit_step.py --device cuda --precision bf16-mixed
     python benchmarks/bench_fit_step.py --device cpu --precision 32 --model tiny --batch_size 4 --steps 3 --rounds 2
+    python benchmarks/bench_fit_step.py --grouped --methods lora l_lora --threads 1 --rounds 9 --steps 2
 """
 
 from __future__ import annotations
@@ -239,7 +241,49 @@ class Rounds(Callback):
         self.seconds[side].append((time.perf_counter() - self.opened) / self.arguments.steps)
 
 
-def fit_in_rounds(module: Any, data: Any, rounds: Rounds, folder: Path, precision: str = "32") -> None:
+class Pairs(Callback):
+    """Times a fit whose tasks go together and one after another in turn.
+
+    Args:
+        arguments: of the command line.
+    """
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments = argparse.Namespace(**vars(arguments) | {"rounds": 2 * arguments.rounds})
+        self.steps = 0
+        self.seconds: dict[str, list[tuple[float, float]]] = {"together": [], "apart": []}
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self.together = pl_module.num_at_once
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.steps += 1
+        timed = self.steps - self.arguments.warmup
+        if timed < 0 or timed % self.arguments.steps:
+            return
+        if self.arguments.device == "cuda":
+            torch.cuda.synchronize()
+        now = time.perf_counter(), time.process_time()
+        if timed:
+            side = "together" if pl_module.num_at_once else "apart"
+            wall, cpu = ((end - start) / self.arguments.steps for end, start in zip(now, self.opened, strict=True))
+            self.seconds[side].append((wall, cpu))
+            pl_module.num_at_once = 0 if pl_module.num_at_once else self.together
+        self.opened = time.perf_counter(), time.process_time()
+
+    def figures(self) -> dict[str, Any]:
+        """Steps' seconds together over apart, medians of the pairs."""
+        pairs = list(zip(self.seconds["together"], self.seconds["apart"], strict=True))
+        found: dict[str, Any] = {"samples_at_once": self.together}
+        for place, clock in enumerate(("wall", "processor")):
+            ratios = [ours[place] / theirs[place] for ours, theirs in pairs]
+            found[f"{clock}_together_over_apart"] = round(statistics.median(ratios), 4)
+            found[f"{clock}_ratios"] = [round(ratio, 4) for ratio in ratios]
+        found["apart_seconds_per_step"] = round(statistics.median(wall for wall, _ in self.seconds["apart"]), 4)
+        return found
+
+
+def fit_in_rounds(module: Any, data: Any, rounds: Rounds | Pairs, folder: Path, precision: str = "32") -> None:
     """Fit with the callbacks of ``fit`` for as many steps as the rounds take."""
     arguments = rounds.arguments
     trainer = Trainer(
@@ -287,10 +331,14 @@ def measure(method: str, tasks: list[str | dict], cache: Path, arguments: argpar
     arguments = argparse.Namespace(**vars(arguments), method=method)
     start = make_backbone(arguments.model)
     module = fusionlab.ClipModule(
-        copy.deepcopy(start), method, rank=arguments.rank, lora_alpha=2 * arguments.rank, learning_rate=RATE,
-        lr_schedule="constant",
+        copy.deepcopy(start), method=method, rank=arguments.rank, lora_alpha=2 * arguments.rank, learning_rate=RATE,
+        lr_schedule="constant", samples_at_once=arguments.samples_at_once,
     )  # fmt: skip
     data = fusionlab.ImageTasks(tasks, batch_size=arguments.batch_size, cache_dir=str(cache))
+    if arguments.grouped:
+        pairs = Pairs(arguments)
+        fit_in_rounds(module, data, pairs, cache, arguments.precision)
+        return pairs.figures()
     has_bare = not method.startswith("tangent")
     make_bare = (lambda module, data: BareLoop(start, module, data, arguments)) if has_bare else None
     rounds = Rounds(arguments, make_bare)
@@ -309,6 +357,10 @@ def parse() -> argparse.Namespace:
         "--tasks", nargs="+", default=["digits", "signs", "shapes", "textures"], choices=list(DRAWN_TASKS)
     )
     parser.add_argument("--batch_size", type=int, default=32, help="images of each task in a step")
+    parser.add_argument("--grouped", action="store_true", help="tasks together against one after another")
+    parser.add_argument(
+        "--samples_at_once", type=lambda value: value if value == "auto" else int(value), default="auto"
+    )
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--steps", type=int, default=20, help="steps in a round")
     parser.add_argument("--rounds", type=int, default=5)
@@ -333,13 +385,14 @@ def main() -> None:
             gc.collect()
             if arguments.device == "cuda":
                 torch.cuda.empty_cache()
-    beside_lora(methods)
+    if not arguments.grouped:
+        beside_lora(methods)
     record = {
         "benchmark": "fit_step",
         "config": vars(arguments),
         "methods": methods,
         "compared": f"summed losses of the first {CHECKED} steps, same start and batches, updates between",
-        "target": {"share": 0.95},
+        "target": {"together_over_apart": {"32": 0.85}} if arguments.grouped else {"share": 0.95},
     } | where_measured(arguments.device)
     print(json.dumps(record))
 

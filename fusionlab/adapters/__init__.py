@@ -22,6 +22,7 @@ from fusionlab.adapters.fused_attention import (
     stored_state,
     stored_task_vector,
 )
+from fusionlab.adapters.grouped import Group, why_apart
 from fusionlab.adapters.injection import (
     InjectionReport,
     activate,
@@ -30,6 +31,7 @@ from fusionlab.adapters.injection import (
     add,
     added,
     extract,
+    group_of,
     inject,
     remove,
     trainable_parameters,
@@ -40,6 +42,7 @@ from fusionlab.adapters.targets import check_fits, laid_out, match_targets
 __all__ = [
     "Adapter",
     "Factors",
+    "Group",
     "InjectionReport",
     "Method",
     "activate",
@@ -56,6 +59,7 @@ __all__ = [
     "enable_gradient_checkpointing",
     "extract",
     "fuse_in_core_space",
+    "group_of",
     "hash_initial",
     "inject",
     "inner_product",
@@ -76,4 +80,5 @@ __all__ = [
     "tied_names",
     "trainable_parameters",
     "truncate",
+    "why_apart",
 ]

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from torch import nn
 
+from fusionlab.adapters.grouped import Draws, Group
 from fusionlab.adapters.injection import activated, active
 from fusionlab.errors import InputError
 
 
 class _AdapterContexts:
-    """``context_fn`` of torch's checkpoint: the function recomputed in backward uses the adapter of its forward."""
+    """``context_fn`` of torch's checkpoint: the function recomputed in backward uses the adapter of its forward.
+
+    That of a group draws again what it drew for each task.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
 
     def __call__(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), activated(self.model, active(self.model))
+        before = active(self.model)
+        return nullcontext(), _again(self.model, before, before.draws.copied() if isinstance(before, Group) else None)
+
+
+@contextmanager
+def _again(model: nn.Module, task: str | Group | None, draws: Draws | None) -> Iterator[None]:
+    with activated(model, task), nullcontext() if draws is None else draws:
+        yield
 
 
 def enable_gradient_checkpointing(model: nn.Module) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import urllib.parse
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from fusionlab.adapters.factors import METHODS, Adapter, Factors, Layout, Method, hash_initial
 from fusionlab.adapters.fused_attention import split_names
+from fusionlab.adapters.grouped import Draws, Group, bind
 from fusionlab.adapters.starts import initial_lora_a
 from fusionlab.adapters.targets import check_fits, layer_shape, match_targets
 from fusionlab.errors import InputError, did_you_mean, name_list
@@ -49,7 +50,7 @@ class _Injected:
     layers: dict[str, LoraLayer] = field(default_factory=dict)
     adapters: dict[str, Adapter] = field(default_factory=dict)  # as they were when they were put in
     trained: set[str] = field(default_factory=set)
-    active: str | None = None
+    active: str | Group | None = None
 
     def of(self, task: str) -> dict[str, LoraLayer]:
         """The layers that have an adapter for ``task``."""
@@ -178,8 +179,10 @@ def added(model: nn.Module, adapter: Adapter, name: str = "added") -> Iterator[N
         activate(model, before)
 
 
-def activate(model: nn.Module, task: str | None) -> None:
+def activate(model: nn.Module, task: str | Group | None) -> None:
     """Make ``task``'s adapter the one that acts; None is the pretrained model. Changes no ``requires_grad``.
+
+    Under a group each row of a batch meets its own task's adapter.
 
     Raises:
         InputError: the model has no adapter ``task``.
@@ -188,22 +191,36 @@ def activate(model: nn.Module, task: str | None) -> None:
     if injected is None and task is None:
         return
     injected = _injected(model)
-    if task is not None and task not in injected.adapters:
+    if isinstance(task, str) and task not in injected.adapters:
         injected.of(task)
-    names = [] if task is None else [adapter_name(task)]
+    names = [adapter_name(task)] if isinstance(task, str) else []
+    group = task if isinstance(task, Group) else None
     for layer in injected.layers.values():
         layer._active_adapter = names
+        bind(layer, group)
     injected.active = task
 
 
-def active(model: nn.Module) -> str | None:
-    """The task whose adapter acts, None for the pretrained model."""
+def active(model: nn.Module) -> str | Group | None:
+    """The task whose adapter acts, or a group of them; None for the pretrained model."""
     injected = getattr(model, _ATTRIBUTE, None)
     return None if injected is None else injected.active
 
 
+def group_of(sizes: Mapping[str, int], seeds: Sequence[int], device: torch.device) -> Group:
+    """Trained tasks as one batch.
+
+    Args:
+        sizes: samples of each task, before rows are filled in.
+        seeds: each task draws as a generator on ``device`` does that is seeded so.
+        device: where the model is.
+    """
+    names = tuple(map(adapter_name, sizes))
+    return Group(tuple(sizes), names, Draws.seeded(seeds, tuple(sizes.values()), device))
+
+
 @contextmanager
-def activated(model: nn.Module, task: str | None) -> Iterator[None]:
+def activated(model: nn.Module, task: str | Group | None) -> Iterator[None]:
     """Within the block ``task``'s adapter acts; afterwards the one before does."""
     before = active(model)
     activate(model, task)

@@ -34,10 +34,11 @@ from fusionlab.modules.applying import (
     plain,
     task_vector_on_backbone,
 )
+from fusionlab.modules.grouping import AtOnce, SideBySide, in_groups, losses_of, num_at_once
 from fusionlab.modules.optimization import lr_multiplier
 from fusionlab.modules.provenance import check_trained_on, trained_on
 from fusionlab.modules.resuming import check_same_training
-from fusionlab.modules.stepping import WithGradients, seed_device
+from fusionlab.modules.stepping import WithGradients
 from fusionlab.runs.loading import LoadedWeights, base_hash, load_weights, point_hash, weights_folder
 from fusionlab.samplers import derive_seed
 from fusionlab.tensors.masked import MaskedVectors
@@ -46,8 +47,9 @@ from fusionlab.tensors.masked import MaskedVectors
 class FusionModule(LightningModule, ModuleDefaults, ABC):
     """Fine-tunes one adapter, or one copy of the weights, per task; subclasses supply loss, scores and metrics.
 
-    One training step is one micro-batch of every task: each task's forward and backward are finished before the next
-    task is activated, so only one graph is held, and each task is trained as if alone. Subclasses compute what depends
+    One training step is one micro-batch of every task, each task trained as if alone: either its forward and backward
+    are finished before the next task is activated, so that only one graph is held, or several tasks' samples go through
+    each frozen layer as one batch, every row bound to its own task's adapter. Subclasses compute what depends
     on the trained weights through :meth:`output`, so that every method can act there.
 
     The constructor's arguments are written here once: a subclass takes its own and hands on the others.
@@ -67,6 +69,9 @@ class FusionModule(LightningModule, ModuleDefaults, ABC):
         num_warmup_steps: steps of linear warm-up.
         lr_schedule: what follows the warm-up, ``cosine`` to zero over the run, or ``constant``.
         weights: folder or hub id of an adapter or a fused model, to ``validate``, ``test`` or ``predict`` with.
+        samples_at_once: samples of several tasks that go through the network as one batch in a training step, at most,
+            which is faster where it is small and takes memory as one batch of so many does; 0 takes task after task.
+            ``auto`` is, for ``lora`` and ``l_lora`` on images, so many as have 2^17 pixels (128 of 32 x 32), else 0.
         seed: seed of the initial adapter, of dropout, and written into every result row.
     """
 
@@ -90,6 +95,7 @@ class FusionModule(LightningModule, ModuleDefaults, ABC):
         num_warmup_steps: int = 0,
         lr_schedule: Literal["cosine", "constant"] = "cosine",
         weights: str | None = None,
+        samples_at_once: AtOnce = "auto",
         seed: int = 42,
     ) -> None:
         super().__init__()
@@ -101,11 +107,14 @@ class FusionModule(LightningModule, ModuleDefaults, ABC):
             learning_rate = self.default_learning_rates[method]
         if learning_rate <= 0:
             raise InputError(f"learning_rate must be positive, got {learning_rate}")
+        if samples_at_once != "auto" and samples_at_once < 0:
+            raise InputError(f"samples_at_once must be auto or at least 0, got {samples_at_once}")
         self.strict_loading = False
         self.method, self.rank, self.lora_alpha, self.dropout = method, rank, lora_alpha, dropout
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.num_warmup_steps, self.lr_schedule = num_warmup_steps, lr_schedule
         self.weights, self.seed = weights, seed
+        self.samples_at_once, self.num_at_once = samples_at_once, 0
         backbone = self.default_backbone if backbone is None else backbone
         self.backbone: KnownBackbone = load_backbone(backbone, causal=False) if isinstance(backbone, str) else backbone
         self.adaptation = make_adaptation(
@@ -144,6 +153,15 @@ class FusionModule(LightningModule, ModuleDefaults, ABC):
     def loss(self, task: str, batch: dict[str, Any]) -> Tensor:
         """Mean loss of a batch under the active weights, a scalar."""
 
+    def side_by_side(self, parts: Sequence[Mapping[str, Any]]) -> SideBySide | None:
+        """Micro-batches of several tasks as one, whose output :meth:`loss` takes its part of; None: task after task."""
+        return None
+
+    @property
+    def samples_by_default(self) -> int:
+        """How many samples ``auto`` takes at once."""
+        return 0
+
     @abstractmethod
     def metrics(self, task: str) -> MetricCollection:
         """Fresh metrics of a task, on this module's device."""
@@ -176,7 +194,8 @@ class FusionModule(LightningModule, ModuleDefaults, ABC):
         """Make what is trained before the optimizer and the distributed wrapper see the module.
 
         Raises:
-            InputError: float16 under a linearization, a target that matches no layer, or weights that do not fit.
+            InputError: float16 under a linearization, a target that matches no layer, weights that do not fit, or
+                tasks that cannot go through the network together where that is asked for.
         """
         if self.method in LINEARIZED_METHODS and str(self.trainer.precision).startswith("16"):
             raise InputError(
@@ -185,6 +204,7 @@ class FusionModule(LightningModule, ModuleDefaults, ABC):
             )
         if stage == "fit" and not self.task_parameters:
             self.add_adapters(list(self.trainer.datamodule.tasks))
+            self.num_at_once = num_at_once(self)
         elif stage != "fit" and self.weights is not None:
             self.loaded = self._load(weights_folder(self.weights))
 
@@ -287,14 +307,14 @@ class FusionModule(LightningModule, ModuleDefaults, ABC):
     def training_step(self, batch: dict[str, dict[str, Any]], batch_idx: int) -> Tensor:
         """One micro-batch of every task; returns the summed loss, with the gradients already computed per task."""
         losses, parameters, gradients = {}, [], []
-        for task, part in batch.items():
-            seed_device(derive_seed(self.seed, "dropout", task, self._batches_before, self.global_rank), self.device)
-            self.activate(task)
-            loss = self.loss(task, part)
-            gradients.append(torch.autograd.grad(loss, self.task_parameters[task]))
-            torch.clear_autocast_cache()  # this task's weights in half precision, which no other task uses
-            parameters += self.task_parameters[task]
-            losses[task] = loss.detach()
+        for tasks in in_groups({task: len(part["index"]) for task, part in batch.items()}, self.num_at_once):
+            seeds = [derive_seed(self.seed, "dropout", task, self._batches_before, self.global_rank) for task in tasks]
+            of_tasks = losses_of(self, {task: batch[task] for task in tasks}, seeds)
+            trained = [parameter for task in tasks for parameter in self.task_parameters[task]]
+            gradients.append(torch.autograd.grad(list(of_tasks.values()), trained))
+            torch.clear_autocast_cache()  # these tasks' weights in half precision, which no other task uses
+            parameters += trained
+            losses |= {task: loss.detach() for task, loss in of_tasks.items()}
         losses = mean_over_ranks(losses)
         self.log_dict({f"train/{task}/loss": loss for task, loss in losses.items()}, batch_size=1)
         self.log("train/learning_rate", self.optimizers(use_pl_optimizer=False).param_groups[0]["lr"], batch_size=1)

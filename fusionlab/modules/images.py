@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -17,6 +18,7 @@ from fusionlab.evaluation.metrics import Accuracy
 from fusionlab.evaluation.predicting import labelled
 from fusionlab.linearize import wide
 from fusionlab.modules.base import FusionModule
+from fusionlab.modules.grouping import PIXELS_AT_ONCE, SideBySide, filled
 
 
 class ImageClassifier(FusionModule):
@@ -34,6 +36,17 @@ class ImageClassifier(FusionModule):
     def features(self, images: Tensor) -> Tensor:
         """Features under the active weights, float32 or wider, shape ``(batch, dim)``."""
         return wide(self.output(lambda: self.backbone.image_features(images)))
+
+    def side_by_side(self, parts: Sequence[Mapping[str, Any]]) -> SideBySide:
+        """The images of all tasks as one batch."""
+        images = [part["images"] for part in parts]
+        sizes = tuple(map(len, images))
+        return SideBySide(lambda: self.backbone.image_features(filled(images)), max(sizes, default=0), sizes)
+
+    @property
+    def samples_by_default(self) -> int:
+        """So many as have 2^17 pixels."""
+        return PIXELS_AT_ONCE // self.backbone.image_size**2
 
     def full_precision(self) -> AbstractContextManager[Any]:
         """Autocast off."""

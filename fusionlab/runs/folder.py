@@ -37,7 +37,7 @@ RunState = Literal["new", "unfinished", "extended"]
 # what may differ when a run is taken up again: where and how it runs, not what it computes
 _FREE_KEYS = (
     "overwrite", "dry_run", "output", "ckpt_path", "start_timeout", "checkpoint_every_n_steps", "data.cache_dir",
-    "data.init_args.cache_dir",
+    "data.init_args.cache_dir", "model.init_args.samples_at_once",
 )  # fmt: skip
 # what may differ between the jobs that train the tasks of one run, and the one that fuses them
 _NOT_TRAINING = ("data.init_args.tasks ", "data.init_args.eval_batch_size ", "fusion.", "train_only ", "harness")

@@ -261,6 +261,7 @@ SHOWN_IN = {  # where the effect of a key is shown
     "model.evaluation": "training/test_t5_errors.py", "model.ranking": "lm/test_causal_fit.py",
     "model.max_new_tokens": "training/test_sweep_t5.py", "model.dtype": "kinds/test_16_bit_bases.py",
     "model.gradient_checkpointing": "lm/test_causal_fit.py", "model.seed": "kinds/test_one_recipe.py",
+    "model.samples_at_once": "training/test_grouped.py",
     "data.tasks": "training/test_fit_clip.py", "data.batch_size": "lm/test_ranks.py",
     "data.eval_batch_size": "kinds/test_bounded_runs.py", "data.image_size": "kinds/test_vocabularies.py",
     "data.on_bad_image": "training/test_image_tasks_bad_data.py", "data.images": "training/test_vit_fit.py",

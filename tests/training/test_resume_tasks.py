@@ -20,7 +20,7 @@ from fusionlab.runs.leases import LEASE_SECONDS, Leases
 FIT = [
     "fit", "--data.max_samples", "40", "--data.batch_size", "8", "--model.rank", "2", "--model.dropout", "0.2",
     "--trainer.max_steps", "6", "--trainer.accelerator", "cpu", "--fusion.rules", "[ties]",
-    "--trainer.enable_progress_bar", "false", "--trainer.accumulate_grad_batches", "2",
+    "--trainer.enable_progress_bar", "false", "--trainer.accumulate_grad_batches", "2", "--model.samples_at_once", "0",
 ]  # fmt: skip
 BOTH = "[digits, signs]"
 
