@@ -109,7 +109,7 @@ def measure_steps(method: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Fit by one method, the bare loop in between; the figures of both."""
     arguments = argparse.Namespace(**vars(arguments), method=method)
     module = fusionlab.CausalModule(
-        arguments.backbone, method, rank=arguments.rank, lora_alpha=2 * arguments.rank, learning_rate=RATE,
+        arguments.backbone, method=method, rank=arguments.rank, lora_alpha=2 * arguments.rank, learning_rate=RATE,
         lr_schedule="constant",
     )  # fmt: skip
     data = fusionlab.ChatTasks(arguments.tasks, batch_size=arguments.batch_size)

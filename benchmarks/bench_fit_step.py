@@ -279,6 +279,8 @@ class Pairs(Callback):
             ratios = [ours[place] / theirs[place] for ours, theirs in pairs]
             found[f"{clock}_together_over_apart"] = round(statistics.median(ratios), 4)
             found[f"{clock}_ratios"] = [round(ratio, 4) for ratio in ratios]
+            least = [min(seconds[place] for seconds in self.seconds[side]) for side in ("together", "apart")]
+            found[f"{clock}_least_seconds"] = [round(seconds, 4) for seconds in least]
         found["apart_seconds_per_step"] = round(statistics.median(wall for wall, _ in self.seconds["apart"]), 4)
         return found
 

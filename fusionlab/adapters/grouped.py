@@ -67,6 +67,7 @@ class Draws(TorchFunctionMode):
     def __init__(self, states: Sequence[Tensor], sizes: Sequence[int], device: torch.device) -> None:
         super().__init__()
         self.states, self.sizes, self.device = list(states), sizes, device
+        self.has_drawn = False
 
     @classmethod
     def seeded(cls, seeds: Sequence[int], sizes: Sequence[int], device: torch.device) -> Draws:
@@ -80,6 +81,7 @@ class Draws(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
         if func in _DRAWS and _DRAWS[func](*args, **kwargs):
+            self.has_drawn = True
             return self._by_task(func, args, kwargs)
         return func(*args, **kwargs)
 

@@ -115,6 +115,7 @@ class FusionModule(LightningModule, ModuleDefaults, ABC):
         self.num_warmup_steps, self.lr_schedule = num_warmup_steps, lr_schedule
         self.weights, self.seed = weights, seed
         self.samples_at_once, self.num_at_once = samples_at_once, 0
+        self.draws = True
         backbone = self.default_backbone if backbone is None else backbone
         self.backbone: KnownBackbone = load_backbone(backbone, causal=False) if isinstance(backbone, str) else backbone
         self.adaptation = make_adaptation(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, Protocol
@@ -48,6 +49,8 @@ class Grouped(Module, Protocol):
 
     application: Application
     samples_at_once: AtOnce
+    draws: bool
+    """Whether its network draws in training; True before it is known. Watching every operation costs time."""
 
     def side_by_side(self, parts: Sequence[Mapping[str, Any]]) -> SideBySide | None:
         """The tasks' micro-batches as one batch; None where this kind of module takes them one after another."""
@@ -128,8 +131,9 @@ def losses_of(module: Grouped, parts: Mapping[str, dict[str, Any]], seeds: Seque
     assert together is not None
     sizes = dict(zip(parts, together.sizes, strict=True))
     group = adapters.group_of(sizes, seeds, module.device)
-    with adapters.activated(module.base_model, group), group.draws:
+    with adapters.activated(module.base_model, group), group.draws if module.draws else nullcontext():
         outputs = together.parts(together.call())
+    module.draws = group.draws.has_drawn
     losses = {}
     for (task, part), output in zip(parts.items(), outputs, strict=True):
         module.activate(task)
