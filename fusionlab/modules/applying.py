@@ -39,21 +39,6 @@ def plain(call: Callable[[], Tensor]) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Given:
-    """An output that was computed before.
-
-    Args:
-        output: what the call would give.
-    """
-
-    output: Tensor
-
-    def __call__(self, call: Callable[[], Tensor]) -> Tensor:
-        """The output, without a call."""
-        return self.output
-
-
-@dataclass(frozen=True)
 class Replaced:
     """The output with other tensors in place of the base's, which train as ordinary weights do.
 
