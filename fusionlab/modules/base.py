@@ -34,7 +34,7 @@ from fusionlab.modules.applying import (
     plain,
     task_vector_on_backbone,
 )
-from fusionlab.modules.grouping import AtOnce, SideBySide, in_groups, losses_of, num_at_once
+from fusionlab.modules.grouping import AtOnce, OneAfterAnother, checked, in_groups, losses_of, num_at_once
 from fusionlab.modules.optimization import lr_multiplier
 from fusionlab.modules.provenance import check_trained_on, trained_on
 from fusionlab.modules.resuming import check_same_training
@@ -44,7 +44,7 @@ from fusionlab.samplers import derive_seed
 from fusionlab.tensors.masked import MaskedVectors
 
 
-class FusionModule(LightningModule, ModuleDefaults, ABC):
+class FusionModule(LightningModule, OneAfterAnother, ModuleDefaults, ABC):
     """Fine-tunes one adapter, or one copy of the weights, per task; subclasses supply loss, scores and metrics.
 
     One training step is one micro-batch of every task, each task trained as if alone: either its forward and backward
@@ -107,15 +107,12 @@ class FusionModule(LightningModule, ModuleDefaults, ABC):
             learning_rate = self.default_learning_rates[method]
         if learning_rate <= 0:
             raise InputError(f"learning_rate must be positive, got {learning_rate}")
-        if samples_at_once != "auto" and samples_at_once < 0:
-            raise InputError(f"samples_at_once must be auto or at least 0, got {samples_at_once}")
         self.strict_loading = False
         self.method, self.rank, self.lora_alpha, self.dropout = method, rank, lora_alpha, dropout
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.num_warmup_steps, self.lr_schedule = num_warmup_steps, lr_schedule
         self.weights, self.seed = weights, seed
-        self.samples_at_once, self.num_at_once = samples_at_once, 0
-        self.draws = True
+        self.samples_at_once = checked(samples_at_once)
         backbone = self.default_backbone if backbone is None else backbone
         self.backbone: KnownBackbone = load_backbone(backbone, causal=False) if isinstance(backbone, str) else backbone
         self.adaptation = make_adaptation(
@@ -153,15 +150,6 @@ class FusionModule(LightningModule, ModuleDefaults, ABC):
     @abstractmethod
     def loss(self, task: str, batch: dict[str, Any]) -> Tensor:
         """Mean loss of a batch under the active weights, a scalar."""
-
-    def side_by_side(self, parts: Sequence[Mapping[str, Any]]) -> SideBySide | None:
-        """Micro-batches of several tasks as one, whose output :meth:`loss` takes its part of; None: task after task."""
-        return None
-
-    @property
-    def samples_by_default(self) -> int:
-        """How many samples ``auto`` takes at once."""
-        return 0
 
     @abstractmethod
     def metrics(self, task: str) -> MetricCollection:
