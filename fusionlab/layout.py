@@ -28,6 +28,7 @@ FUSION = "fusion.json"  # of fused ones: rule, coefficients, norms, inputs
 OWN = "fusionlab.json"  # of all: base, linearization point, fields of a row
 STATS = "fusion_stats.json"  # squared norms of the task vector
 UNIFIED, MASKS = "unified.safetensors", "masks.safetensors"  # instead of weights, where the task must be known
+ROUTED, ROUTED_OWN = "wemoe.safetensors", "wemoe.json"  # instead of weights, where each sample has its own
 CARD = "README.md"
 ADAPTER_CONFIG, ADAPTER_MODEL, ADAPTER_PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 LINEARIZED_WEIGHTS = "linearized_adapter_model.safetensors"  # as arXiv 2310.04742 published them

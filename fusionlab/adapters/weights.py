@@ -11,7 +11,7 @@ from fusionlab.tensors.state import State
 Weights: TypeAlias = Adapter | State | LinearizedState
 
 
-def is_linearized(weights: Weights) -> bool:
+def is_linearized(weights: object) -> bool:
     """Whether they act to first order about the base only."""
     return isinstance(weights, LinearizedState) or (
         isinstance(weights, Adapter) and weights.method in LINEARIZED_METHODS

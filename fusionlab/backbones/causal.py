@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fusionlab.adapters.samples import SampleTokens
 from fusionlab.adapters.targets import LINEAR
 from fusionlab.backbones.answer_tree import AnswerTree
 from fusionlab.backbones.greedy import Output, greedy, plain
@@ -59,6 +60,8 @@ class CausalBackbone(nn.Module):
         self.model = model.requires_grad_(False).eval()
         self.tokenizer = tokenizer
         self.name, self.is_converted = name, is_converted
+        self.sample_tokens = SampleTokens()
+        """A sample's own are the tokens of its prompt."""
         self._side_by_side: bool | None = None
         self._apart_by: Apart | None = None
 
@@ -214,7 +217,8 @@ class CausalBackbone(nn.Module):
             use_cache=False,
             logits_to_keep=tree.num_columns,
         )
-        return tree.log_likelihoods(output(lambda: call().logits))
+        with self.sample_tokens.reading({"": prompt_mask}):
+            return tree.log_likelihoods(output(lambda: call().logits))
 
     def _apart(self, prompt_ids: Tensor, prompt_mask: Tensor, tree: AnswerTree, output: Output) -> Tensor:
         lengths = prompt_mask.sum(1).tolist()
@@ -222,7 +226,8 @@ class CausalBackbone(nn.Module):
         for row, length in zip(prompt_ids, lengths, strict=True):
             prompt = row[len(row) - length :]
             inputs = tree.each_behind(prompt)
-            logits = output(partial(self.logits, inputs, inputs.shape[1] - length + 1))
+            with self.sample_tokens.reading({"": torch.ones_like(inputs[:, :length])}):
+                logits = output(partial(self.logits, inputs, inputs.shape[1] - length + 1))
             found.append(tree.log_likelihoods_apart(logits))
         return torch.stack(found)
 
@@ -249,7 +254,8 @@ class CausalBackbone(nn.Module):
         Returns:
             tokens of each answer, without the one that ended it.
         """
-        return greedy(self.model, prompt_ids, prompt_mask, max_new_tokens, end_ids, output, cached=cached)
+        with self.sample_tokens.reading({"": prompt_mask}):
+            return greedy(self.model, prompt_ids, prompt_mask, max_new_tokens, end_ids, output, cached=cached)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of tokens, special ones left out."""

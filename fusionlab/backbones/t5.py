@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -11,6 +12,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from fusionlab.adapters.samples import SampleTokens
 from fusionlab.backbones.choice import lowest_argmax
 from fusionlab.backbones.label_words import Answers, check_words, side_by_side
 from fusionlab.backbones.quiet import UNREADABLE, quiet, reason_of
@@ -49,6 +51,8 @@ class T5Backbone(nn.Module):
         self.model = model.requires_grad_(False).eval()
         self.tokenizer = tokenizer
         self.name = name
+        self.sample_tokens = SampleTokens()
+        """A sample's own are, to the encoder, the tokens of its text; to the decoder, what every answer starts with."""
 
     @classmethod
     def load(cls, source: str, *, name: str, dtype: str = "float32") -> T5Backbone:
@@ -110,13 +114,19 @@ class T5Backbone(nn.Module):
         return self._logits(input_ids, attention_mask, decoder_input_ids)
 
     def _logits(self, input_ids: Tensor, attention_mask: Tensor, decoder_input_ids: Tensor, **more: Tensor) -> Tensor:
-        return self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            decoder_input_ids=decoder_input_ids,
-            use_cache=False,
-            **more,
-        ).logits
+        with self._reading(attention_mask):
+            return self.model(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                decoder_input_ids=decoder_input_ids,
+                use_cache=False,
+                **more,
+            ).logits
+
+    def _reading(self, attention_mask: Tensor) -> AbstractContextManager[None]:
+        return self.sample_tokens.reading(
+            {"encoder": attention_mask, "decoder": attention_mask.new_ones(len(attention_mask), 1)}
+        )
 
     def first_logits(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Logits of an answer's first token, shape ``(batch, 1, vocab)``."""
@@ -177,7 +187,8 @@ class T5Backbone(nn.Module):
             eos_token_id=config.eos_token_id,
             decoder_start_token_id=config.decoder_start_token_id,
         )
-        return self.model.generate(input_ids=input_ids, attention_mask=attention_mask, generation_config=settings)
+        with self._reading(attention_mask):
+            return self.model.generate(input_ids=input_ids, attention_mask=attention_mask, generation_config=settings)
 
     def generate_by_logits(
         self, input_ids: Tensor, attention_mask: Tensor, max_new_tokens: int, output: Output

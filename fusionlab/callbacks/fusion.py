@@ -73,9 +73,10 @@ class FusionCallback(Callback):
             raise InputError(f"every_n_epochs must be at least 1, got {every_n_epochs}")
         self.dtype = dtype
         self._by_task = [name for name, rule in self.rules.items() if search.knows_the_task(rule)]
-        if dtype is not None and self._by_task:
-            masking = name_list(self._by_task)
-            raise InputError(f"fusion.dtype {dtype}: rules {masking} make masks, which are not rounded")
+        self._routed = [name for name, rule in self.rules.items() if isinstance(rule, search.Wemoe)]
+        for names, what in ((self._by_task, "masks"), (self._routed, "experts and routers")):
+            if dtype is not None and names:
+                raise InputError(f"fusion.dtype {dtype}: rules {name_list(names)} make {what}, which are not rounded")
         if taken := [name for name in self.rules if self._rounded_name(name) in self.rules]:
             raise InputError(f"rules {name_list(taken)}: the name of what is rounded is taken; choose another name")
         self.every_n_epochs = every_n_epochs
@@ -110,6 +111,13 @@ class FusionCallback(Callback):
                 f"harness: lm-eval's tasks have no mask of rules {name_list(self._by_task)}, which need to know the "
                 f"task; leave out one or the other"
             )
+        if self.harness is not None and self._routed:
+            raise InputError(
+                f"harness: models of rules {name_list(self._routed)} weigh each sample by its prompt, which lm-eval "
+                f"does not tell; leave out one or the other"
+            )
+        if self._routed:
+            search.check_mlps(module)
         for rule in self.rules.values():
             if not search.looks_at_data(rule) and not _names_parameters(rule):
                 try_rule(rule, data.tasks)
@@ -175,8 +183,9 @@ class FusionCallback(Callback):
                 found += score(f"fused by {name}", weights, scored, split, **row, **labels)
             if each.found.scores:
                 found = with_bounds_of_choice(found, data)
-            masks = {"masks": each.model.masks} if each.model.masks else {}
-            rows += [{**row, **each.more, **masks} for row in found]
+            sizes = {"masks": each.model.masks, "routed": each.model.routed}
+            told = {key: value for key, value in sizes.items() if value}
+            rows += [{**row, **each.more, **told} for row in found]
         return reporting.normalize(keyed(rows, module, data), self.full_reference), made
 
     def _make(self, finetuned: Finetuned, score: Scorer) -> dict[str, Made]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from fusionlab.adapters.routed import RoutedWeights
 from fusionlab.adapters.weights import is_linearized
 from fusionlab.errors import InputError
 from fusionlab.evaluation.rows import Row
@@ -38,6 +39,10 @@ class HarnessScores(Callback):
         if loaded is not None and isinstance(loaded.weights, MaskedVectors):
             raise InputError(
                 "harness: lm-eval's tasks have no mask of weights that need to know the task; leave it out"
+            )
+        if loaded is not None and isinstance(loaded.weights, RoutedWeights):
+            raise InputError(
+                "harness: these weights are weighed by each sample's prompt, which lm-eval does not tell; leave it out"
             )
         self.tasks.check([], linearized=loaded is not None and is_linearized(loaded.weights))
 

@@ -45,6 +45,7 @@ def write_card(folder: Path, origin: Origin) -> None:
 def _summary(facts: Facts) -> str:
     what = "An adapter" if facts.adapter is not None else "A full model"
     what = "Masks of one vector" if facts.masks else what
+    what = "Experts and routers" if facts.routed else what
     by = f" by {facts.method}" if facts.method else ""
     if facts.is_fused:
         tasks = list(facts.row.get("fused_tasks") or facts.record.get("norms") or ())

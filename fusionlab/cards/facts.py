@@ -90,7 +90,8 @@ class Facts:
         """What ``folder`` and its maker say."""
         adapter = read_json(folder / ADAPTER_CONFIG, PeftConfig) if is_there(folder / ADAPTER_CONFIG) else None
         record = own_record(folder)
-        network = folder if adapter is None and not record.get("masks") else origin.base_folder
+        over_base = adapter is not None or record.get("masks") or record.get("routed")
+        network = origin.base_folder if over_base else folder
         config, is_open_clip = {}, network is None and (":" in origin.base and not origin.base.startswith("timm:"))
         if network is not None and is_there(network / _TRANSFORMERS):
             config = read_json(network / _TRANSFORMERS, ModelConfig)
@@ -117,6 +118,11 @@ class Facts:
     def masks(self) -> Mapping[str, Any]:
         """What it says of masks of one vector, of which each task has its own weights; empty for other weights."""
         return self.record.get("masks") or {}
+
+    @property
+    def routed(self) -> Mapping[str, Any]:
+        """What it says of experts and routers, of which each sample has its own weights; empty for other weights."""
+        return self.record.get("routed") or {}
 
     @property
     def method(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from fusionlab.cards import routed
 from fusionlab.cards.facts import Facts
 from fusionlab.cards.masks import how_to_read
 from fusionlab.tensors.hub import embedded
@@ -22,9 +23,11 @@ def how_to_load(facts: Facts) -> str:
     parts = ["`FOLDER` is this folder; other libraries also take its id on the hub."]
     if facts.masks:
         parts.append(how_to_read(facts.masks))
+    if facts.routed:
+        parts.append(routed.how_to_read(facts.routed))
     if facts.is_linearized:
         parts.append(_TANGENT.format(point=facts.record["linearization_point"]))
-    elif not facts.masks:
+    elif not (facts.masks or facts.routed):
         parts += _others(facts)
     parts.append(_code('import fusionlab\n\nloaded = fusionlab.load("FOLDER")'))
     if _needs_base(facts):
@@ -33,7 +36,7 @@ def how_to_load(facts: Facts) -> str:
 
 
 def _needs_base(facts: Facts) -> bool:
-    if facts.masks:
+    if facts.masks or facts.routed:
         return True
     return facts.adapter is not None and not facts.is_linearized and "BASE" in _base_line(facts)
 

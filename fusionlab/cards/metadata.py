@@ -49,7 +49,7 @@ def relation_of(facts: Facts) -> str:
 
 def library_of(facts: Facts) -> str:
     """The library that loads the folder as what it is."""
-    if facts.is_linearized or facts.masks:
+    if facts.is_linearized or facts.masks or facts.routed:
         return "fusionlab"
     if facts.adapter is not None:
         return "peft"

@@ -16,7 +16,19 @@ from fusionlab.commands.parser import parse, with_flag
 from fusionlab.errors import InputError, name_list
 from fusionlab.files import accessed, is_there, path_of
 from fusionlab.foreign.cards import card_head
-from fusionlab.layout import ADAPTER_CONFIG, ADAPTER_MODEL, CARD, CONFIG, FUSION, MASKS, OWN, SWEEP, UNIFIED
+from fusionlab.layout import (
+    ADAPTER_CONFIG,
+    ADAPTER_MODEL,
+    CARD,
+    CONFIG,
+    FUSION,
+    MASKS,
+    OWN,
+    ROUTED,
+    ROUTED_OWN,
+    SWEEP,
+    UNIFIED,
+)
 
 if TYPE_CHECKING:
     from fusionlab.commands.published import Sent
@@ -92,6 +104,7 @@ def files_to_push(folder: Path) -> list[str]:
     Raises:
         InputError: no folder of weights, one without a card or safetensors, or weights that are not whole.
     """
+    from fusionlab.adapters.routed_files import load_routed
     from fusionlab.tensors import open_checkpoint
     from fusionlab.tensors.companions import carried_files
     from fusionlab.tensors.headers import read_header
@@ -106,6 +119,9 @@ def files_to_push(folder: Path) -> list[str]:
         weights = [UNIFIED, MASKS]
         for name in weights:
             read_header(folder / name)
+    elif is_there(folder / ROUTED_OWN) or is_there(folder / ROUTED):
+        weights = [ROUTED, ROUTED_OWN]
+        load_routed(folder)
     else:
         checkpoint = open_checkpoint(folder)
         weights = [file.relative_to(folder).as_posix() for file in checkpoint.files]

@@ -74,7 +74,7 @@ def rows() -> Iterator[tuple[str, ...]]:
             needs, made = (
                 ("yes", "masks") if given in known_task_known_rules().values() else ("no", _output(_instance(given)))
             )
-        coefficient = "none" if search_class.split == "train" else "chosen"
+        coefficient = "none" if hasattr(search_class, "bytes_needed") else "chosen"
         yield name, _summary(search_class), coefficient, search_class.looks_at, needs, made, "-", _source(search_class)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fusionlab.adapters import Adapter, InjectionReport
+from fusionlab.adapters.routed import FusedWeights, RoutedWeights
 from fusionlab.adapters.weights import Weights
 from fusionlab.contracts.protocols import Application, Batch, Data, LinearOutputs, Module, Row
 from fusionlab.errors import InputError
@@ -78,16 +79,16 @@ class ModuleDefaults:
         return ""
 
     @contextmanager
-    def use(self: _Module, weights: str | Weights | Application | None) -> Iterator[None]:
+    def use(self: _Module, weights: str | FusedWeights | Application | None) -> Iterator[None]:
         """A task's, the base's, or weights by name in the base's place.
 
         Raises:
-            InputError: an adapter, or weights that act to first order.
+            InputError: an adapter, weights that act to first order, or such of which every sample has its own.
         """
         before, task, state = self.active, None, {}
         if weights is None or isinstance(weights, str):
             task = weights
-        elif isinstance(weights, Adapter | LinearizedState) or callable(weights):
+        elif isinstance(weights, Adapter | LinearizedState | RoutedWeights) or callable(weights):
             raise InputError(f"{type(self).__name__} is scored under whole weights, got a {type(weights).__name__}")
         else:
             state = {name: value.to(self.device) for name, value in weights.items()}

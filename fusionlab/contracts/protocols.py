@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fusionlab.adapters import InjectionReport
+from fusionlab.adapters.routed import FusedWeights
 from fusionlab.adapters.weights import Weights
 from fusionlab.samplers import Split
 
@@ -142,7 +143,7 @@ class Module(Source, Protocol):
     def read_run(self, folders: Sequence[Path], tasks: Mapping[str, Any]) -> str:
         """Put in what :meth:`export` of a run wrote; returns its hash, empty for nothing."""
 
-    def use(self, weights: str | Weights | Application | None) -> AbstractContextManager[None]:
+    def use(self, weights: str | FusedWeights | Application | None) -> AbstractContextManager[None]:
         """Let weights act within a block: a task's name, None for the base, or any; all is put back, bit for bit."""
 
     def loss(self, task: str, batch: Batch) -> Tensor:

@@ -15,7 +15,7 @@ from fusionlab.blocks.sums import cosine, pair_keys
 from fusionlab.blocks.task_vectors import Statistics
 from fusionlab.engine.planning import Plan
 from fusionlab.rules.base import LinearRule, Rule
-from fusionlab.rules.task_known import AnyRule
+from fusionlab.rules.task_known import StreamedRule
 from fusionlab.tensors.lazy import TaskInput, TensorInfo, Weights
 
 DEFAULT_MEMORY_BUDGET = 1_000_000_000
@@ -54,7 +54,7 @@ class Job:
         cosines: also measure the inner products of all pairs of task vectors.
     """
 
-    rule: AnyRule
+    rule: StreamedRule
     base: Weights
     inputs: Mapping[str, TaskInput]
     plan: Plan

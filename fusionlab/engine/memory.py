@@ -14,7 +14,7 @@ from fusionlab.engine.passes import run
 from fusionlab.engine.planning import MismatchedTensors, make_plan
 from fusionlab.errors import InputError, name_list
 from fusionlab.rules.base import Rule
-from fusionlab.rules.task_known import AnyRule, TaskKnownRule
+from fusionlab.rules.task_known import StreamedRule, TaskKnownRule
 from fusionlab.tensors.identity import Ties, sharing_memory
 from fusionlab.tensors.lazy import StateWeights, TaskInput, TensorInfo
 from fusionlab.tensors.masked import MaskBuffers, MaskedVectors, Place, mask_infos
@@ -119,7 +119,7 @@ def masked_infos(job: Job, place: Place, stored: Mapping[str, TensorInfo]) -> di
     return found
 
 
-def try_rule(rule: AnyRule, tasks: Iterable[str], names: Iterable[str] = ("0.weight", "1.weight")) -> None:
+def try_rule(rule: StreamedRule, tasks: Iterable[str], names: Iterable[str] = ("0.weight", "1.weight")) -> None:
     """Let the rule meet these tasks on tiny tensors, so that what does not fit them is known before any work.
 
     Args:
@@ -139,7 +139,7 @@ def try_rule(rule: AnyRule, tasks: Iterable[str], names: Iterable[str] = ("0.wei
 
 
 def _job(
-    rule: AnyRule,
+    rule: StreamedRule,
     base: State,
     task_vectors: Mapping[str, State] | None,
     finetuned: Mapping[str, State] | None,

@@ -7,7 +7,7 @@ first changed layer is computed once a batch for all candidates.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fusionlab.adapters import Adapter, base_tensors
-from fusionlab.adapters.weights import Weights, is_linearized
+from fusionlab.adapters.routed import FusedWeights, RoutedWeights
+from fusionlab.adapters.weights import is_linearized
 from fusionlab.contracts import Data, Module, Row
 from fusionlab.evaluation.loop import Acting
 from fusionlab.evaluation.scores import Scored, score
@@ -37,7 +38,7 @@ class Candidate:
         labels: fields of its result rows.
     """
 
-    weights: Weights | None
+    weights: FusedWeights | None
     tasks: tuple[str, ...]
     labels: Mapping[str, Any]
 
@@ -69,7 +70,7 @@ def score_candidates(
         return score(module, data, models, split, before_batch=slots.new_batch, on_batch=advance)
 
 
-def acts_by_hooks(model: nn.Module, weights: Weights | None) -> bool:
+def acts_by_hooks(model: nn.Module, weights: FusedWeights | None) -> bool:
     """Whether the weights are an adapter that adds to its layers' outputs, each of them a layer under one name only."""
     if not isinstance(weights, Adapter) or is_linearized(weights):
         return False
@@ -85,14 +86,13 @@ class _Slots:
         weights: of all candidates.
     """
 
-    def __init__(self, model: nn.Module, weights: list[Weights | None]) -> None:
+    def __init__(self, model: nn.Module, weights: list[FusedWeights | None]) -> None:
         self._device = next(model.parameters()).device
         adapters = [each for each in weights if isinstance(each, Adapter) and acts_by_hooks(model, each)]
         self._by_hooks = set(map(id, adapters))
         self._adapted = {name: model.get_submodule(name) for each in adapters for name in each.factors}
-        states = [each for each in weights if each is not None and not isinstance(each, (Adapter, LinearizedState))]
         own = base_tensors(model)
-        replaced = {id(own[name]) for state in states for name in state if name in own}
+        replaced = {id(own[name]) for each in weights for name in _replaced(each) if name in own}
         leaves = [part for part in model.modules() if not list(part.children())]
         self._markers = [part for part in leaves if _has_one_of(part, replaced)]
         self._memories = [_Memory(part, self) for part in leaves if not _has_one_of(part, replaced)]
@@ -128,7 +128,7 @@ class _Slots:
         self.room = min(self.room, KEPT_AFTER_CHANGE)
 
     @contextmanager
-    def using(self, module: Module, weights: Weights | None) -> Iterator[None]:
+    def using(self, module: Module, weights: FusedWeights | None) -> Iterator[None]:
         """Let ``weights`` act on ``module``."""
         by_hooks = isinstance(weights, Adapter) and id(weights) in self._by_hooks
         self.remembers = weights is None or not is_linearized(weights)
@@ -161,6 +161,14 @@ class _Slots:
             return (output + hidden * scaling).to(output.dtype)
 
         return add_adapter
+
+
+def _replaced(weights: FusedWeights | None) -> Iterable[str]:
+    """The tensors of the base that others stand in for, or that samples have others of."""
+    if isinstance(weights, RoutedWeights):
+        experts = [f"{layer}.weight" for layer in weights.experts]
+        return experts if isinstance(weights.rest, Adapter) else [*weights.rest, *experts]
+    return () if weights is None or isinstance(weights, Adapter | LinearizedState) else weights
 
 
 def _has_one_of(part: nn.Module, tensors: set[int]) -> bool:

@@ -81,6 +81,27 @@ class OwnRecord(Schema):
     masks: MasksRecord | None = None
 
 
+class RoutedRest(Schema):
+    """What ``wemoe.json`` says of an adapter that acts on all but the MLPs."""
+
+    method: Literal["lora", "l_lora"] = "lora"
+    base_model: str = ""
+    fused_attention: list[str] = []
+    lora_alpha: dict[str, FiniteFloat]
+    layouts: dict[str, Literal["linear", "transposed", "embedding", "convolution"]] = {}
+    kernels: dict[str, list[PositiveInt]] = {}
+
+
+class RoutedRecord(Schema):
+    """``wemoe.json``: what the tensors beside it are."""
+
+    schema_: Literal[1] = Field(alias="schema")
+    tasks: list[str]
+    mlps: dict[str, dict[str, bool]]
+    ranks: dict[str, list[NonNegativeInt]] = {}
+    rest: RoutedRest | None = None
+
+
 class ResultRow(Schema):
     """A row of ``results.json``."""
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
+from fusionlab.adapters.routed import FusedWeights
 from fusionlab.adapters.weights import Weights
 from fusionlab.backbones.layout import first_names
 from fusionlab.errors import InputError, name_list
@@ -15,8 +16,8 @@ from fusionlab.tensors.masked import MaskedVectors
 
 
 def acting(
-    weights: Weights | MaskedVectors | None, tasks: Sequence[str], base: AnyBase
-) -> Iterator[tuple[Weights | None, list[str]]]:
+    weights: FusedWeights | MaskedVectors | None, tasks: Sequence[str], base: AnyBase
+) -> Iterator[tuple[FusedWeights | None, list[str]]]:
     """What is to act, with the tasks that are scored under it: the one maker for whoever scores.
 
     Args:

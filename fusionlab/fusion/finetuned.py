@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fusionlab.adapters import Adapter, combine_factors
+from fusionlab.adapters.routed import FusedWeights
 from fusionlab.adapters.weights import Weights, is_linearized, state_of
 from fusionlab.errors import InputError, name_list
 from fusionlab.fusion.base import AnyBase, Base
@@ -121,7 +122,7 @@ class Finetuned:
             known[f"squared_norm/{task}"] = dict.fromkeys(inputs.units.tensors, ()) | self._squared_norms[task]
         return Fused(rule, tasks, inputs.coefficients(rule, known))
 
-    def make(self, fused: Fused) -> Weights | MaskedVectors:
+    def make(self, fused: Fused) -> FusedWeights | MaskedVectors:
         """The fused weights; in delta_weight space to the bits of :func:`fusionlab.fusion.making.fuse_weights`.
 
         Raises:
@@ -136,7 +137,7 @@ class Finetuned:
             return inputs.combine(fused.coefficients)
         return inputs.fuse(fused.rule).weights
 
-    def acting(self, fused: Fused, tasks: Sequence[str]) -> Iterator[tuple[Weights | None, list[str]]]:
+    def acting(self, fused: Fused, tasks: Sequence[str]) -> Iterator[tuple[FusedWeights | None, list[str]]]:
         """What is to act on tasks, with those that are scored under it; see :func:`fusionlab.fusion.by_task.acting`.
 
         A task that was not fused has no mask: the base's own weights act on it, as if its task vector were zero.

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 
 from fusionlab.adapters import Adapter, base_state, save_adapter, save_fused_adapter
+from fusionlab.adapters.routed import RoutedWeights
+from fusionlab.adapters.routed_files import save_routed
 from fusionlab.adapters.weights import Weights, is_linearized, state_of
 from fusionlab.backbones import own_folder
 from fusionlab.backbones.layout import names_on_disk, to_disk
@@ -23,7 +25,7 @@ from fusionlab.fusion.adapted import task_vector
 from fusionlab.fusion.making import FusedModel
 from fusionlab.layout import ADAPTERS, FINETUNED, FUSION, OWN, STATS
 from fusionlab.rules.config import to_config
-from fusionlab.runs.loading import base_hash, masked_base_hash, point_hash
+from fusionlab.runs.loading import base_hash, masked_base_hash, point_hash, routed_names
 from fusionlab.tensors import save_state
 from fusionlab.tensors.companions import carry
 from fusionlab.tensors.dtypes import say_dtype
@@ -103,7 +105,7 @@ def save_fused(
     more: Mapping[str, Any] | None = None,
     origin: Origin | None = None,
 ) -> None:
-    """Write a fused model, whole or not at all: an adapter, a full model in the base's own layout, or masks.
+    """Write a fused model, whole or not at all: an adapter, a full model in the base's layout, experts, or masks.
 
     Args:
         folder: where to; what is there is replaced.
@@ -131,6 +133,8 @@ def save_fused(
     with write_folder(folder, overwrite=True) as unfinished:
         if isinstance(fused.weights, MaskedVectors):
             _write_masks(unfinished, fused, backbone, record)
+        elif isinstance(fused.weights, RoutedWeights):
+            record |= write_routed(unfinished, fused, backbone)
         else:
             _write_weights(unfinished, fused.weights, backbone, record, save_fused_adapter)
         (unfinished / FUSION).write_text(json.dumps(record, indent=2) + "\n")
@@ -173,6 +177,20 @@ def _write_masks(folder: Path, fused: FusedModel, backbone: Backbone, record: di
     record["masks"] = fused.masks
     if masked.is_linearized:
         record["linearization_point"] = point_hash(backbone.model)
+
+
+def write_routed(folder: Path, fused: FusedModel, backbone: Backbone) -> dict[str, Any]:
+    """Write experts, routers and the rest into an existing folder.
+
+    Returns:
+        what ``fusion.json`` tells of them: the base that they belong to, and how large they are.
+    """
+    weights = fused.weights
+    assert isinstance(weights, RoutedWeights)
+    rest = weights.rest if isinstance(weights.rest, Adapter) else to_disk(backbone.model, weights.rest)
+    save_routed(folder, replace(weights, rest=rest))
+    names = routed_names(backbone.model, weights)
+    return {"base_hash": masked_base_hash(backbone.model, names), "routed": dict(fused.routed)}
 
 
 def _write_companions(folder: Path, backbone: Backbone) -> None:

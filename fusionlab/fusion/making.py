@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fusionlab.adapters import Adapter, combine, fuse_in_core_space
+from fusionlab.adapters.routed import FusedWeights, RoutedWeights
 from fusionlab.adapters.weights import Weights, is_linearized, state_of
 from fusionlab.blocks.sums import squared_norm
 from fusionlab.engine import (
@@ -34,11 +35,13 @@ from fusionlab.errors import InputError, name_list
 from fusionlab.fusion.adapted import parts_of, task_vector
 from fusionlab.fusion.base import AnyBase, Base
 from fusionlab.fusion.masks import masks_record
+from fusionlab.fusion.routing import rest_rule, with_experts
 from fusionlab.fusion.units import UnitWeights
 from fusionlab.linearize import LinearizedState
-from fusionlab.rules import AnyRule, LinearRule, TaskArithmetic, TaskKnownRule, with_usual_threshold
+from fusionlab.rules import AnyRule, LinearRule, StreamedRule, TaskArithmetic, TaskKnownRule, with_usual_threshold
 from fusionlab.rules.config import to_config
 from fusionlab.rules.matrix_rule import MatrixRule, has_core
+from fusionlab.rules.routed import RoutedMlps
 from fusionlab.tensors.masked import MaskedVectors
 from fusionlab.tensors.state import State
 from fusionlab.tensors.state import task_vector as task_vector_of
@@ -50,8 +53,8 @@ class FusedModel:
 
     Args:
         rule: the rule with all its coefficients.
-        weights: an adapter, or the base weights that change by name, as they are or to act to first order only; of a
-            rule that needs the task, masks of one vector, by names on disk.
+        weights: an adapter, or the base weights that change by name, as they are or to act to first order only; with
+            routers, those and experts; of a rule that needs the task, masks of one vector, by names on disk.
         scaling_coefficients: λ by task; by task and parameter where they differ over parameters; empty for rules that
             have none; s_t of masks.
         norms: ‖τ_t‖ by task.
@@ -59,23 +62,25 @@ class FusedModel:
         remarks: by name on disk, what the user should know of how a tensor was fused.
         rounding: what the dtype of ``weights`` leaves of the update, as ``fusion.json`` has it; empty for an adapter.
         masks: what ``fusion.json`` and rows say of masks; empty for other weights.
+        routed: what they say of routers and experts; empty for other weights.
     """
 
     rule: AnyRule
-    weights: Weights | MaskedVectors
+    weights: FusedWeights | MaskedVectors
     scaling_coefficients: dict[str, Any]
     norms: dict[str, float]
     cosines: dict[str, dict[str, float]]
     remarks: dict[str, tuple[str, ...]] = field(default_factory=dict)
     rounding: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     masks: Mapping[str, Any] = field(default_factory=dict)
+    routed: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def state(self) -> State:
         """The weights by name.
 
         Raises:
-            InputError: they are an adapter, or each task's are others.
+            InputError: they are an adapter, or each task's or sample's are others.
         """
         if isinstance(self.weights, Adapter):
             raise InputError("the fused model is an adapter: take its weights, or merge it into the base's state")
@@ -84,6 +89,8 @@ class FusedModel:
                 "each task has weights of its own: take fusionlab.weights_of(fused.weights, task, base), which are "
                 "those of one"
             )
+        if isinstance(self.weights, RoutedWeights):
+            raise InputError("each sample has weights of its own: use fused.weights as they are, by module.use(...)")
         return state_of(self.weights)
 
 
@@ -115,7 +122,7 @@ def fuse_weights(
     return Inputs(Base.of(base), finetuned).fuse(rule, dtype, resources)
 
 
-def _check_keeps_the_base(rule: AnyRule) -> None:
+def _check_keeps_the_base(rule: StreamedRule) -> None:
     """Raise for a rule that also changes what no task has trained: in memory only what was trained is made anew."""
     config = to_config(rule)
     if config["class_path"].lower().endswith("passthrough") and config["init_args"].get("scale", 1.0) != 1.0:
@@ -162,7 +169,7 @@ class Inputs:
         return dict.fromkeys(name for vector in self.vectors.values() for name in vector)
 
     def job(
-        self, rule: AnyRule, dtype: torch.dtype | None = None, known: Sums | None = None, *, cosines: bool = True
+        self, rule: StreamedRule, dtype: torch.dtype | None = None, known: Sums | None = None, *, cosines: bool = True
     ) -> Job:
         """What the engine is asked for."""
         less = rule.granularity == "tensor" or isinstance(rule, TaskKnownRule)
@@ -218,6 +225,8 @@ class Inputs:
         resources = resources or Resources(torch.get_num_threads())
         if isinstance(rule, TaskKnownRule):
             return self._keep_masks(with_usual_threshold(rule), dtype, resources)
+        if isinstance(rule, RoutedMlps):
+            return self._route(rule, dtype, resources)
         _check_keeps_the_base(rule)
         if self.is_all_adapters and has_core(rule):
             return self._fuse_cores(rule, dtype, resources)
@@ -243,6 +252,20 @@ class Inputs:
         size = sum(map(bytes_of, self.trained.values()))
         told = masks_record(rule, weights.scales, weights.unified.tensors, weights.masks.tensors, size)
         return FusedModel(rule, weights, *found, told)
+
+    def _route(self, rule: RoutedMlps, dtype: torch.dtype | None, resources: Resources) -> FusedModel:
+        rule.check(self.tasks)
+        if dtype is not None or self.linearized:
+            what = "models that act to first order" if self.linearized else f"dtype {dtype}"
+            raise InputError(f"{what}: experts and routers stay as they are trained, in float32; choose another rule.")
+        fused = self.fuse(rest_rule(rule, self.base, self.touched), None, resources)
+        assert not isinstance(fused.weights, MaskedVectors | RoutedWeights)
+        vectors = {} if self.is_all_adapters else {task: self.task_vector(task) for task in self.tasks}
+        adapters = self.adapters if self.is_all_adapters else {}
+        weights = with_experts(rule, self.base, fused.weights, adapters, vectors)
+        told = {"num_mlps": len(rule.mlps), **weights.sizes, "input_bytes": sum(map(bytes_of, self.trained.values()))}
+        coefficients = dict.fromkeys(self.tasks, rule.scaling_coefficient)
+        return replace(fused, rule=rule, weights=weights, scaling_coefficients=coefficients, rounding={}, routed=told)
 
     def _fuse_cores(self, rule: MatrixRule, dtype: torch.dtype | None, resources: Resources) -> FusedModel:
         adapter, found = fuse_in_core_space(rule, self.adapters, threads=resources.threads)

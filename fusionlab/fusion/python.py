@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fusionlab.adapters import Adapter, check_fits, laid_out
+from fusionlab.adapters.routed import RoutedWeights
 from fusionlab.adapters.weights import Weights
 from fusionlab.engine import DEFAULT_MEMORY_BUDGET, Resources
 from fusionlab.engine import fuse as fuse_states
@@ -19,7 +20,7 @@ from fusionlab.fusion.base import Base
 from fusionlab.fusion.by_task import weights_of
 from fusionlab.fusion.making import FusedModel, fuse_weights
 from fusionlab.linearize import LinearizedState
-from fusionlab.rules import AnyRule, TaskKnownRule, from_config
+from fusionlab.rules import AnyRule, Rule, from_config
 from fusionlab.runs.loading import LoadedWeights, load_weights
 from fusionlab.tensors.masked import MaskedVectors
 from fusionlab.tensors.state import State
@@ -69,8 +70,8 @@ def fuse(
     own = Base.of(base)
     weights = {task: _weights(task, each, own, allow_other_base) for task, each in (finetuned or {}).items()}
     resources = Resources(threads or torch.get_num_threads(), memory_budget)
-    by_units = dtype is not None or isinstance(chosen, TaskKnownRule) or not all(map(_is_state, weights.values()))
-    if isinstance(base, Base | nn.Module) or isinstance(chosen, TaskKnownRule) or by_units:
+    by_units = dtype is not None or not all(map(_is_state, weights.values()))
+    if isinstance(base, Base | nn.Module) or not isinstance(chosen, Rule) or by_units:
         if task_vectors or mismatched_tensors != "error":
             raise InputError(
                 "task_vectors and mismatched_tensors are for states that keep their dtypes; give adapters, models over "
@@ -96,6 +97,8 @@ def _weights(
         source = base.stored if base.model is None else base.model
         given = load_weights(Path(given), source, base_name=base.name, allow_other_base=allow_other_base)
     weights = given.weights if isinstance(given, LoadedWeights) else given
+    if isinstance(weights, RoutedWeights):
+        raise InputError(f"{task!r} has weights of its own for every sample, which are no task vector; leave it out.")
     if isinstance(weights, MaskedVectors):
         return weights_of(weights, task, base)
     if isinstance(weights, Adapter) and base.model is not None:

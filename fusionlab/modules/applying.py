@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from fusionlab import adapters
 from fusionlab.adapters import Adapter
 from fusionlab.adapters.injection import adapter_name
+from fusionlab.adapters.routed import FusedWeights, RoutedWeights, routed
 from fusionlab.adapters.weights import Weights, state_of
-from fusionlab.backbones import KnownBackbone
+from fusionlab.backbones import CausalBackbone, KnownBackbone, T5Backbone
 from fusionlab.contracts import Application
 from fusionlab.distributed.sharding import gathered
 from fusionlab.errors import InputError, did_you_mean, name_list
@@ -187,16 +188,22 @@ class LinearOutputs:
 
 
 @contextmanager
-def applied(backbone: KnownBackbone, weights: Weights) -> Iterator[Application]:
+def applied(backbone: KnownBackbone, weights: FusedWeights) -> Iterator[Application]:
     """How ``weights`` act on ``backbone`` within the block; afterwards everything is as before, bit for bit.
 
     Args:
         backbone: with ``model``, whose parameter names the weights have.
-        weights: an adapter, values that replace the base's, or values that act to first order about them.
+        weights: an adapter, values that replace the base's, values that act to first order about them, or such of which
+            a part is weighed anew for every sample.
 
     Raises:
         InputError: a name or shape that the base does not have.
     """
+    if isinstance(weights, RoutedWeights):
+        samples = backbone.sample_tokens if isinstance(backbone, T5Backbone | CausalBackbone) else None
+        with applied(backbone, weights.rest) as application, routed(backbone.model, weights, samples):
+            yield application
+        return
     if isinstance(weights, Adapter):
         linearized = weights.method == "tangent_lora"
         with adapters.added(backbone.model, replace(as_linearized(weights), method="lora") if linearized else weights):

@@ -16,6 +16,7 @@ from torchmetrics import MetricCollection
 
 from fusionlab import adapters
 from fusionlab.adapters import Adapter, InjectionReport
+from fusionlab.adapters.routed import FusedWeights, RoutedWeights
 from fusionlab.adapters.weights import Weights, is_linearized
 from fusionlab.backbones import KnownBackbone, load_backbone
 from fusionlab.contracts import Application, ModuleDefaults
@@ -206,6 +207,11 @@ class FusionModule(LightningModule, OneAfterAnother, ModuleDefaults, ABC):
         labels = {"method": f"{trained or 'given'}, linearized"}
         if isinstance(loaded.weights, MaskedVectors):
             return replace(loaded, weights=replace(loaded.weights, is_linearized=True), labels=loaded.labels | labels)
+        if isinstance(loaded.weights, RoutedWeights):
+            raise InputError(
+                f"{str(folder)!r} has weights of its own for every sample, which do not act to first order; leave out "
+                f"--model.method {self.method}"
+            )
         return LoadedWeights(as_linearized(loaded.weights), loaded.labels | labels)
 
     def add_adapters(self, tasks: list[str]) -> None:
@@ -256,14 +262,14 @@ class FusionModule(LightningModule, OneAfterAnother, ModuleDefaults, ABC):
         return LinearOutputs(self.backbone, vectors)
 
     @contextmanager
-    def use(self, weights: str | Weights | Application | None) -> Iterator[None]:
+    def use(self, weights: str | FusedWeights | Application | None) -> Iterator[None]:
         """Score under other weights: None is pretrained, a name what is trained for that task, else any weights.
 
         Everything is put back bit for bit at the end, the active task included.
 
         Args:
-            weights: None, a task's name, an adapter, base weights by name, as they are or linearized, or what gives
-                the outputs in the network's place.
+            weights: None, a task's name, an adapter, base weights by name, as they are or linearized, weights that are
+                weighed anew for every sample, or what gives the outputs in the network's place.
         """
         before = self.active, self.application, adapters.active(self.base_model)
         try:

@@ -25,7 +25,7 @@ from fusionlab.rules.sce import Sce
 from fusionlab.rules.slerp import Slerp
 from fusionlab.rules.tall import Tall, with_usual_threshold
 from fusionlab.rules.task_arithmetic import TaskArithmetic
-from fusionlab.rules.task_known import AnyRule, TaskKnownRule
+from fusionlab.rules.task_known import AnyRule, StreamedRule, TaskKnownRule
 from fusionlab.rules.ties import Ties
 from fusionlab.rules.trim import Trim
 from fusionlab.rules.tsv_m import TsvM
@@ -55,6 +55,7 @@ __all__ = [
     "Sce",
     "Slerp",
     "Statistics",
+    "StreamedRule",
     "Tall",
     "TaskArithmetic",
     "TaskKnownRule",

@@ -14,6 +14,7 @@ from fusionlab import rules
 from fusionlab.errors import InputError, did_you_mean, name_list
 from fusionlab.rules.base import LinearRule, Rule
 from fusionlab.rules.by_tensor import ByTensor, LinearByTensor
+from fusionlab.rules.routed import RoutedMlps
 from fusionlab.rules.settings import settings_in
 from fusionlab.rules.task_known import AnyRule, TaskKnownRule
 
@@ -32,7 +33,7 @@ def from_config(config: str | Mapping[str, Any] | AnyRule) -> AnyRule:
         >>> from_config({"class_path": "metagpt", "init_args": {"scope": "layer"}})
         Metagpt(scope='layer', multiplier=1.0)
     """
-    if isinstance(config, Rule | TaskKnownRule):
+    if isinstance(config, Rule | TaskKnownRule | RoutedMlps):
         return config
     if isinstance(config, str):
         config = {"class_path": config}
@@ -141,6 +142,8 @@ def _find_class(path: str) -> type:
         found = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise InputError(f"rule {path!r} cannot be imported: {error}") from error
+    if found is RoutedMlps:
+        return RoutedMlps
     makes = hasattr(found, "fuse") or all(hasattr(found, name) for name in ("unify", "masks", "scales"))
     if not isinstance(found, type) or not all(hasattr(found, name) for name in ("measure", "passes")) or not makes:
         raise InputError(f"rule {path!r} is not a fusion rule: it has no measure, fuse and passes.")

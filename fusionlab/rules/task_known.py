@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fusionlab.blocks.task_vectors import Statistics, TaskVectors
 from fusionlab.rules.base import Measuring, Rule
+from fusionlab.rules.routed import RoutedMlps
 
 
 @runtime_checkable
@@ -31,5 +32,7 @@ class TaskKnownRule(Measuring, Protocol):
         ...
 
 
-AnyRule: TypeAlias = Rule | TaskKnownRule
-"""What makes one model of all tasks, or one for each."""
+StreamedRule: TypeAlias = Rule | TaskKnownRule
+"""What the engine runs: one model of all tasks, or one for each."""
+AnyRule: TypeAlias = StreamedRule | RoutedMlps
+"""And what makes one whose MLPs are weighed anew for every sample."""

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from fusionlab import adapters
 from fusionlab.adapters import Adapter
+from fusionlab.adapters.routed import FusedWeights, RoutedWeights
+from fusionlab.adapters.routed_files import load_routed
 from fusionlab.adapters.same_base import GivenBase, check_base, layers_hash, layers_of
-from fusionlab.adapters.weights import Weights
 from fusionlab.backbones.layout import Layout, first_names, from_disk, names_on_disk
 from fusionlab.errors import InputError, name_list
 from fusionlab.files import accessed, is_there, path_of
 from fusionlab.foreign import Results, RunConfig, read_json, read_yaml
-from fusionlab.layout import ADAPTER_CONFIG, ADAPTERS, CONFIG, FINETUNED, FUSED, RESULTS
+from fusionlab.layout import ADAPTER_CONFIG, ADAPTERS, CONFIG, FINETUNED, FUSED, RESULTS, ROUTED_OWN
 from fusionlab.linearize import LINEARIZED_METHODS, LinearizedState
 from fusionlab.tensors import masked, open_checkpoint
 from fusionlab.tensors.hub import is_hub_id, resolve
@@ -37,12 +38,12 @@ class LoadedWeights:
     """Weights from a folder.
 
     Args:
-        weights: an adapter, a state of base weights by name, as it is or to act to first order only, or masks of one
-            vector, of which each task has its own weights.
+        weights: an adapter, a state of base weights by name, as it is or to act to first order only, weights that are
+            weighed anew for every sample, or masks of one vector, of which each task has its own weights.
         labels: what the folder says of itself, as fields of a result row (``model``, ``rule``, ``method``, ...).
     """
 
-    weights: Weights | MaskedVectors
+    weights: FusedWeights | MaskedVectors
     labels: dict[str, Any]
 
 
@@ -117,6 +118,8 @@ def load_weights(
         return LoadedWeights(adapter, {"method": adapter.method} | labels)
     if own.get("masks"):
         return _load_masked(folder, own, labels, base, allow_other_base)
+    if is_there(folder / ROUTED_OWN):
+        return _load_routed(folder, own, labels, base, allow_other_base)
     if own or any(is_there(folder / name) for name in ("config.json", "open_clip_config.json")):
         state: State = open_checkpoint(folder).state()
         if isinstance(base, nn.Module):
@@ -152,14 +155,58 @@ def _load_masked(
     if base is not None:
         if isinstance(base, nn.Module):
             _check_point(folder, own.get("linearization_point"), base)
-        made_for = own.get("base_hash")
-        rounded = (None, torch.bfloat16, torch.float16)
-        if not any(masked_base_hash(base, vectors.unified.tensors, dtype) == made_for for dtype in rounded):
-            told = f"{str(folder)!r} was made for another base ({own.get('base')!r}): its masks hold on that one only."
-            if not allow_other_base:
-                raise InputError(f"{told} {_GIVE_ITS_BASE}")
-            _log.warning("%s", told)
+        _check_hash(folder, own, base, vectors.unified.tensors, "masks", allow_other_base)
     return LoadedWeights(vectors, labels)
+
+
+def _load_routed(
+    folder: Path,
+    own: Mapping[str, Any],
+    labels: dict[str, Any],
+    base: nn.Module | State | None,
+    allow_other_base: bool,
+) -> LoadedWeights:
+    """Experts and routers over their own base.
+
+    Raises:
+        InputError: files that do not fit one another, or another base.
+    """
+    weights = load_routed(folder)
+    if isinstance(base, nn.Module):
+        missing = [name for name in (*weights.mlps, *weights.experts) if not _has_part(base, name)]
+        if missing:
+            raise InputError(f"{str(folder)!r} routes {name_list(missing)}, which this model lacks. {_GIVE_ITS_BASE}")
+        _check_hash(folder, own, base, routed_names(base, weights), "experts", allow_other_base)
+        if not isinstance(weights.rest, Adapter):
+            weights = replace(weights, rest=from_disk(base, weights.rest))
+    return LoadedWeights(weights, labels)
+
+
+def routed_names(base: nn.Module, weights: RoutedWeights) -> list[str]:
+    """What a base's files call the weights that experts are added to."""
+    names = names_on_disk(base)
+    return [names.get(f"{layer}.weight", f"{layer}.weight") for layer in weights.experts]
+
+
+def _has_part(base: nn.Module, name: str) -> bool:
+    return name in dict(base.named_modules())
+
+
+def _check_hash(
+    folder: Path,
+    own: Mapping[str, Any],
+    base: nn.Module | State,
+    names: Iterable[str],
+    what: str,
+    allow_other_base: bool,
+) -> None:
+    """Raise, or warn, unless the base has the tensors of these names on disk that ``folder`` was made for."""
+    rounded, names = (None, torch.bfloat16, torch.float16), list(names)
+    if not any(masked_base_hash(base, names, dtype) == own.get("base_hash") for dtype in rounded):
+        told = f"{str(folder)!r} was made for another base ({own.get('base')!r}): its {what} hold on that one only."
+        if not allow_other_base:
+            raise InputError(f"{told} {_GIVE_ITS_BASE}")
+        _log.warning("%s", told)
 
 
 def masked_base_hash(base: nn.Module | State, names: Iterable[str], dtype: torch.dtype | None = None) -> str:

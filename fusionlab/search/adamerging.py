@@ -26,6 +26,7 @@ class Adamerging:
         learning_rate: of Adam.
         initial: λ to start from.
         batch_size: inputs in a batch; each task gives two batches a step.
+        inputs: unlabelled inputs of the ``validation`` split, or as published of ``test``, which rows then say.
 
     Source: AdaMerging, arXiv 2310.02575, equations 3 to 5.
     """
@@ -35,20 +36,27 @@ class Adamerging:
     learning_rate: float = 1e-3
     initial: float = 0.3
     batch_size: int = 16
+    inputs: Literal["validation", "test"] = "validation"
 
     looks_at: ClassVar[str] = "unlabelled inputs"
-    split: ClassVar[str] = "validation"
     needs_classes: ClassVar[bool] = True
     gives: ClassVar[type] = TaskArithmetic
 
     def __post_init__(self) -> None:
         if self.scope not in ("task", "layer"):
             raise InputError(f"adamerging.scope: expected task or layer, got {self.scope!r}")
+        if self.inputs not in ("validation", "test"):
+            raise InputError(f"adamerging.inputs: expected validation or test, got {self.inputs!r}")
         if min(self.num_steps, self.batch_size) < 1 or self.learning_rate <= 0:
             raise InputError(
                 f"adamerging: num_steps, batch_size and learning_rate must be positive, got {self.num_steps}, "
                 f"{self.batch_size}, {self.learning_rate}"
             )
+
+    @property
+    def split(self) -> str:
+        """The split whose inputs it looks at."""
+        return self.inputs
 
     def search(self, problem: Problem) -> Found:
         """Descend; one update is the summed entropy of all tasks."""
@@ -64,7 +72,7 @@ class Adamerging:
             total = 0.0
             for task in problem.tasks:
                 for half in range(2):
-                    batch = problem.inputs(task, 2 * step + half, self.batch_size)
+                    batch = problem.inputs(task, 2 * step + half, self.batch_size, self.inputs)
                     fused = _combine(lambdas, task_vectors, names, problem.tasks)
                     loss = entropy(problem.logits(task, batch, fused)) / 2
                     loss.backward()
@@ -75,8 +83,9 @@ class Adamerging:
             scores[str(step)] = -total / len(problem.tasks)
         rule = self._rule(lambdas.detach().cpu(), names, problem.tasks)
         shown = 2 * self.num_steps * self.batch_size  # of each task, round and round
-        seen = problem.num_samples(shown)
-        return Found(rule, scores, seen, 0, shown * len(problem.tasks) / seen)
+        seen = problem.num_samples(shown, self.inputs)
+        looked_at = {} if self.inputs == "validation" else {"split": self.inputs}
+        return Found(rule, scores, seen, 0, shown * len(problem.tasks) / seen, **looked_at)
 
     def expected_rows(self, num_samples: int) -> float:
         """Two batches a step, with gradients."""

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from fusionlab.errors import InputError, did_you_mean
 from fusionlab.rules import AnyRule, Rule, from_config
 from fusionlab.rules import to_config as rule_config
 from fusionlab.rules.config import _arguments as checked_arguments
+from fusionlab.rules.routed import RoutedMlps
 from fusionlab.search.layers import Block, Grams
+from fusionlab.search.mlps import Mlp
 from fusionlab.tensors.state import State
 
 Batch = dict[str, Any]
@@ -46,8 +50,18 @@ class Training(Protocol):
     def expert_squared_gradients(self, task: str, limit: int, seed: int) -> dict[str, Tensor]:
         """The mean of (∂ log p(y|x)/∂θ)², y drawn from p(y|x), in the task's own model, by unit."""
 
-    def num_samples(self, tasks: Sequence[str], limit: int) -> int:
-        """Training inputs of the tasks, of each one ``limit`` at most."""
+    def mlps(self, tasks: Sequence[str] | None = None) -> Mapping[str, Mlp]:
+        """The MLPs that the models of some tasks, by default of all, have changed, by name in memory."""
+
+    def routed(self, rule: RoutedMlps, split: str) -> AbstractContextManager[Callable[[str, int, int], Tensor]]:
+        """Within the block the rule's model acts; gives the classes' scores for a task's inputs, by step and number."""
+
+    def num_samples(self, tasks: Sequence[str], limit: int, split: str = "train") -> int:
+        """Inputs of the tasks, of each one ``limit`` at most."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where models run."""
 
     @property
     def num_tasks(self) -> int:
@@ -84,8 +98,8 @@ class Problem(Protocol):
     def losses(self, rules: Sequence[Rule], num_samples: int) -> list[float]:
         """Mean over the tasks of the loss on each one's first ``num_samples`` labelled validation samples."""
 
-    def inputs(self, task: str, step: int, batch_size: int) -> Batch:
-        """A batch of a task's validation samples; only its inputs may be used."""
+    def inputs(self, task: str, step: int, batch_size: int, split_name: str = "validation") -> Batch:
+        """A batch of a task's samples; only its inputs may be used."""
 
     def task_vectors(self) -> dict[str, State]:
         """τ by task and base name."""
@@ -93,8 +107,8 @@ class Problem(Protocol):
     def logits(self, task: str, batch: Batch, task_vector: State) -> Tensor:
         """Scores of the classes, ``(batch, classes)``, by the base moved by ``task_vector``; differentiable."""
 
-    def num_samples(self, limit: int | None = None) -> int:
-        """Validation samples of all tasks, of each one ``limit`` at most."""
+    def num_samples(self, limit: int | None = None, split: str = "validation") -> int:
+        """Samples of all tasks, of each one ``limit`` at most."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +121,7 @@ class Found:
         num_samples: samples that it looked at, each counted once.
         num_labels: labels that it looked at.
         passes: how often a fused model was run over those samples, in all.
+        split: ``test`` where it looked at inputs of the test splits, as published results do; else None.
     """
 
     rule: AnyRule
@@ -114,6 +129,7 @@ class Found:
     num_samples: int = 0
     num_labels: int = 0
     passes: float = 0.0
+    split: str | None = None
 
     @property
     def looked_at(self) -> dict[str, Any]:
@@ -121,9 +137,10 @@ class Found:
         return {**self.figures, "scores": self.scores}
 
     @property
-    def figures(self) -> dict[str, float]:
+    def figures(self) -> dict[str, Any]:
         """What it looked at, as rows tell it."""
-        return {"num_samples": self.num_samples, "num_labels": self.num_labels, "passes": self.passes}
+        told = {"num_samples": self.num_samples, "num_labels": self.num_labels, "passes": self.passes}
+        return told if self.split is None else {**told, "split": self.split}
 
 
 @runtime_checkable
@@ -132,8 +149,11 @@ class Search(Protocol):
 
     looks_at: ClassVar[str]
     """What of the split it looks at."""
-    split: ClassVar[str]
-    """The split: ``validation``, or ``train``."""
+
+    @property
+    def split(self) -> str:
+        """``validation`` or ``train``; ``test`` where published results are followed that look there."""
+
     needs_classes: ClassVar[bool]
     """Whether it looks at probabilities of classes, or of label words."""
     gives: ClassVar[type | None]
@@ -144,6 +164,14 @@ class Search(Protocol):
 
     def expected_rows(self, num_samples: int) -> float:
         """About how many of a task's samples it runs through models, of ``num_samples``; a gradient counts as two."""
+
+
+@runtime_checkable
+class Running(Search, Protocol):
+    """A search that runs models over inputs of its split, and holds what it finds of them."""
+
+    def bytes_needed(self, training: Training) -> int:
+        """Bytes that it takes beside the models."""
 
 
 def is_search(config: Any) -> bool:
@@ -165,6 +193,7 @@ def known_searches() -> dict[str, type[Search]]:
         search.RegmeanPlusPlus,
         search.Validated,
         search.ValidatedMasks,
+        search.Wemoe,
     )
     return {_name(item.__name__): item for item in exported}
 

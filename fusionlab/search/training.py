@@ -6,7 +6,7 @@ Every process runs the same samples in the same batches, so that all find the sa
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 
@@ -14,15 +14,18 @@ import torch
 from torch import Tensor
 
 from fusionlab.adapters import base_state
+from fusionlab.adapters.routed import RoutedWeights
 from fusionlab.contracts import Batch, Data, Module
 from fusionlab.data.chat.split import PackedSplit
 from fusionlab.engine.planning import AVERAGED
 from fusionlab.errors import InputError, name_list
 from fusionlab.evaluation.loop import in_evaluation_mode, to_device
 from fusionlab.fusion.finetuned import Finetuned
+from fusionlab.rules.routed import RoutedMlps
 from fusionlab.rules.settings import stack_and_index
 from fusionlab.samplers import Split, derive_seed
 from fusionlab.search.layers import Block, Grams, LinearLayers
+from fusionlab.search.mlps import Mlp, mlps_of
 from fusionlab.tensors.state import State
 
 BATCH = 32  # inputs that need no padding; not the data's batch size, which would move sums by rounding
@@ -93,9 +96,59 @@ class TrainingRuns:
         known, vector = self.units(), self._finetuned.inputs(self._finetuned.tasks).task_vector(task)
         return {name: value for name, value in vector.items() if name in known}
 
-    def num_samples(self, tasks: Sequence[str], limit: int) -> int:
-        """Training samples that are run of the tasks, of each one ``limit`` at most."""
-        return sum(min(limit, len(self._split(task))) for task in tasks)
+    def num_samples(self, tasks: Sequence[str], limit: int, split: str = "train") -> int:
+        """Samples that are run of the tasks, of each one ``limit`` at most."""
+        return sum(min(limit, len(self._split(task, split))) for task in tasks)
+
+    @property
+    def device(self) -> torch.device:
+        """The module's."""
+        return self._module.device
+
+    def mlps(self, tasks: Sequence[str] | None = None) -> dict[str, Mlp]:
+        """The MLPs that the models of some tasks, by default of all, have changed, by name in memory.
+
+        Raises:
+            InputError: there is none.
+        """
+        names = {on_disk: name for name, on_disk in self._finetuned.base.layout.names.items()}
+        changed = [names.get(unit, unit).removesuffix(".weight") for unit in self.units(tasks)]
+        return mlps_of(self._module.base_model, changed)
+
+    @contextmanager
+    def routed(self, rule: RoutedMlps, split: str) -> Iterator[Callable[[str, int, int], Tensor]]:
+        """Within the block the model of ``rule`` acts, in evaluation mode.
+
+        Args:
+            rule: with routers on the module's device.
+            split: whose inputs are run.
+
+        Yields:
+            the scores of the classes, ``(batch, classes)``, of a task's next inputs, by step and their number: a fixed
+            order, round and round; differentiable in the routers.
+        """
+        weights = self._finetuned.inputs(rule.tasks).fuse(rule).weights
+        assert isinstance(weights, RoutedWeights)
+        order = {
+            task: torch.randperm(
+                len(self._split(task, split)), generator=torch.Generator().manual_seed(derive_seed("inputs", task))
+            )
+            for task in rule.tasks
+        }
+
+        def logits(task: str, step: int, size: int) -> Tensor:
+            samples = self._split(task, split)
+            chosen = order[task][(torch.arange(size) + step * size) % len(samples)]
+            self._count(task, len(chosen), samples)
+            batch = to_device(samples.batch(chosen), self._module.device)
+            return self._module.scored_classes(task, batch)[0]
+
+        with torch.enable_grad(), in_evaluation_mode(self._module), self._module.use(weights):
+            yield logits
+
+    def _count(self, task: str, size: int, samples: Split) -> None:
+        """Passes count tasks alike, whatever their size."""
+        self.cost += size / len(samples) / len(self._data.tasks)
 
     def expert_grams(self, task: str, limit: int) -> Grams:
         """G of every linear layer under the task's own model on its own inputs; found once."""
@@ -189,11 +242,11 @@ class TrainingRuns:
         draw = torch.Generator().manual_seed(derive_seed("training inputs", task))
         chosen = torch.randperm(len(split), generator=draw)[:limit].sort().values
         for indices in chosen.split(1 if alone or self._module.pads else BATCH):
-            self.cost += len(indices) / len(split) / len(self._data.tasks)
+            self._count(task, len(indices), split)
             yield to_device(split.batch(indices), self._module.device)
 
-    def _split(self, task: str) -> Split:
-        split = self._data.splits[task]["train"]
+    def _split(self, task: str, name: str = "train") -> Split:
+        split = self._data.splits[task][name]
         return split.split if isinstance(split, PackedSplit) else split
 
 

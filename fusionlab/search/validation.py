@@ -22,9 +22,10 @@ from fusionlab.evaluation.scores import evaluate
 from fusionlab.fusion.finetuned import Finetuned
 from fusionlab.linearize import LINEARIZED_METHODS
 from fusionlab.rules import AnyRule, Rule, is_open
-from fusionlab.search.base import Found, Search
+from fusionlab.search.base import Found, Running, Search
 from fusionlab.search.coefficients import Validated
 from fusionlab.search.training import TO_FIRST_ORDER, TrainingRuns
+from fusionlab.search.wemoe import Wemoe, check_several
 from fusionlab.tensors.masked import MaskedVectors
 from fusionlab.tensors.state import State
 
@@ -104,9 +105,9 @@ class ValidationProblem:
             )
         return sum(loss for [loss] in counted[""].values()) / len(self.tasks)
 
-    def inputs(self, task: str, step: int, batch_size: int) -> Batch:
-        """The next validation samples, round and round."""
-        split = self._data.splits[task]["validation"]
+    def inputs(self, task: str, step: int, batch_size: int, split_name: str = "validation") -> Batch:
+        """The next samples, round and round."""
+        split = self._data.splits[task][split_name]
         indices = (torch.arange(batch_size) + step * batch_size) % len(split)
         return to_device(split.batch(indices), self._module.device)
 
@@ -125,9 +126,9 @@ class ValidationProblem:
         with in_evaluation_mode(self._module), self._module.use(weights):
             return self._module.scored_classes(task, batch)[0]
 
-    def num_samples(self, limit: int | None = None) -> int:
-        """Validation samples of the tasks, of each one ``limit`` at most."""
-        sizes = [len(self._data.splits[task]["validation"]) for task in self.tasks]
+    def num_samples(self, limit: int | None = None, split: str = "validation") -> int:
+        """Samples of the tasks, of each one ``limit`` at most."""
+        sizes = [len(self._data.splits[task][split]) for task in self.tasks]
         return sum(size if limit is None else min(size, limit) for size in sizes)
 
     def _count(self, task: str, batch: Batch) -> None:
@@ -198,11 +199,11 @@ def check_data(rules: Mapping[str, AnyRule | Search], data: Data, methods: Itera
         InputError: a task has no samples in the split, or a score for its answer where a search looks at the
             probabilities of classes; or the models act to first order where a search looks at training inputs.
     """
-    for split in ("validation", "train"):
+    for split in ("validation", "train", "test"):
         looking = [name for name, rule in rules.items() if split_looked_at(rule) == split]
         empty = [task for task in data.tasks if not len(data.splits[task].get(split, ()))]
         if looking and empty:
-            what = {"validation": "validation data", "train": "training inputs"}[split]
+            what = {"validation": "validation data", "train": "training inputs", "test": "test inputs"}[split]
             raise InputError(
                 f"rules {name_list(looking)} look at {what}, and {name_list(empty)} has no {split} samples; "
                 f"give a {split} split, or rules with all their coefficients"
@@ -214,11 +215,13 @@ def check_data(rules: Mapping[str, AnyRule | Search], data: Data, methods: Itera
             f"rules {name_list(classifying)} need tasks with classes or label words, and {name_list(scores)} has a "
             f"score as its answer, or a text; leave out one or the other"
         )
-    running = [name for name, rule in rules.items() if split_looked_at(rule) == "train"]
+    running = [name for name, rule in rules.items() if isinstance(rule, Running)]
     linear = [method for method in dict.fromkeys(methods) if method in LINEARIZED_METHODS]
     if running and linear:
         what = f"rules {name_list(running)}: models of method {name_list(linear)}"
         raise InputError(TO_FIRST_ORDER.format(what=what))
+    for name in (name for name, rule in rules.items() if isinstance(rule, Wemoe)):
+        check_several(f"rule {name}", len(data.tasks))
 
 
 def split_looked_at(rule: AnyRule | Search) -> str | None:

@@ -13,7 +13,7 @@ from fusionlab.commands.fuse.opened import Opened
 from fusionlab.engine import Job, Resources
 from fusionlab.engine.job import inner_linear_rule
 from fusionlab.errors import InputError, did_you_mean, name_list
-from fusionlab.rules import AnyRule
+from fusionlab.rules import StreamedRule
 from fusionlab.rules.by_tensor import ByTensor
 from fusionlab.rules.weighted_by_fisher import WeightedByFisher
 from fusionlab.rules.weighted_by_grams import WeightedByGrams
@@ -22,7 +22,7 @@ from fusionlab.tensors.identity import equal_matrices
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
-def check_memory(rule: AnyRule, peak: tuple[int, str], resources: Resources) -> None:
+def check_memory(rule: StreamedRule, peak: tuple[int, str], resources: Resources) -> None:
     """Raise if the rule needs more memory than the budget.
 
     Args:

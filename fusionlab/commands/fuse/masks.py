@@ -17,7 +17,7 @@ from fusionlab.fusion.units import UnitWeights
 from fusionlab.rules import TaskKnownRule
 from fusionlab.tensors.masked import MaskWriter, base_hash, mask_infos
 
-_WITHOUT = {
+WITHOUT = {
     "save": "auto",
     "input_dtype": None,
     "tokenizer": None,
@@ -34,7 +34,7 @@ def check_masks(recipe: Recipe, rule: TaskKnownRule) -> None:
         InputError: naming the field.
     """
     name = rules.rule_name(rule)
-    for field, without in _WITHOUT.items():
+    for field, without in WITHOUT.items():
         if getattr(recipe, field) != without:
             raise InputError(
                 f"{field}: {name} writes masks over the base as it is, not one model; leave {field} out here."

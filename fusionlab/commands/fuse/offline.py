@@ -31,6 +31,7 @@ from fusionlab.commands.fuse.matrix_rules import (
 from fusionlab.commands.fuse.opened import Opened
 from fusionlab.commands.fuse.prepared import Prepared
 from fusionlab.commands.fuse.recipe import Recipe, parse_size
+from fusionlab.commands.fuse.routing import write_made
 from fusionlab.engine import (
     CastWeights,
     Job,
@@ -44,7 +45,7 @@ from fusionlab.errors import InputError
 from fusionlab.files import check_writable, path_of, write_folder
 from fusionlab.fusion.streamed import adapted_units, output_dtype, write_weights
 from fusionlab.fusion.units import UnitWeights
-from fusionlab.rules import AnyRule, LinearRule, TaskKnownRule
+from fusionlab.rules import LinearRule, StreamedRule, TaskKnownRule
 from fusionlab.rules.matrix_rule import has_core
 from fusionlab.tensors.identity import Ties
 from fusionlab.tensors.lazy import NamedWeights
@@ -53,7 +54,7 @@ from fusionlab.tensors.parts import ignored
 UNTUNED = 0.3
 
 
-def prepare(recipe: Recipe, found: AnyRule | None = None) -> Prepared:
+def prepare(recipe: Recipe, found: StreamedRule | None = None) -> Prepared:
     """Open and check everything that can be checked from headers; nothing is written.
 
     Args:
@@ -124,7 +125,10 @@ def fuse_folder(prepared: Prepared, advance: Callable[[int], None] | None = None
     started = time.monotonic()
     resources = replace(prepared.resources, on_bytes=advance)
     with write_folder(prepared.output) as staging:
-        if prepared.as_adapter:
+        outcome: report.Fusion
+        if prepared.made is not None:
+            outcome, details = write_made(prepared.made, staging)
+        elif prepared.as_adapter:
             outcome, details = _write_adapter(prepared, staging, resources)
         elif prepared.as_masks:
             outcome, details = write_masks(prepared, staging, resources)
@@ -137,11 +141,12 @@ def fuse_folder(prepared: Prepared, advance: Callable[[int], None] | None = None
 
             write_tokenizer(staging, prepared.tokenizer, prepared.chat_template)
     is_measured = prepared.recipe.input_dtype is None  # of the inputs as they are
-    notes = keep_sums(prepared.base, prepared.inputs, prepared.job.plan, outcome) if is_measured else []
+    kept = isinstance(outcome, Outcome) and is_measured
+    notes = keep_sums(prepared.base, prepared.inputs, prepared.job.plan, outcome) if kept else []
     return report.summary_text(prepared, record, time.monotonic() - started, notes)
 
 
-def _rule(given: str | Mapping[str, Any] | AnyRule, recipe: Recipe) -> tuple[AnyRule, list[str]]:
+def _rule(given: str | Mapping[str, Any] | StreamedRule, recipe: Recipe) -> tuple[StreamedRule, list[str]]:
     rule, notes = rules.from_config(given), []
     if isinstance(rule, TaskKnownRule):
         check_masks(recipe, rule)
@@ -154,7 +159,9 @@ def _rule(given: str | Mapping[str, Any] | AnyRule, recipe: Recipe) -> tuple[Any
     return rule, notes
 
 
-def _job(recipe: Recipe, rule: AnyRule, base: Opened, inputs: Mapping[str, Opened]) -> tuple[Job, Mapping[str, str]]:
+def _job(
+    recipe: Recipe, rule: StreamedRule, base: Opened, inputs: Mapping[str, Opened]
+) -> tuple[Job, Mapping[str, str]]:
     dtype, input_dtype = dtype_of(recipe.dtype, "dtype"), dtype_of(recipe.input_dtype, "input_dtype")
     task_inputs = {task: opened.task_input for task, opened in inputs.items()}
     names = dict.fromkeys(name for opened in (base, *inputs.values()) for name in opened.weights.tensors)
@@ -197,7 +204,7 @@ def _output_tensors(job: Job, base: Opened) -> dict[str, TensorInfo]:
     return {name: TensorInfo(info.shape, job.dtypes[job.base.first_unit(name)]) for name, info in kept.items()}
 
 
-def _as_adapter(recipe: Recipe, rule: AnyRule, inputs: Mapping[str, Opened]) -> bool:
+def _as_adapter(recipe: Recipe, rule: StreamedRule, inputs: Mapping[str, Opened]) -> bool:
     full = [task for task, opened in inputs.items() if opened.adapter is None]
     possible = not full and (isinstance(rule, LinearRule) or in_core_space(rule, inputs))
     if recipe.save == "adapter" and not possible:

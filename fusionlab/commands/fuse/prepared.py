@@ -15,10 +15,11 @@ from fusionlab.commands.fuse.checks import dtype_of
 from fusionlab.commands.fuse.matrix_rules import core_bytes, forecast, in_core_space
 from fusionlab.commands.fuse.opened import Opened
 from fusionlab.commands.fuse.recipe import Recipe
+from fusionlab.commands.fuse.routing import Made
 from fusionlab.engine import Job, Resources, TensorInfo
 from fusionlab.engine.job import num_reads, peak_bytes
 from fusionlab.files import path_of
-from fusionlab.rules import TaskKnownRule
+from fusionlab.rules import AnyRule, TaskKnownRule
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Prepared:
         tokenizer: what is written in the place of the base's.
         chat_template: the same of its template.
         found: what ``fusion.json`` tells of a search that found the rule.
+        made: the model itself, where it is one that is not streamed; ``job`` stands in its place.
     """
 
     recipe: Recipe
@@ -53,6 +55,12 @@ class Prepared:
     tokenizer: Any = None
     chat_template: str | None = None
     found: Mapping[str, Any] = field(default_factory=dict)
+    made: Made | None = None
+
+    @property
+    def rule(self) -> AnyRule:
+        """What is written is made by it."""
+        return self.job.rule if self.made is None else self.made.model.rule
 
     @property
     def output(self) -> Path:

@@ -7,15 +7,14 @@ import platform
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from fusionlab import rules
-from fusionlab.cards import Origin, write_card
+from fusionlab.cards import Origin, routed, write_card
 from fusionlab.cards.masks import sizes_text
 from fusionlab.commands.fuse.opened import Opened
 from fusionlab.commands.fuse.prepared import Prepared
 from fusionlab.commands.fuse.vocabulary import new_tokens
-from fusionlab.engine import Outcome
 from fusionlab.engine.job import num_reads
 from fusionlab.errors import name_list
 from fusionlab.foreign import read_json
@@ -27,6 +26,25 @@ from fusionlab.tensors.weight_files import EXPLICIT
 
 _SERVED_RANK = 16  # vLLM's max_lora_rank
 _TOKENIZER = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model")
+
+
+class Fusion(Protocol):
+    """What is told of a fusion, streamed or in memory."""
+
+    @property
+    def scaling_coefficients(self) -> Mapping[str, Any]: ...
+
+    @property
+    def norms(self) -> Mapping[str, float]: ...
+
+    @property
+    def cosines(self) -> Mapping[str, Mapping[str, float]]: ...
+
+    @property
+    def remarks(self) -> Mapping[str, tuple[str, ...]]: ...
+
+    @property
+    def rounding(self) -> Mapping[str, Any]: ...
 
 
 def plan_text(prepared: Prepared) -> str:
@@ -56,10 +74,10 @@ def plan_text(prepared: Prepared) -> str:
     return "\n".join(lines)
 
 
-def fusion_record(prepared: Prepared, outcome: Outcome, details: Mapping[str, Any]) -> dict[str, Any]:
+def fusion_record(prepared: Prepared, outcome: Fusion, details: Mapping[str, Any]) -> dict[str, Any]:
     """The content of ``fusion.json``."""
     plan = prepared.job.plan
-    name = rules.rule_name(prepared.job.rule)
+    name = rules.rule_name(prepared.rule)
     row = {
         "model": "fused",
         "rule": name,
@@ -70,7 +88,7 @@ def fusion_record(prepared: Prepared, outcome: Outcome, details: Mapping[str, An
         row["task_known"] = True
     record = {
         "schema": 1,
-        "rule": rules.to_config(prepared.job.rule),
+        "rule": rules.to_config(prepared.rule),
         "base": _provenance(prepared.base),
         "finetuned": {task: _provenance(item) for task, item in prepared.inputs.items()},
         "scaling_coefficients": outcome.scaling_coefficients,
@@ -134,10 +152,11 @@ def carried(prepared: Prepared) -> tuple[str, ...]:
 
 
 def _model_folder(prepared: Prepared) -> Path | None:
-    """The base's folder, whose other files travel with full weights; None for a lone file, for adapters and masks."""
+    """The base's folder, whose other files travel with full weights; None for a lone file and what lies over it."""
     path = prepared.base.path
     folder = path if path.is_dir() else path.parent
-    return None if prepared.as_adapter or prepared.as_masks or not (path.is_dir() or prepared.base.config) else folder
+    over_base = prepared.as_adapter or prepared.as_masks or prepared.made is not None
+    return None if over_base or not (path.is_dir() or prepared.base.config) else folder
 
 
 def unread_notes(base: Opened, inputs: Mapping[str, Opened]) -> list[str]:
@@ -182,6 +201,8 @@ def summary_text(prepared: Prepared, record: Mapping[str, Any], seconds: float, 
         lines.append(f"  rank {rank}: an engine that allots {_SERVED_RANK} by default must be given as much; or --rank")
     if prepared.as_masks:
         lines.append(f"  {sizes_text(record['masks'])}")
+    if prepared.made is not None:
+        lines.append(f"  {routed.sizes_text(record['routed'])}")
     if record["remarks"]:
         lines.append(f"  note: fusion.json has remarks on {name_list(record['remarks'], 3)}")
     lines += [f"  note: {note}" for note in (*prepared.notes, *notes)]
@@ -209,9 +230,9 @@ def _by_tensor(prepared: Prepared) -> list[str]:
 
 
 def _rule_text(prepared: Prepared) -> str:
-    config = rules.to_config(prepared.job.rule)
+    config = rules.to_config(prepared.rule)
     given = {key: value for key, value in config["init_args"].items() if value is not None}
-    return f"{rules.rule_name(prepared.job.rule)} {json.dumps(given)}" if given else rules.rule_name(prepared.job.rule)
+    return f"{rules.rule_name(prepared.rule)} {json.dumps(given)}" if given else rules.rule_name(prepared.rule)
 
 
 def _input_text(opened: Opened) -> str:

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 from fusionlab import rules
 from fusionlab.commands.fuse.offline import UNTUNED, Prepared, prepare
 from fusionlab.commands.fuse.recipe import Recipe, parse_size
+from fusionlab.commands.fuse.routing import Made, check_routed
 from fusionlab.errors import InputError, name_list
 from fusionlab.layout import HEADS
 from fusionlab.rules.config import known_rules, known_task_known_rules
+from fusionlab.rules.routed import RoutedMlps
 from fusionlab.tensors.masked import MaskedVectors
 from fusionlab.tensors.stats import adapter_files
 
@@ -80,6 +82,9 @@ def with_rule_found(recipe: Recipe, search: Search) -> Prepared:
     )
     found = search.search(problem)
     record = {"search": to_config(search) | found.looked_at}
+    if isinstance(found.rule, RoutedMlps):
+        made = Made(finetuned.inputs(finetuned.tasks).fuse(found.rule), bench.module.backbone)
+        return replace(looking.prepared, found=record, made=made, as_adapter=False, carried=())
     return replace(prepare(recipe, found.rule), found=record)
 
 
@@ -123,9 +128,11 @@ def look(recipe: Recipe, search: Search) -> Looking:
     from fusionlab.fusion.by_task import weights_of
     from fusionlab.fusion.finetuned import Finetuned
     from fusionlab.runs.loading import load_weights
-    from fusionlab.search import TrainingRuns, check_data
+    from fusionlab.search import Running, TrainingRuns, Wemoe, check_data
     from fusionlab.search.workbench import workbench
 
+    if isinstance(search, Wemoe):
+        check_routed(recipe)
     prepared = prepare(replace(recipe, rule=_STAND_IN))
     needed = _bytes_in_memory(prepared)
     _check_budget(recipe, needed)
@@ -148,7 +155,7 @@ def look(recipe: Recipe, search: Search) -> Looking:
         for task, each in weights.items()
     }
     finetuned, training = Finetuned(bench.module, weights), None
-    if search.split == "train":
+    if isinstance(search, Running):
         training = TrainingRuns(finetuned, bench.module, bench.data)
         needed += search.bytes_needed(training)
         _check_budget(recipe, needed)

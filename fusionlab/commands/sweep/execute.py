@@ -35,7 +35,7 @@ from fusionlab.memory import peak_bytes
 from fusionlab.reporting import check_reference, single_task_values
 from fusionlab.rules import AnyRule, is_open, with_coefficient
 from fusionlab.runs.leases import remove_unfinished
-from fusionlab.search import START, Looks, Search, check_data, looks_for, scored_at_once
+from fusionlab.search import START, Looks, Running, Search, check_data, looks_for, scored_at_once
 from fusionlab.search.workbench import Workbench, workbench
 
 _log = logging.getLogger(__name__)
@@ -188,7 +188,7 @@ class Sweep:
         rule, name = self.rules[job.rule_name], job.rule_name
         if isinstance(rule, Search):
             points = (worker.search(name, rule, subset, self._test_point) for subset in job.subsets)
-            for some in ([point] for point in points) if rule.split == "train" else [list(points)]:
+            for some in ([point] for point in points) if isinstance(rule, Running) else [list(points)]:
                 worker.score(some)  # rules that carry statistics one by one
         elif not is_open(rule):
             worker.score([self._test_point(name, rule, subset) for subset in job.subsets])

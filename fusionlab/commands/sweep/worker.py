@@ -17,7 +17,7 @@ from fusionlab.fusion.finetuned import Finetuned, Fused
 from fusionlab.keys import FORMULAS, plain
 from fusionlab.memory import peak_bytes
 from fusionlab.rules import AnyRule, from_config, to_config
-from fusionlab.search import Found, Search, TrainingRuns, ValidationProblem
+from fusionlab.search import Found, Running, Search, TrainingRuns, ValidationProblem
 from fusionlab.search import to_config as search_config
 from fusionlab.search.validation import NOTHING, Cost
 from fusionlab.search.workbench import Workbench
@@ -119,7 +119,7 @@ class RunWorker:
         assert record is not None
         self.advance(1)
         found = point(rule_name, from_config(record["rule_config"]), subset)
-        if search.split == "train" and self.ledger.get(self.identity.of_point(found)) is None:
+        if isinstance(search, Running) and self.ledger.get(self.identity.of_point(found)) is None:
             fresh = fresh or self._search(rule_name, search, subset)[0]
             found = point(rule_name, fresh.rule, subset)
         return found
@@ -128,7 +128,7 @@ class RunWorker:
         def rows(rules: Sequence[AnyRule]) -> list[list[Row]]:
             return self.score([validation_point(rule_name, rule, subset) for rule in rules])
 
-        if search.split == "train" and self._training is None:
+        if isinstance(search, Running) and self._training is None:
             self._training = TrainingRuns(self.finetuned, self.bench.module, self.bench.data)
         training = self._training
         problem = ValidationProblem(subset, self.finetuned, self.bench.module, self.bench.data, rows, training)
