@@ -27,8 +27,10 @@ def sizes_text(record: Mapping[str, Any]) -> str:
         >>> sizes_text({"expert_bytes": 8e6, "router_bytes": 1e6, "rest_bytes": 4e6, "input_bytes": 2e7})
         'experts 8.00 MB + routers 1.00 MB + the rest 4.00 MB = 13.00 MB; what was trained for all tasks 20.00 MB'
     """
-    parts = [record[name] / 1e6 for name in ("expert_bytes", "router_bytes", "rest_bytes", "input_bytes")]
+    experts, routers, rest, inputs = (
+        record[name] / 1e6 for name in ("expert_bytes", "router_bytes", "rest_bytes", "input_bytes")
+    )
     return (
-        f"experts {parts[0]:,.2f} MB + routers {parts[1]:,.2f} MB + the rest {parts[2]:,.2f} MB = {sum(parts[:3]):,.2f} "
-        f"MB; what was trained for all tasks {parts[3]:,.2f} MB"
+        f"experts {experts:,.2f} MB + routers {routers:,.2f} MB + the rest {rest:,.2f} MB = "
+        f"{experts + routers + rest:,.2f} MB; what was trained for all tasks {inputs:,.2f} MB"
     )

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from dataclasses import MISSING, fields
 
 from fusionlab.errors import InputError
-from fusionlab.rules import LinearRule, Rule, TaskArithmetic
+from fusionlab.rules import AnyRule, LinearRule, TaskArithmetic
 from fusionlab.rules.config import known_rules, known_task_known_rules
 from fusionlab.rules.matrix_rule import has_core
+from fusionlab.rules.routed import RoutedMlps
 from fusionlab.search.base import known_searches
 
 HEADER = ("rule", "what it makes", "λ", "looks at", "needs the task", "of adapters makes", "reads", "source")
@@ -20,7 +21,8 @@ NOTES = """\
 - Looks at: unlabelled inputs, or labels, of the validation splits, or unlabelled training inputs; such rules need
   `--model` and `--data` in `fuse`.
 - Of adapters makes: an adapter is exact and never becomes a dense matrix on the way; full weights, and one vector with
-  masks of one bit an entry and task, are streamed.
+  masks of one bit an entry and task, are streamed. Experts and routers (`wemoe`) keep the MLPs' adapters as they are:
+  one model, told no task, whose MLPs are weighed anew for every sample; no stock library reads it.
 - Reads: passes over the inputs, one less where norms are known already; searches run models instead.
 - Needs the task: such a rule makes weights for each task, and its scores are told the task of every input; rows say so
   (`task_known`), and tables keep them apart from those of one model for all.
@@ -78,13 +80,15 @@ def rows() -> Iterator[tuple[str, ...]]:
         yield name, _summary(search_class), coefficient, search_class.looks_at, needs, made, "-", _source(search_class)
 
 
-def _instance(rule_class: type) -> Rule:
+def _instance(rule_class: type) -> AnyRule:
     """The rule with its defaults; a transform around task arithmetic."""
     needed = [item.name for item in fields(rule_class) if item.default is item.default_factory is MISSING]
     return rule_class(**{name: TaskArithmetic(1.0) if name == "rule" else 0.5 for name in needed})
 
 
-def _output(rule: Rule) -> str:
+def _output(rule: AnyRule) -> str:
+    if isinstance(rule, RoutedMlps):
+        return "experts and routers"
     return "an adapter" if isinstance(rule, LinearRule) or has_core(rule) else "full weights"
 
 

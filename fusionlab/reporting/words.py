@@ -38,6 +38,7 @@ RULES = {
     "ties": "TIES",
     "trim": "Trim",
     "tsv_m": "TSV-M",
+    "wemoe": "WEMoE",
     "wudi": "WUDI",
 }
 PROTOCOLS = {

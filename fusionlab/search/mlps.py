@@ -46,10 +46,10 @@ def mlps_of(model: nn.Module, trained: Collection[str]) -> dict[str, Mlp]:
             continue
         inside = {each.rpartition(".")[2] for each, _ in part.named_modules()}
         linear = _linear_layers(name, part)
-        if not set(linear) & set(trained):
-            continue
         if inside & set(_EXPERTS):
             left.append(name)
+            continue
+        if not set(linear) & set(trained):
             continue
         first = next(iter(linear.values()))
         is_first_transposed = not isinstance(first, nn.Linear)

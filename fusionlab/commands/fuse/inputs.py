@@ -20,7 +20,7 @@ from fusionlab.engine import Job, StateWeights, TensorInfo
 from fusionlab.errors import InputError, name_list
 from fusionlab.files import is_there
 from fusionlab.foreign import PeftConfig, read_json
-from fusionlab.layout import ADAPTER_CONFIG, FUSION, MASKS, UNIFIED
+from fusionlab.layout import ADAPTER_CONFIG, FUSION, MASKS, ROUTED_OWN, UNIFIED
 from fusionlab.tensors import open_checkpoint
 from fusionlab.tensors.hub import embedded, resolve
 from fusionlab.tensors.lazy import NamedWeights
@@ -93,6 +93,11 @@ def open_input(
         _check_architecture(task, base, opened)
         return opened
     path = resolve(name, variant)
+    if is_there(path / ROUTED_OWN):
+        raise InputError(
+            f"finetuned {task!r}: {str(path)!r} has weights of its own for every sample, which are no task vector; "
+            f"leave it out."
+        )
     if is_there(path / MASKS):
         return _open_masks(task, name, path, base, allow_other_base=allow_other_base)
     if not is_there(path / ADAPTER_CONFIG):

@@ -9,22 +9,13 @@ import torch
 
 from fusionlab import rules
 from fusionlab.commands.fuse.prepared import Prepared
-from fusionlab.commands.fuse.recipe import Recipe
+from fusionlab.commands.fuse.recipe import WITHOUT, Recipe
 from fusionlab.engine import Job, Outcome, Resources, TensorInfo, masked_infos, run
 from fusionlab.errors import InputError
 from fusionlab.fusion.masks import masks_record
 from fusionlab.fusion.units import UnitWeights
 from fusionlab.rules import TaskKnownRule
 from fusionlab.tensors.masked import MaskWriter, base_hash, mask_infos
-
-WITHOUT = {
-    "save": "auto",
-    "input_dtype": None,
-    "tokenizer": None,
-    "chat_template": None,
-    "rank": None,
-}
-"""Fields of a recipe that only whole models or adapters can follow, by what leaves them out."""
 
 
 def check_masks(recipe: Recipe, rule: TaskKnownRule) -> None:

@@ -14,6 +14,15 @@ from fusionlab.files import path_of
 
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*$", re.IGNORECASE)
 
+WITHOUT = {
+    "save": "auto",
+    "input_dtype": None,
+    "tokenizer": None,
+    "chat_template": None,
+    "rank": None,
+}
+"""Fields of a recipe that only whole models or adapters can follow, by what leaves them out."""
+
 
 @dataclass(frozen=True)
 class Recipe:

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fusionlab.commands.fuse.masks import WITHOUT
-from fusionlab.commands.fuse.recipe import Recipe
+from fusionlab.commands.fuse.recipe import WITHOUT, Recipe
 from fusionlab.errors import InputError
 
 if TYPE_CHECKING:

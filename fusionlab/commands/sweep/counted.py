@@ -96,7 +96,7 @@ def _found_by_search(
         and tuple(record["fused_tasks"]) == subset
     ]
     return [
-        {**point, "looked_at": {key: search[key] for key in LOOKED_AT}}
+        {**point, "looked_at": {key: search[key] for key in (*LOOKED_AT, "split") if key in search}}
         for point in tested
         for search in searches[:1]
         if point["rule_config"] in [each["rule_config"] for each in searches]

@@ -27,6 +27,7 @@ from fusionlab.commands.sweep.ledger import Ledger
 from fusionlab.commands.sweep.recipe import SweepRecipe
 from fusionlab.commands.sweep.sources import RunSource, load_finetuned, run_config, sources
 from fusionlab.commands.sweep.worker import RunWorker, validation_point
+from fusionlab.errors import InputError, name_list
 from fusionlab.evaluation.rows import Row
 from fusionlab.fusion.finetuned import Finetuned
 from fusionlab.keys import FORMULAS, key_of
@@ -70,6 +71,12 @@ class Sweep:
         strict = "strict" in recipe.protocols  # else open rules are chosen on test
         looking = {name: rule for name, rule in self.rules.items() if strict or not is_open(rule)}
         check_data(looking, self.bench.data, [source.method for source in self.sources])
+        on_test = [name for name, rule in self.rules.items() if isinstance(rule, Search) and rule.split == "test"]
+        if on_test and strict:
+            raise InputError(
+                f"rules {name_list(on_test)} look at inputs of the test splits, as published results do; give "
+                f"protocols [published] alone, or let them look elsewhere"
+            )
         self.ledger = Ledger(self.output / LEDGER, recipe.lease_seconds)
         self._singles = Ledger(self.ledger.folder / SINGLE_TASK, recipe.lease_seconds)
         self.ledger.check_inputs(self._inputs(), write=False)

@@ -190,9 +190,7 @@ class RunWorker:
             "rule_config": plain(to_config(found.rule)),
             "fused_tasks": list(subset),
             "scores": found.scores,
-            "num_samples": found.num_samples,
-            "num_labels": found.num_labels,
-            "passes": found.passes,
+            **found.figures,
             "cost": cost | {"peak_bytes": peak_bytes()},
         } | self.identity.space
 
