@@ -17,7 +17,7 @@ from fusionlab.evaluation.loop import rank_and_world_size
 from fusionlab.evaluation.rows import Row
 from fusionlab.evaluation.scores import evaluate
 from fusionlab.fusion.finetuned import Finetuned
-from fusionlab.fusion.making import FusedModel
+from fusionlab.fusion.fused import FusedModel
 from fusionlab.samplers import FirstSamples
 
 

@@ -22,7 +22,7 @@ from fusionlab.cards import Origin, write_card
 from fusionlab.contracts import Backbone, Module
 from fusionlab.files import write_folder
 from fusionlab.fusion.adapted import task_vector
-from fusionlab.fusion.making import FusedModel
+from fusionlab.fusion.fused import FusedModel
 from fusionlab.layout import ADAPTERS, FINETUNED, FUSION, OWN, STATS
 from fusionlab.rules.config import to_config
 from fusionlab.runs.loading import base_hash, masked_base_hash, point_hash, routed_names

@@ -7,7 +7,7 @@ weights; from weights every rule makes weights.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fusionlab.adapters import Adapter, combine, fuse_in_core_space
-from fusionlab.adapters.routed import FusedWeights, RoutedWeights
+from fusionlab.adapters.routed import RoutedWeights
 from fusionlab.adapters.weights import Weights, is_linearized, state_of
 from fusionlab.blocks.sums import squared_norm
 from fusionlab.engine import (
@@ -34,6 +34,7 @@ from fusionlab.engine.job import Coefficients, Sums
 from fusionlab.errors import InputError, name_list
 from fusionlab.fusion.adapted import parts_of, task_vector
 from fusionlab.fusion.base import AnyBase, Base
+from fusionlab.fusion.fused import FusedModel
 from fusionlab.fusion.masks import masks_record
 from fusionlab.fusion.routing import rest_rule, with_experts
 from fusionlab.fusion.units import UnitWeights
@@ -45,53 +46,6 @@ from fusionlab.rules.routed import RoutedMlps
 from fusionlab.tensors.masked import MaskedVectors
 from fusionlab.tensors.state import State
 from fusionlab.tensors.state import task_vector as task_vector_of
-
-
-@dataclass(frozen=True)
-class FusedModel:
-    """A fused model.
-
-    Args:
-        rule: the rule with all its coefficients.
-        weights: an adapter, or the base weights that change by name, as they are or to act to first order only; with
-            routers, those and experts; of a rule that needs the task, masks of one vector, by names on disk.
-        scaling_coefficients: λ by task; by task and parameter where they differ over parameters; empty for rules that
-            have none; s_t of masks.
-        norms: ‖τ_t‖ by task.
-        cosines: cosine similarity of each pair of task vectors.
-        remarks: by name on disk, what the user should know of how a tensor was fused.
-        rounding: what the dtype of ``weights`` leaves of the update, as ``fusion.json`` has it; empty for an adapter.
-        masks: what ``fusion.json`` and rows say of masks; empty for other weights.
-        routed: what they say of routers and experts; empty for other weights.
-    """
-
-    rule: AnyRule
-    weights: FusedWeights | MaskedVectors
-    scaling_coefficients: dict[str, Any]
-    norms: dict[str, float]
-    cosines: dict[str, dict[str, float]]
-    remarks: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    rounding: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    masks: Mapping[str, Any] = field(default_factory=dict)
-    routed: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def state(self) -> State:
-        """The weights by name.
-
-        Raises:
-            InputError: they are an adapter, or each task's or sample's are others.
-        """
-        if isinstance(self.weights, Adapter):
-            raise InputError("the fused model is an adapter: take its weights, or merge it into the base's state")
-        if isinstance(self.weights, MaskedVectors):
-            raise InputError(
-                "each task has weights of its own: take fusionlab.weights_of(fused.weights, task, base), which are "
-                "those of one"
-            )
-        if isinstance(self.weights, RoutedWeights):
-            raise InputError("each sample has weights of its own: use fused.weights as they are, by module.use(...)")
-        return state_of(self.weights)
 
 
 def fuse_weights(

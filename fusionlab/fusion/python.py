@@ -18,7 +18,8 @@ from fusionlab.engine.planning import MismatchedTensors
 from fusionlab.errors import InputError
 from fusionlab.fusion.base import Base
 from fusionlab.fusion.by_task import weights_of
-from fusionlab.fusion.making import FusedModel, fuse_weights
+from fusionlab.fusion.fused import FusedModel
+from fusionlab.fusion.making import fuse_weights
 from fusionlab.linearize import LinearizedState
 from fusionlab.rules import AnyRule, Rule, from_config
 from fusionlab.runs.loading import LoadedWeights, load_weights

@@ -193,8 +193,7 @@ def applied(backbone: KnownBackbone, weights: FusedWeights) -> Iterator[Applicat
 
     Args:
         backbone: with ``model``, whose parameter names the weights have.
-        weights: an adapter, values that replace the base's, values that act to first order about them, or such of which
-            a part is weighed anew for every sample.
+        weights: an adapter, values that replace the base's or act to first order about them, or such with routers.
 
     Raises:
         InputError: a name or shape that the base does not have.

@@ -23,7 +23,7 @@ from fusionlab import adapters, rules
 from fusionlab.__main__ import main
 from fusionlab.fusion.finetuned import Finetuned
 from fusionlab.fusion.folders import save_fused
-from fusionlab.fusion.making import FusedModel
+from fusionlab.fusion.fused import FusedModel
 from fusionlab.layout import MASKS
 from fusionlab.rules.config import from_config, known_rules, known_task_known_rules, rule_name
 

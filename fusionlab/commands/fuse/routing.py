@@ -11,7 +11,7 @@ from fusionlab.errors import InputError
 
 if TYPE_CHECKING:
     from fusionlab.contracts import Backbone
-    from fusionlab.fusion.making import FusedModel
+    from fusionlab.fusion.fused import FusedModel
 
 
 @dataclass(frozen=True)
