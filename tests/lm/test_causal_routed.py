@@ -123,7 +123,7 @@ def test_t5s_sample_is_its_text(kind: str, t5_folder: Callable[[str], Path]) -> 
 
 def test_experts_are_left_alone(causal_folder: Callable[[str], Path]) -> None:
     module = CausalModule(str(causal_folder("mixtral")))
-    with pytest.raises(InputError, match=r"model\.layers\.0\.mlp and model\.layers\.1\.mlp choose among experts"):
+    with pytest.raises(InputError, match=r"model\.layers\.0\.mlp, model\.layers\.1\.mlp choose among experts"):
         routed_model(module)
 
 
