@@ -36,7 +36,7 @@ LINEARIZED_WEIGHTS = "linearized_adapter_model.safetensors"  # as arXiv 2310.047
 # a sweep
 SWEEP = "sweep.json"
 RUNS, FITS = "runs", "fit"  # <method>-seed<n>/, and the configuration that each was given, as .yaml
-LEDGER, SINGLE_TASK = "ledger", "single_task"  # with points, inputs and leases, each
+LEDGER, SINGLE_TASK, MODELS = "ledger", "single_task", "sums"  # with points, inputs and leases, each
 POINTS, INPUTS = "points", "inputs"
 
 # a report

@@ -58,7 +58,14 @@ def written_sweep(folder: Path) -> Path:
         f"l_lora-seed{s}": {"method": "l_lora", "seed": s, "values": {"a": 0.8, "b": 0.9, "c": 0}} for s in (1, 2)
     }
     content = {"tasks": ["a", "b", "c"], "backbone": "tiny-clip", "single_task": single, "summary": lines}
-    empty: dict[str, Any] = {"coefficient_curves": [], "costs": [], "fits": [], "searches": [], "cosines": {}}
+    empty: dict[str, Any] = {
+        "coefficient_curves": [],
+        "equal_models": [],
+        "costs": [],
+        "fits": [],
+        "searches": [],
+        "cosines": {},
+    }
     known = {"model": "fused", "rule": "average", "method": "l_lora", "fused_tasks": ["a", "b", "c"]}
     rows = [row(task=task, value=0.5 + 0.1 * seed, seed=seed, **known) for task in "abc" for seed in (1, 2)]
     written(folder, [{**each, "protocol": name} for each in rows for name in ("strict", "published")])

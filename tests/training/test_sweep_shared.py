@@ -184,17 +184,8 @@ def test_a_size_starts_from_the_leading_choices_of_the_next_smaller_one() -> Non
     assert looked[:3] == [0.4, 0.6, 0.85]
 
 
-def test_a_forecast_counts_the_rows_that_are_run(
-    runs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rules = {
-        "task_arithmetic": "task_arithmetic",
-        "ties": {"class_path": "ties", "init_args": {"density": 0.5, "scaling_coefficient": 1.0}},
-        "multiplier": {"class_path": "metagpt_multiplier", "init_args": {"grid": [1.3]}},
-    }
-    recipe = SweepRecipe(str(tmp_path / "out"), runs=runs[:1], rules=rules, scaling_coefficients=[0.35])
-    sweep = Sweep(recipe)
-    expected = forecast(sweep)
+def watch_rows(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Samples that models are run on from now on, by split."""
     counted, splits, score = dict.fromkeys(("validation", "test"), 0), [""], ClipModule.score
     data: Any = sweep.bench.data
     batches = data.eval_batches
@@ -209,6 +200,42 @@ def test_a_forecast_counts_the_rows_that_are_run(
 
     monkeypatch.setattr(data, "eval_batches", dealt)
     monkeypatch.setattr(ClipModule, "score", scored)
+    return counted
+
+
+def test_equal_models_are_run_once_by_whichever_process(
+    runs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a pair the average is task arithmetic at a half, and at zero every subset is the pretrained model."""
+    at = {name: {"class_path": "task_arithmetic", "init_args": {"scaling_coefficient": value}}
+          for name, value in (("half", 0.5), ("again", 0.5), ("none", 0.0))}  # fmt: skip
+    recipe: dict[str, Any] = {"runs": runs[:1]}
+    found = []
+    for rules in ({"average": "average"}, {name: at[name] for name in ("half", "none")}, at | {"average": "average"}):
+        sweep = Sweep(SweepRecipe(str(tmp_path / "out"), rules=rules, **recipe))  # as another process has it
+        with monkeypatch.context() as patch:
+            counted = watch_rows(sweep, patch)
+            sweep.run()
+        found.append(counted["test"] // (24 * 3))
+    # the three models fine-tuned on one task each, three pairs and all three; all three at a half, and pretrained
+    assert found == [1 + 3 + 1, 1 + 1, 0]
+    content = swept(tmp_path / "out", rules=at | {"average": "average"}, **recipe)
+    assert content["equal_models"] == [{"method": "lora", "seed": 42, "points": 16, "models": 6}]
+    assert "16 points are 6 models; those that are equal by construction were scored once" in capsys.readouterr().out
+
+
+def test_a_forecast_counts_the_rows_that_are_run(
+    runs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rules = {
+        "task_arithmetic": "task_arithmetic",
+        "ties": {"class_path": "ties", "init_args": {"density": 0.5, "scaling_coefficient": 1.0}},
+        "multiplier": {"class_path": "metagpt_multiplier", "init_args": {"grid": [1.3]}},
+    }
+    recipe = SweepRecipe(str(tmp_path / "out"), runs=runs[:1], rules=rules, scaling_coefficients=[0.35])
+    sweep = Sweep(recipe)
+    expected = forecast(sweep)
+    counted = watch_rows(sweep, monkeypatch)
     sweep.run()
     assert counted == expected.rows
     assert expected.fits == 0

@@ -59,8 +59,12 @@ def sweep(recipe: SweepRecipe | Mapping[str, Any] | str | Path, *, verbose: bool
         else:
             with _progress(num_points(work), work.ledger.count) as advance:
                 work.run(advance)
-    missing = sum(each["num_subsets"] for each in write_sweep(work)["missing"])
+    content = write_sweep(work)
+    missing = sum(each["num_subsets"] for each in content["missing"])
     if verbose:
+        points, models = (sum(each[what] for each in content["equal_models"]) for what in ("points", "models"))
+        if points > models:
+            print(f"{points} points are {models} models; those that are equal by construction were scored once")
         if missing:
             print(f"time is over: {missing} points are missing; the same command goes on with them")
         print(f"sweep: {work.output / SWEEP}")

@@ -63,6 +63,11 @@ class RunIdentity:
         """The key of what the model fine-tuned on a task scores on it."""
         return key_of(self._common([task], "test", [task]) | {"single": task})
 
+    def of_model(self, coefficients: Mapping[str, float], split: str, scored: Sequence[str]) -> str:
+        """The key of what a weighted sum scores, whichever rule gives its coefficients; zeros are left out."""
+        fused = sorted(coefficients)
+        return key_of(self._common(fused, split, scored) | {"model": [coefficients[task] for task in fused]})
+
     def scored_by(self, task: str, split: str) -> str:
         """The key of how a task is scored."""
         if (task, split) not in self._scored_by:

@@ -11,6 +11,7 @@ from fusionlab.adapters import base_state
 from fusionlab.commands.sweep.choosing import by_size
 from fusionlab.commands.sweep.counted import chosen_points, of_recipe
 from fusionlab.commands.sweep.execute import Sweep
+from fusionlab.commands.sweep.models import equal_models
 from fusionlab.commands.sweep.summaries import costs, curves, searches, summaries
 from fusionlab.contracts import Row
 from fusionlab.evaluation.rows import ROW_FIELDS, higher_is_better
@@ -45,6 +46,7 @@ def write_sweep(sweep: Sweep) -> dict[str, Any]:
         ],
         "missing": _missing(sweep, chosen),
         "coefficient_curves": curves(sweep, records),
+        "equal_models": equal_models(records),
         "costs": costs(records),
         "fits": [
             {"method": record["method"], "seed": record["seed"], **record["cost"]}

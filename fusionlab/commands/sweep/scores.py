@@ -42,6 +42,17 @@ class ModelScores:
         """What is known of a model, by task."""
         return self._rows.setdefault((split, plan.signature), {})
 
+    @property
+    def adds_up(self) -> bool:
+        """Whether weighted sums cost next to nothing once each task vector was run."""
+        return self._shortcut is not None
+
+    def recall(self, plan: Fused, split: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Take over what another process has scored."""
+        known = self.rows(plan, split)
+        for row in rows:
+            known.setdefault(row["task"], {**row, "split": split})
+
     def score_together(self, wanted: Iterable[Wanted], split: str) -> Cost:
         """Score what adds up, all in one go, where that pays; returns the cost."""
         started = time.monotonic()

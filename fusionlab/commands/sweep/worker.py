@@ -9,6 +9,7 @@ from typing import Any
 from fusionlab.commands.sweep.choosing import NotScoredError
 from fusionlab.commands.sweep.identity import SCHEMA, Point, RunIdentity
 from fusionlab.commands.sweep.ledger import Ledger
+from fusionlab.commands.sweep.models import KnownModels
 from fusionlab.commands.sweep.scores import ModelScores, added
 from fusionlab.commands.sweep.sources import RunSource
 from fusionlab.evaluation import Candidate, score_candidates
@@ -35,6 +36,7 @@ class RunWorker:
         identity: the keys of its points.
         bench: module and data.
         ledger: where records are.
+        models: where rows of models are that several points share.
         advance: called with the number of points that were recorded, or found.
     """
 
@@ -45,11 +47,12 @@ class RunWorker:
         identity: RunIdentity,
         bench: Workbench,
         ledger: Ledger,
+        models: Ledger,
         advance: Callable[[int], None] = lambda count: None,
     ) -> None:
         self.source, self.finetuned, self.bench, self.ledger, self.advance = source, finetuned, bench, ledger, advance
         self.identity = identity
-        self._models = ModelScores(finetuned, bench)
+        self._models, self._known = ModelScores(finetuned, bench), KnownModels(models, identity)
         self._spent: Cost = dict(NOTHING)  # on points
         self._training: TrainingRuns | None = None
 
@@ -141,6 +144,8 @@ class RunWorker:
 
     def _compute(self, points: Mapping[str, Point], split: str) -> dict[str, dict[str, Any]]:
         plans = {key: self.finetuned.plan(point.rule, point.subset) for key, point in points.items()}
+        for key, point in points.items():
+            self._models.recall(plans[key], split, self._known.rows(plans[key], split, point.scored))
         waiting = {key: (plans[key], point.scored) for key, point in points.items()}
         together = self._models.score_together(waiting.values(), split)
         self._spent = added(self._spent, together)
@@ -157,6 +162,7 @@ class RunWorker:
 
     def _record(self, key: str, point: Point, plan: Fused, cost: Cost) -> dict[str, Any]:
         known = self._models.rows(plan, point.split)
+        values = {task: self._value(known[task]) for task in point.scored}
         record = {
             "schema": SCHEMA,
             "formulas": FORMULAS,
@@ -168,12 +174,14 @@ class RunWorker:
             "scaling_coefficients": plan.scaling_coefficients,
             "fused_tasks": list(point.subset),
             "split": point.split,
-            "values": [self._value(known[task]) for task in point.scored],
+            "values": list(values.values()),
             "cost": cost | {"peak_bytes": peak_bytes()},
         } | self.identity.space
         if plan.knows_the_task:
             record["task_known"] = True
         self.ledger.put(key, record)
+        if not self._models.adds_up:
+            self._known.keep(plan, point.split, point.scored, values)
         return record
 
     def _search_record(
