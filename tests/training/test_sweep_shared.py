@@ -219,6 +219,17 @@ def test_equal_models_are_run_once_by_whichever_process(
         found.append(counted["test"] // (24 * 3))
     # the three models fine-tuned on one task each, three pairs and all three; all three at a half, and pretrained
     assert found == [1 + 3 + 1, 1 + 1, 0]
+    looks = []
+    for size in (2, 3):
+        recipe_of_size = SweepRecipe(
+            str(tmp_path / "out"), rules=["task_arithmetic"], scaling_coefficients=[0.0], sizes=[size], **recipe
+        )
+        sweep = Sweep(recipe_of_size)
+        with monkeypatch.context() as patch:
+            counted = watch_rows(sweep, patch)
+            sweep.run()
+        looks.append(counted)
+    assert looks == [{"validation": 24 * 3, "test": 0}, {"validation": 0, "test": 0}]
     content = swept(tmp_path / "out", rules=at | {"average": "average"}, **recipe)
     assert content["equal_models"] == [{"method": "lora", "seed": 42, "points": 16, "models": 6}]
     assert "16 points are 6 models; those that are equal by construction were scored once" in capsys.readouterr().out
