@@ -91,6 +91,10 @@ class Adamerging:
         """Two batches a step, with gradients."""
         return 3.0 * 2 * self.num_steps * self.batch_size
 
+    def expected_points(self, at_once: bool) -> float:
+        """None."""
+        return 0.0
+
     def _rule(self, lambdas: Tensor, names: list[str], tasks: tuple[str, ...]) -> TaskArithmetic:
         if self.scope == "task":
             return TaskArithmetic({task: float(value) for task, value in zip(tasks, lambdas[:, 0], strict=True)})

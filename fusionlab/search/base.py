@@ -165,6 +165,13 @@ class Search(Protocol):
     def expected_rows(self, num_samples: int) -> float:
         """About how many of a task's samples it runs through models, of ``num_samples``; a gradient counts as two."""
 
+    def expected_points(self, at_once: bool) -> float:
+        """About how many models it looks at, or compares, that a sweep keeps the scores of.
+
+        Args:
+            at_once: whether many models cost as one.
+        """
+
 
 @runtime_checkable
 class Running(Search, Protocol):

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from fusionlab.errors import InputError
 from fusionlab.rules import Metagpt, Rule, TaskArithmetic, with_argument, with_coefficient
 from fusionlab.search.base import Found, Problem
-from fusionlab.search.looks import MEAN_LOOKS, Looks, best, look, looks_for
+from fusionlab.search.looks import MEAN_LOOKS, NUM_STEPS, Looks, best, look, looks_for
 
 START = 0.4
 """Where the best coefficient of task arithmetic is looked for first."""
@@ -80,8 +80,12 @@ class Validated:
 
     def expected_rows(self, num_samples: int) -> float:
         """All samples at every look."""
-        looks = MEAN_LOOKS if self.grid is None else len(self.grid)
-        return num_samples * (looks * (2 if self.others else 1) + sum(map(len, self.others.values())))
+        return num_samples * self.expected_points(False)
+
+    def expected_points(self, at_once: bool) -> float:
+        """Every look."""
+        looks = len(self.grid) if self.grid is not None else NUM_STEPS if at_once else MEAN_LOOKS
+        return looks * (2 if self.others else 1) + sum(map(len, self.others.values()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +123,11 @@ class MetagptMultiplier:
 
     def expected_rows(self, num_samples: int) -> float:
         """All samples at every look."""
-        return num_samples * (MEAN_LOOKS if self.grid is None else len(self.grid))
+        return num_samples * self.expected_points(False)
+
+    def expected_points(self, at_once: bool) -> float:
+        """Every look; steps are twice as wide as those of coefficients."""
+        return len(self.grid) if self.grid is not None else NUM_STEPS // 2 + 1 if at_once else MEAN_LOOKS
 
 
 def _check_numbers(what: str, values: Numbers) -> None:

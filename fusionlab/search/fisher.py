@@ -61,3 +61,7 @@ class Fisher:
     def expected_rows(self, num_samples: int) -> float:
         """Its training inputs once, with gradients, each alone."""
         return 3.0 * self.num_samples
+
+    def expected_points(self, at_once: bool) -> float:
+        """None."""
+        return 0.0

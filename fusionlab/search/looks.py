@@ -14,6 +14,8 @@ _Number = TypeVar("_Number", int, float)
 BEYOND, LIMIT = 5, 3.0
 MEAN_LOOKS = 5.5
 """Numbers that :class:`ToTheTop` looks at on average, for forecasts."""
+NUM_STEPS = round(LIMIT / 0.05) + 1
+"""Numbers that are all tried where many models cost as one."""
 Scores = Mapping[float, float]
 Looks = Callable[[Scores], tuple[float, ...]]
 """What to look at next by the scores so far; nothing at the end."""

@@ -59,6 +59,10 @@ class Lorahub:
         """Its first samples at every look."""
         return float(self.budget * min(self.num_samples, num_samples))
 
+    def expected_points(self, at_once: bool) -> float:
+        """None."""
+        return 0.0
+
     def _search(self, problem: Problem, nevergrad: Any) -> Found:
         start = nevergrad.p.Array(init=[0.0] * len(problem.tasks)).set_bounds(-self.bound, self.bound)
         optimizer = nevergrad.optimizers.NGOpt(parametrization=start, budget=self.budget)

@@ -47,6 +47,10 @@ class ValidatedMasks:
         """All samples at every threshold."""
         return float(num_samples * len(self.grid))
 
+    def expected_points(self, at_once: bool) -> float:
+        """Every threshold."""
+        return float(len(self.grid))
+
 
 def completing(rule: Any) -> Any:
     """The rule or search itself; the search for TALL that has no thresholds."""

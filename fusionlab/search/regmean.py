@@ -65,6 +65,10 @@ class Regmean:
         """Its training inputs once."""
         return float(self.num_samples)
 
+    def expected_points(self, at_once: bool) -> float:
+        """None."""
+        return 0.0
+
 
 def layers_of(training: Training, grams: Mapping[str, Mapping[str, tuple[Tensor, ...]]]) -> Layers:
     """What layers read, as the rule has it, from Gram matrices by task and unit.

@@ -62,6 +62,10 @@ class RegmeanPlusPlus(Regmean):
         """Its training inputs once a block, of which models have one or two dozen."""
         return 18.0 * self.num_samples
 
+    def expected_points(self, at_once: bool) -> float:
+        """None."""
+        return 0.0
+
     def _fused(self, unit: str, vectors: dict[str, dict[str, Tensor]], layers: dict[str, LayerInputs]) -> Tensor:
         """The fused task vector of one unit, as the rule makes it with what is known of the layers so far."""
         present = next(vector[unit] for vector in vectors.values() if unit in vector)

@@ -194,6 +194,7 @@ def test_dry_run_counts_and_writes_nothing(tmp_path: Path, capsys: pytest.Captur
     out = capsys.readouterr().out
     assert f"points: about {round(2 * 2 * 3 * (1 + 6.5 + 2))};" in out  # methods, seeds, subsets (2 pairs, all), rules
     assert "estimated time" in out
+    assert "floor: " in out
     assert list(tmp_path.iterdir()) == []
 
 

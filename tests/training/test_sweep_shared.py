@@ -14,7 +14,8 @@ from fusionlab.__main__ import main
 from fusionlab.commands.sweep import processes
 from fusionlab.commands.sweep.choosing import NotScoredError, Tried, choose, leading
 from fusionlab.commands.sweep.execute import Sweep
-from fusionlab.commands.sweep.forecast import Forecast, forecast
+from fusionlab.commands.sweep.floor import distinct_rows, floor
+from fusionlab.commands.sweep.forecast import Forecast, as_fused, forecast, num_points
 from fusionlab.commands.sweep.jobs import rounds, works
 from fusionlab.commands.sweep.processes import num_processes
 from fusionlab.commands.sweep.recipe import SweepRecipe
@@ -22,6 +23,8 @@ from fusionlab.commands.sweep.sources import RunSource
 from fusionlab.search import ToTheTop
 
 TASKS = ["digits", "signs", "textures"]
+ZERO = {"scaling_coefficient": 0.0}
+HALF: dict[str, Any] = {"class_path": "task_arithmetic", "init_args": {"scaling_coefficient": 0.5}}
 FIT: dict[str, Any] = {
     "model": {"class_path": "ClipModule", "init_args": {"learning_rate": 0.01}},
     "data": {"class_path": "ImageTasks", "init_args": {"tasks": TASKS, "max_samples": 24, "eval_batch_size": 16}},
@@ -250,8 +253,42 @@ def test_a_forecast_counts_the_rows_that_are_run(
     sweep.run()
     assert counted == expected.rows
     assert expected.fits == 0
-    assert expected.points == (2 + 1 + 2) * 4
+    assert expected.points == (2 + 1 + 3) * 4 == sweep.ledger.count()
     assert expected.seconds > 0
+    least = floor(sweep)
+    assert {"validation": least.looked_at, "test": least.test_rows} == counted
+    assert least.fit_seconds == 0
+    assert least.cores * least.seconds == pytest.approx(1e-3 * least.milliseconds * sum(counted.values()))
+
+
+def test_the_floor_counts_equal_models_once(runs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rules = {"average": "average", "again": "average", "half": HALF, "none": {**HALF, "init_args": ZERO}}
+    sweep = Sweep(SweepRecipe(str(tmp_path / "out"), runs=runs[:1], rules=rules))
+    counted = watch_rows(sweep, monkeypatch)
+    sweep.run()
+    assert counted == {"validation": 0, "test": 24 * 3 * (1 + 3 + 1 + 1 + 1)}
+    assert sum(distinct_rows(sweep)[0].values()) == counted["test"]
+    linear = Sweep(SweepRecipe(str(tmp_path / "linear"), runs=runs[1:], rules=["average", "task_arithmetic", "ties"]))
+    test, looked = distinct_rows(linear)
+    assert test == dict.fromkeys(TASKS, 24 * (1 + (1 + 3) + 4))  # its own, base and three task vectors, TIES by subset
+    assert looked == dict.fromkeys(TASKS, 24 * (1 + 3))
+
+
+def test_points_of_sums_are_every_step(runs: list[str], tmp_path: Path) -> None:
+    rules = ["average", "task_arithmetic", "metagpt_multiplier"]
+    sweep = Sweep(SweepRecipe(str(tmp_path / "out"), runs=runs[1:], rules=rules, sizes=[3]))
+    sweep.run()
+    assert num_points(sweep) == sweep.ledger.count() == 1 + (61 + 1) + (1 + 31 + 1)
+
+
+def test_adapters_are_timed_as_large_as_fused_ones(runs: list[str], tmp_path: Path) -> None:
+    sweep = Sweep(SweepRecipe(str(tmp_path / "out"), runs=runs[:1], rules=["average"], sizes=[2, 3]))
+    for method, rank in (("lora", 36), ("l_lora", 16)):  # 2.25 tasks on average
+        adapter = as_fused(sweep, method)
+        assert adapter is not None
+        assert {factors.rank for factors in adapter.factors.values()} == {rank}
+        assert len(adapter.factors) == 10
+    assert as_fused(sweep, "full") is None
 
 
 def test_a_forecast_is_told_with_processes_and_threads(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ def sweep(recipe: SweepRecipe | Mapping[str, Any] | str | Path, *, verbose: bool
     """
     recipe = recipe_of(SweepRecipe, recipe, "sweep")
     from fusionlab.commands.sweep.execute import Sweep
+    from fusionlab.commands.sweep.floor import floor
     from fusionlab.commands.sweep.forecast import forecast, num_points
     from fusionlab.commands.sweep.results import write_sweep
     from fusionlab.commands.trainer import quiet
@@ -52,6 +53,7 @@ def sweep(recipe: SweepRecipe | Mapping[str, Any] | str | Path, *, verbose: bool
     work = Sweep(recipe)
     if recipe.dry_run:
         print(forecast(work).told(recipe, len(work.sources), len(work.subsets), len(work.tasks)))
+        print(floor(work).told())
         return work.output / SWEEP
     with helping(recipe, num_processes(recipe, len(work.sources), work.bench.module.device)):
         if not verbose:

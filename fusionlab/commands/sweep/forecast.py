@@ -9,15 +9,18 @@ from dataclasses import dataclass
 
 import torch
 
+from fusionlab.adapters import Adapter, Factors, laid_out, match_targets
+from fusionlab.adapters.targets import layer_shape
 from fusionlab.commands.sweep.execute import Sweep
 from fusionlab.commands.sweep.processes import num_processes
-from fusionlab.commands.sweep.recipe import SweepRecipe
+from fusionlab.commands.sweep.recipe import SweepRecipe, is_sum
 from fusionlab.commands.sweep.sources import RunSource
-from fusionlab.contracts import Data, Module
 from fusionlab.evaluation.loop import evaluating, to_device
 from fusionlab.linearize import LINEARIZED_METHODS
+from fusionlab.modules import FusionModule
 from fusionlab.rules import AnyRule, is_open
 from fusionlab.search import MEAN_LOOKS, Search
+from fusionlab.search.looks import NUM_STEPS
 
 SECONDS_OF_TIMING = 20.0
 START_SECONDS = 10.0  # of a fit: the process of training begins, prepares tasks, writes
@@ -70,23 +73,25 @@ def forecast(sweep: Sweep) -> Forecast:
     own = max(1, threads // processes)
     torch.set_num_threads(own)
     try:
-        per_sample = _seconds_a_sample(sweep.bench.module, sweep.bench.data)
+        methods = Counter(source.method for source in sweep.sources)
+        until = SECONDS_OF_TIMING / len(methods)
+        per_sample = {method: _seconds_a_sample(sweep, as_fused(sweep, method), until) for method in methods}
     finally:
         torch.set_num_threads(threads)
     points, rows, seconds = num_points(sweep), {"validation": 0.0, "test": 0.0}, 0.0
-    for is_linear, runs in Counter(source.method in LINEARIZED_METHODS for source in sweep.sources).items():
-        for split, by_task in _Rows(sweep, is_linear).by_task.items():
+    for method, runs in methods.items():
+        for split, by_task in _Rows(sweep, method in LINEARIZED_METHODS).by_task.items():
             rows[split] += runs * sum(by_task.values())
-            seconds += runs * sum(count * per_sample[task] for task, count in by_task.items())
+            seconds += runs * sum(count * per_sample[method][task] for task, count in by_task.items())
     missing = [source for source in sweep.sources if not source.is_finished]
-    fitting = sum(_seconds_of_fit(sweep, source, per_sample) for source in missing)
+    fitting = sum(seconds_of_fit(sweep, source, per_sample[source.method]) for source in missing)
     whole = (seconds + fitting) / processes
     return Forecast(len(missing), points, rows, whole, processes, own)
 
 
 def num_points(sweep: Sweep) -> int:
-    """About how many models are scored."""
-    return round(len(sweep.sources) * _Rows(sweep, False).points)
+    """About how many points and searches the ledger will have."""
+    return round(sum(_Rows(sweep, source.method in LINEARIZED_METHODS).points for source in sweep.sources))
 
 
 class _Rows:
@@ -94,7 +99,7 @@ class _Rows:
 
     Args:
         sweep: the sweep.
-        is_linear: whether all of the run's models are scored from one pass for each task vector.
+        is_linear: whether the run's weighted sums are scored from one pass for each task vector.
     """
 
     def __init__(self, sweep: Sweep, is_linear: bool) -> None:
@@ -103,32 +108,33 @@ class _Rows:
             split: {task: len(splits[task][split]) for task in sweep.tasks} for split in ("validation", "test")
         }
         self.by_task = {split: dict.fromkeys(sweep.tasks, 0.0) for split in self._sizes}
-        self.points = 0.0
-        self._add("test", sweep.tasks, 1.0)  # each fine-tuned model on its own task
+        self.points, self._is_linear = 0.0, is_linear
+        self._add("test", sweep.tasks, TANGENT_FORWARDS if is_linear else 1.0)  # each fine-tuned model on its own task
         for rule in sweep.rules.values():
             for subset in sweep.subsets:
                 self._count(sweep, rule, subset)
-        if is_linear:
-            passes = 1 + TANGENT_FORWARDS * len(sweep.tasks)
-            self.by_task = {
-                split: {task: passes * size for task, size in of.items()} for split, of in self._sizes.items()
-            }
+        if is_linear and any(map(is_sum, sweep.rules.values())):
+            for split in self._sizes:
+                self._add(split, sweep.tasks, 1 + TANGENT_FORWARDS * len(sweep.tasks))
 
     def _count(self, sweep: Sweep, rule: AnyRule | Search, subset: tuple[str, ...]) -> None:
         grid, protocols = sweep.recipe.grid, sweep.recipe.protocols
-        looks = MEAN_LOOKS if grid is None else len(grid)
+        together = self._is_linear and is_sum(rule)  # of these the rows are counted once for all
+        times = 0.0 if together else TANGENT_FORWARDS if self._is_linear else 1.0
+        looks = len(grid) if grid is not None else NUM_STEPS if together else MEAN_LOOKS
         if isinstance(rule, Search):
             for task in subset:
-                self.by_task["validation"][task] += rule.expected_rows(self._sizes["validation"][task])
-            self.points += 1
+                size = self._sizes["validation"][task]
+                self.by_task["validation"][task] += times * rule.expected_rows(size)
+            self.points += 1 + rule.expected_points(together)
         elif is_open(rule):
             for protocol in protocols:
                 split, tasks = ("validation", subset) if protocol == "strict" else ("test", sweep.tasks)
-                self._add(split, tasks, looks)
+                self._add(split, tasks, times * looks)
                 self.points += looks
             if "strict" not in protocols:
                 return  # what was looked at is what is reported
-        self._add("test", sweep.tasks, 1.0)
+        self._add("test", sweep.tasks, times)
         self.points += 1
 
     def _add(self, split: str, tasks: tuple[str, ...], passes: float) -> None:
@@ -136,13 +142,32 @@ class _Rows:
             self.by_task[split][task] += passes * self._sizes[split][task]
 
 
-def _seconds_a_sample(module: Module, data: Data) -> dict[str, float]:
-    """By task, of a test batch under the pretrained model; tasks that there is no time for cost the others' mean."""
+def as_fused(sweep: Sweep, method: str) -> Adapter | None:
+    """An adapter of zeros, as large as fused ones of the method are on average; None where they are no adapters."""
+    module = sweep.bench.module
+    if method not in ("lora", "l_lora") or not isinstance(module, FusionModule):
+        return None
+    model, backbone = module.base_model, module.backbone
+    rank = module.rank  # fused l_lora adapters have that of one
+    if method == "lora":
+        rank = round(rank * sum(map(len, sweep.subsets)) / len(sweep.subsets))
+    factors = {}
+    for name in match_targets(
+        model, module.adaptation.target_modules or backbone.default_target_modules, backbone.scope
+    ):
+        rows, columns = layer_shape(model.get_submodule(name))
+        factors[name] = Factors(torch.zeros(rank, columns), torch.zeros(rows, rank), float(rank))
+    return laid_out(model, Adapter(factors, method, backbone.name, None, 0))
+
+
+def _seconds_a_sample(sweep: Sweep, weights: Adapter | None, seconds_at_most: float) -> dict[str, float]:
+    """By task, of a test batch under weights; tasks that there is no time for cost the others' mean."""
+    module, data = sweep.bench.module, sweep.bench.data
     found: dict[str, float] = {}
     started = time.monotonic()
-    with evaluating(module), module.use(None):
+    with evaluating(module), module.use(weights):
         for task in data.tasks:
-            if found and time.monotonic() - started > SECONDS_OF_TIMING:
+            if found and time.monotonic() - started > seconds_at_most:
                 break
             batch = to_device(next(iter(data.eval_batches(task, "test"))), module.device)
             for _again in range(1 if found else 2):  # the first run of all warms up
@@ -154,7 +179,7 @@ def _seconds_a_sample(module: Module, data: Data) -> dict[str, float]:
     return {task: found.get(task, mean) for task in data.tasks}
 
 
-def _seconds_of_fit(sweep: Sweep, source: RunSource, per_sample: Mapping[str, float]) -> float:
+def seconds_of_fit(sweep: Sweep, source: RunSource, per_sample: Mapping[str, float]) -> float:
     """Training, and the scores of pretrained and fine-tuned models that a run ends with."""
     data, trainer = sweep.bench.data, (source.config or {}).get("trainer") or {}
     steps = int(trainer.get("max_steps") or 0)

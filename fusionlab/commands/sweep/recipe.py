@@ -91,7 +91,7 @@ class SweepRecipe:
             raise InputError("rules: expected at least one, got none")
         if self.space not in get_args(Space):
             raise InputError(f"space: no such space {self.space!r}; {did_you_mean(self.space, get_args(Space))}")
-        other = [name.removesuffix(" (factor)") for name, rule in self.named_rules.items() if not _is_sum(rule)]
+        other = [name.removesuffix(" (factor)") for name, rule in self.named_rules.items() if not is_sum(rule)]
         if self.space == "factor" and other:
             raise InputError(
                 f"space factor: expected rules that are weighted sums (average, task_arithmetic, metagpt, lines, "
@@ -161,7 +161,7 @@ class SweepRecipe:
         return read_yaml(file)
 
 
-def _is_sum(rule: fusion_rules.AnyRule | Search) -> bool:
+def is_sum(rule: fusion_rules.AnyRule | Search) -> bool:
     """Whether its model is decided by coefficients that are found without dense task vectors."""
     if isinstance(rule, Search):
         if isinstance(rule, Validated):
