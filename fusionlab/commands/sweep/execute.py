@@ -31,7 +31,7 @@ from fusionlab.errors import InputError, name_list
 from fusionlab.evaluation.rows import Row
 from fusionlab.fusion.finetuned import Finetuned
 from fusionlab.keys import FORMULAS, key_of
-from fusionlab.layout import LEDGER, MODELS, SINGLE_TASK
+from fusionlab.layout import LEDGER, SINGLE_TASK
 from fusionlab.memory import peak_bytes
 from fusionlab.reporting import check_reference, single_task_values
 from fusionlab.rules import AnyRule, is_open, with_coefficient
@@ -79,7 +79,6 @@ class Sweep:
             )
         self.ledger = Ledger(self.output / LEDGER, recipe.lease_seconds)
         self._singles = Ledger(self.ledger.folder / SINGLE_TASK, recipe.lease_seconds)
-        self._models = Ledger(self.ledger.folder / MODELS, recipe.lease_seconds)
         self.ledger.check_inputs(self._inputs(), write=False)
         self._loaded: dict[str, Finetuned] = {}
         self._at_work = ""  # the run whose heads the module has
@@ -255,13 +254,7 @@ class Sweep:
         """What scores a run's points."""
         if source.name not in self._workers:
             self._workers[source.name] = RunWorker(
-                source,
-                self.finetuned(source),
-                self.identity(source),
-                self.bench,
-                self.ledger,
-                self._models,
-                self._advance,
+                source, self.finetuned(source), self.identity(source), self.bench, self.ledger, self._advance
             )
         return self._workers[source.name]
 

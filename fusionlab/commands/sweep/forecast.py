@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from peft.tuners.lora import LoraLayer
 
 from fusionlab.adapters import Adapter, Factors, laid_out, match_targets
 from fusionlab.adapters.targets import layer_shape
@@ -155,7 +156,8 @@ def as_fused(sweep: Sweep, method: str) -> Adapter | None:
     for name in match_targets(
         model, module.adaptation.target_modules or backbone.default_target_modules, backbone.scope
     ):
-        rows, columns = layer_shape(model.get_submodule(name))
+        layer = model.get_submodule(name)
+        rows, columns = layer_shape(layer.get_base_layer() if isinstance(layer, LoraLayer) else layer)
         factors[name] = Factors(torch.zeros(rank, columns), torch.zeros(rows, rank), float(rank))
     return laid_out(model, Adapter(factors, method, backbone.name, None, 0))
 

@@ -16,6 +16,7 @@ from fusionlab.evaluation import Candidate, score_candidates
 from fusionlab.evaluation.rows import Row, primary_rows
 from fusionlab.fusion.finetuned import Finetuned, Fused
 from fusionlab.keys import FORMULAS, plain
+from fusionlab.layout import MODELS
 from fusionlab.memory import peak_bytes
 from fusionlab.rules import AnyRule, from_config, to_config
 from fusionlab.search import Found, Running, Search, TrainingRuns, ValidationProblem
@@ -36,7 +37,6 @@ class RunWorker:
         identity: the keys of its points.
         bench: module and data.
         ledger: where records are.
-        models: where rows of models are that several points share.
         advance: called with the number of points that were recorded, or found.
     """
 
@@ -47,12 +47,11 @@ class RunWorker:
         identity: RunIdentity,
         bench: Workbench,
         ledger: Ledger,
-        models: Ledger,
         advance: Callable[[int], None] = lambda count: None,
     ) -> None:
         self.source, self.finetuned, self.bench, self.ledger, self.advance = source, finetuned, bench, ledger, advance
         self.identity = identity
-        self._models, self._known = ModelScores(finetuned, bench), KnownModels(models, identity)
+        self._models, self._known = ModelScores(finetuned, bench), KnownModels(Ledger(ledger.folder / MODELS), identity)
         self._spent: Cost = dict(NOTHING)  # on points
         self._training: TrainingRuns | None = None
 
