@@ -3,7 +3,7 @@
 With U an orthonormal basis of the columns of all s_t B_t and V one of the rows of all A_t, τ_t is U M_t Vᵀ exactly; the
 core M_t has (T·rank)² entries, or (T·rank) x rank where all tasks have one A. What a rule that turns with the bases
 makes of the M_t, it makes of the τ_t; the result U M Vᵀ is an adapter. A rule that turns with the left basis only is
-given the rows as they are.
+given the rows as they are. RegMean's leaves the B of adapters as they are, and makes others of their A.
 
 Source: Accurate and efficient low-rank model merging in core space, arXiv 2509.17786.
 """
@@ -24,12 +24,14 @@ from fusionlab.engine.job import Outcome
 from fusionlab.engine.workers import for_each, one_torch_thread
 from fusionlab.errors import InputError
 from fusionlab.rules.matrix_rule import MatrixRule
+from fusionlab.rules.weighted_by_grams import WeightedByGrams
 
 
 def fuse_in_core_space(
-    rule: MatrixRule,
+    rule: MatrixRule | WeightedByGrams,
     adapters: Mapping[str, Adapter],
     *,
+    names: Mapping[str, str] | None = None,
     threads: int | None = None,
     on_module: Callable[[str], None] = lambda module: None,
 ) -> tuple[Adapter, Outcome]:
@@ -39,8 +41,9 @@ def fuse_in_core_space(
     which are no matrices, get λ times the mean. Weights that a base stores transposed are seen as it stores them.
 
     Args:
-        rule: one for which :func:`fusionlab.rules.matrices.has_core` holds.
+        rule: one for which :func:`fusionlab.rules.weighted_by_grams.makes_adapters` holds.
         adapters: by task, in recipe order; a module that a task does not adapt is zero there.
+        names: name in memory -> name on disk of weights that have another one there.
         threads: worker threads, torch's own number by default; they do not change the result.
         on_module: called with the name of each module that is done.
 
@@ -58,12 +61,18 @@ def fuse_in_core_space(
     found: dict[str, _Fused] = {}
 
     def work(module: str) -> tuple[str, _Fused]:
+        if isinstance(rule, WeightedByGrams):
+            own = f"{module}.weight"
+            return module, _fuse_by_grams(rule, module, (names or {}).get(own, own), adapters)
         return module, _fuse_module(rule, module, adapters)
 
     def collect(result: tuple[str, _Fused]) -> None:
         found.update([result])
         on_module(result[0])
 
+    if isinstance(rule, WeightedByGrams):
+        own = [f"{module}.weight" for module in modules]
+        rule.check(list(adapters), [(names or {}).get(each, each) for each in own])
     threads = threads or torch.get_num_threads()
     with one_torch_thread():
         for_each(modules, work, threads, collect)
@@ -111,14 +120,57 @@ def _fuse_module(rule: MatrixRule, module: str, adapters: Mapping[str, Adapter])
     return _Fused(_factors(first, left_basis, core, basis), gram, tuple(matrices.cuts.near))
 
 
+def _fuse_by_grams(rule: WeightedByGrams, module: str, name: str, adapters: Mapping[str, Adapter]) -> _Fused:
+    """Σ L_t R'_t as B = [L_1 … L_T] and A = [R'_1; …; R'_T]; the mean where no linear layer multiplies the weight."""
+    present = [task for task, adapter in adapters.items() if module in adapter.factors]
+    first = adapters[present[0]].factors[module]
+    lefts, rights = [], []
+    for task in present:
+        left, right = adapters[task].terms(module, torch.float64)
+        check_finite(task, module, left, right)
+        lefts.append(adapters[task].factors[module].scaling * left)
+        rights.append(right)
+    gram = torch.zeros(len(adapters), len(adapters), dtype=torch.float64)
+    places = [list(adapters).index(task) for task in present]
+    for place, left, right in zip(places, lefts, rights, strict=True):
+        for other, its_left, its_right in zip(places, lefts, rights, strict=True):
+            gram[place, other] = ((left.T @ its_left) * (right @ its_right.T)).sum()
+    if len(adapters) == 1:
+        return _Fused(first, gram, ())
+    moved = rule.of_factors(name, list(adapters), _of_all(rights, places, len(adapters)))
+    others = rights if moved is None else [moved[place] for place in places]
+    share = 1 / len(adapters) if moved is None else 1.0
+    dtype = torch.promote_types(first.lora_a.dtype, torch.float32)
+    lora_b = torch.cat([share * left for left in lefts], dim=1).to(dtype)
+    lora_a = torch.cat(others).to(dtype)
+    return _Fused(first.with_matrices(lora_a, lora_b, float(len(lora_a))), gram, ())
+
+
+def _of_all(rights: Sequence[Tensor], places: Sequence[int], num_tasks: int) -> list[Tensor]:
+    """By task, nothing where one does not adapt the module: its G counts all the same, with a task vector of zero."""
+    found = [rights[0].new_zeros(0, rights[0].shape[1])] * num_tasks
+    for place, right in zip(places, rights, strict=True):
+        found[place] = right
+    return found
+
+
+def check_finite(task: str, module: str, *parts: Tensor) -> None:
+    """Raise for NaN or Inf in the factors of a module.
+
+    Raises:
+        InputError: with both names.
+    """
+    if not all(part.isfinite().all() for part in parts):  # a decomposition would fail on it
+        raise InputError(f"{module}.weight of {task!r} has NaN or Inf; leave that model out or repair it.")
+
+
 def _terms(task: str, adapter: Adapter, module: str) -> tuple[Tensor, Tensor] | None:
     """(left, right) of τ = left @ right as the base stores the weight, float64; None where it is zero."""
     if module not in adapter.factors:
         return None
     left, right = adapter.terms(module, torch.float64)
     left = adapter.factors[module].scaling * left
-    if not (left.isfinite().all() and right.isfinite().all()):  # a decomposition would fail on it
-        raise InputError(f"{module}.weight of {task!r} has NaN or Inf; leave that model out or repair it.")
+    check_finite(task, module, left, right)
     return (right.T, left.T) if adapter.factors[module].layout in ("transposed", "embedding") else (left, right)
 
 

@@ -10,8 +10,8 @@ from dataclasses import MISSING, fields
 from fusionlab.errors import InputError
 from fusionlab.rules import AnyRule, LinearRule, TaskArithmetic
 from fusionlab.rules.config import known_rules, known_task_known_rules
-from fusionlab.rules.matrix_rule import has_core
 from fusionlab.rules.routed import RoutedMlps
+from fusionlab.rules.weighted_by_grams import makes_adapters
 from fusionlab.search.base import known_searches
 
 HEADER = ("rule", "what it makes", "λ", "looks at", "needs the task", "of adapters makes", "reads", "source")
@@ -89,7 +89,7 @@ def _instance(rule_class: type) -> AnyRule:
 def _output(rule: AnyRule) -> str:
     if isinstance(rule, RoutedMlps):
         return "experts and routers"
-    return "an adapter" if isinstance(rule, LinearRule) or has_core(rule) else "full weights"
+    return "an adapter" if isinstance(rule, LinearRule) or makes_adapters(rule) else "full weights"
 
 
 def _coefficient(rule_class: type) -> str:

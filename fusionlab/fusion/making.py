@@ -41,8 +41,9 @@ from fusionlab.fusion.units import UnitWeights
 from fusionlab.linearize import LinearizedState
 from fusionlab.rules import AnyRule, LinearRule, StreamedRule, TaskArithmetic, TaskKnownRule, with_usual_threshold
 from fusionlab.rules.config import to_config
-from fusionlab.rules.matrix_rule import MatrixRule, has_core
+from fusionlab.rules.matrix_rule import MatrixRule
 from fusionlab.rules.routed import RoutedMlps
+from fusionlab.rules.weighted_by_grams import WeightedByGrams, makes_adapters
 from fusionlab.tensors.masked import MaskedVectors
 from fusionlab.tensors.state import State
 from fusionlab.tensors.state import task_vector as task_vector_of
@@ -182,7 +183,7 @@ class Inputs:
         if isinstance(rule, RoutedMlps):
             return self._route(rule, dtype, resources)
         _check_keeps_the_base(rule)
-        if self.is_all_adapters and has_core(rule):
+        if self.is_all_adapters and makes_adapters(rule):
             return self._fuse_cores(rule, dtype, resources)
         job = self.job(rule, dtype)
         if isinstance(rule, LinearRule) and self.is_all_adapters and dtype is None:
@@ -221,8 +222,11 @@ class Inputs:
         coefficients = dict.fromkeys(self.tasks, rule.scaling_coefficient)
         return replace(fused, rule=rule, weights=weights, scaling_coefficients=coefficients, rounding={}, routed=told)
 
-    def _fuse_cores(self, rule: MatrixRule, dtype: torch.dtype | None, resources: Resources) -> FusedModel:
-        adapter, found = fuse_in_core_space(rule, self.adapters, threads=resources.threads)
+    def _fuse_cores(
+        self, rule: MatrixRule | WeightedByGrams, dtype: torch.dtype | None, resources: Resources
+    ) -> FusedModel:
+        names = self.base.layout.names
+        adapter, found = fuse_in_core_space(rule, self.adapters, names=names, threads=resources.threads)
         fused = FusedModel(rule, adapter, {}, found.norms, found.cosines, self.base.layout.renamed(found.remarks))
         if dtype is None:
             return fused

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import ClassVar
+from typing import ClassVar, TypeGuard
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from fusionlab.errors import InputError
 from fusionlab.rules.base import Granularity, StatisticsScope
 from fusionlab.rules.carried import UNTOLD, check_carried, check_known, hash_of
 from fusionlab.rules.checks import check_range
-from fusionlab.rules.matrix_rule import mean
+from fusionlab.rules.matrix_rule import MatrixRule, has_core, mean
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class WeightedByGrams:
 
     It is the matrix that is nearest to every task's own on that task's inputs. Computed about the mean task vector, in
     float64, by a Cholesky decomposition: T·out·in² + in³/3 operations a layer. One task gives its own model; with
-    G_t = I it is the average. Biases, norms, embeddings and all that no linear layer multiplies get the mean.
+    G_t = I it is the average. Of adapters, whose B it leaves as they are, it makes an adapter of rank T·rank. Biases,
+    norms, embeddings and all that no linear layer multiplies get the mean.
 
     Args:
         off_diagonal: a, the share of the off-diagonal entries that is kept.
@@ -122,6 +123,31 @@ class WeightedByGrams:
         update = torch.cat(updates)
         return (update.T if layer.transposed else update).add(base).to(base.dtype).contiguous()
 
+    def of_factors(self, name: str, tasks: Sequence[str], rights: Sequence[Tensor]) -> list[Tensor] | None:
+        """What stands in the place of R_t where τ_t = L_t R_t: R_t Ĝ_t (Σ Ĝ)⁻¹, so that Σ L_t of it is the update.
+
+        As R_t/T + R_t (Ĝ_t − Σ Ĝ / T)(Σ Ĝ)⁻¹, which is R_t to the bit for one task. One decomposition and T·rank
+        solutions a layer: in³/3 + 2·T·rank·in² operations.
+
+        Args:
+            name: on disk.
+            tasks: in the order of ``rights``.
+            rights: R_t, float64 ``(rank_t, in)``.
+
+        Returns:
+            as ``rights``; None for a weight that no linear layer multiplies, of which the mean is taken.
+        """
+        layer = self.layers.get(name)
+        if layer is None:
+            return None
+        grams = [self._regularized(layer.grams[task][0]) for task in tasks]
+        total, count = sum(grams[1:], grams[0]), len(grams)
+        factor = self._decomposed(name, total)
+        return [
+            right / count + torch.cholesky_solve(((gram - total / count) @ right.T), factor).T
+            for right, gram in zip(rights, grams, strict=True)
+        ]
+
     def _weighted(self, name: str, task_matrices: Tensor, grams: Sequence[Tensor]) -> Tensor:
         """(Σ τ_t Ĝ_t)(Σ Ĝ_t)⁻¹ of matrices ``(tasks, out, in)``, as τ̄ + (Σ (τ_t − τ̄) Ĝ_t)(Σ Ĝ_t)⁻¹."""
         middle = task_matrices.mean(0)
@@ -130,16 +156,25 @@ class WeightedByGrams:
             weight = self._regularized(gram)
             total += weight
             rest += (task_matrix - middle) @ weight
+        return middle + torch.cholesky_solve(rest.T, self._decomposed(name, total)).T
+
+    def _decomposed(self, name: str, total: Tensor) -> Tensor:
+        factor: Tensor
         factor, failed = torch.linalg.cholesky_ex(total)
         if failed:
             raise InputError(
                 f"{name}: the sum of the tasks' Gram matrices is singular to rounding with a floor of {self.floor:g} "
                 f"(entries up to {float(total.abs().max()):.2g}); raise floor or lower off_diagonal"
             )
-        return middle + torch.cholesky_solve(rest.T, factor).T
+        return factor
 
     def _regularized(self, gram: Tensor) -> Tensor:
         diagonal = gram.diagonal()
         weight = self.off_diagonal * gram
         weight.diagonal().copy_(diagonal + self.floor)
         return weight
+
+
+def makes_adapters(rule: object) -> TypeGuard[MatrixRule | WeightedByGrams]:
+    """Whether ``rule``, which is no weighted sum, makes an adapter of adapters: in their core space, or by their A."""
+    return has_core(rule) or isinstance(rule, WeightedByGrams)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
+from fusionlab.adapters import Adapter, Factors
 from fusionlab.engine import fuse
 from fusionlab.errors import InputError
 from fusionlab.fusion.finetuned import Finetuned
@@ -348,3 +349,49 @@ def test_a_trained_layer_that_never_runs_is_refused(trained: tuple[Classifier, o
     for search in (Regmean(), RegmeanPlusPlus()):
         with pytest.raises(InputError, match=r"3\.weight: trained, but no linear layer of it ran over the training"):
             search.search(problem_of(module, data, states))
+
+
+@pytest.mark.parametrize("kind", ["own A", "equal A", "one layer less"])
+def test_of_adapters_it_makes_an_adapter_that_is_the_dense_result(kind: str) -> None:
+    """B as they are, side by side: rank T·rank, to the rounding of float64, stored either way, the mean elsewhere."""
+    draws = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=draws, dtype=torch.float64)
+
+    base = {"plain.weight": drawn(7, 9), "turned.weight": drawn(9, 7), "other.weight": drawn(5, 9)}
+    shared, adapters = drawn(2, 9), {}
+    for task in ("a", "b", "c"):
+        lora_a = {name: shared if kind == "equal A" else drawn(2, 9) for name in ("plain", "turned", "other")}
+        layers = {name: Factors(of, drawn(5 if name == "other" else 7, 2), 3.0) for name, of in lora_a.items()}
+        layers["turned"] = replace(layers["turned"], layout="transposed")
+        if (kind, task) == ("one layer less", "b"):
+            del layers["plain"]
+        adapters[task] = Adapter(layers)
+    layers_read = {
+        name: LayerInputs({task: (gram,) for task, gram in zip(adapters, drawn_grams(3, 9, 4, n), strict=True)}, n > 0)
+        for n, name in enumerate(("plain.weight", "turned.weight"))
+    }
+    rule = WeightedByGrams.of(A, FLOOR, layers_read)
+    vectors = {task: dict(of.task_vector()) for task, of in adapters.items()}
+    states = {task: {name: base[name] + vector.get(name, 0) for name in base} for task, vector in vectors.items()}
+    dense, made = fuse_weights(rule, base, states), fuse_weights(rule, base, adapters)
+    assert isinstance(made.weights, Adapter)
+    for name, value in made.weights.task_vector().items():
+        torch.testing.assert_close(value, dense.state[name] - base[name], rtol=0, atol=1e-12)
+    ranks = {"plain": 4 if kind == "one layer less" else 6, "turned": 6, "other": 6}
+    assert made.weights.ranks == ranks
+    assert made.norms == pytest.approx(dense.norms)
+    assert made.cosines["a"]["b"] == pytest.approx(dense.cosines["a"]["b"])
+    one = fuse_weights(rule, base, {"a": adapters["a"]}).weights
+    assert all(torch.equal(one.task_vector()[name], value) for name, value in vectors["a"].items())  # type: ignore[union-attr]
+
+
+def test_adapters_with_what_cannot_be_decomposed_are_refused() -> None:
+    factors = Factors(torch.full((1, 4), torch.nan), torch.ones(3, 1), 1.0)
+    rule = WeightedByGrams.of(A, FLOOR, {"w.weight": LayerInputs({"a": (torch.eye(4, dtype=torch.float64),)})})
+    base = {"w.weight": torch.zeros(3, 4)}
+    with pytest.raises(InputError, match=r"w\.weight of 'a' has NaN or Inf"):
+        fuse_weights(rule, base, {"a": Adapter({"w": factors})})
+    with pytest.raises(InputError, match="no statistics of b"):
+        fuse_weights(rule, base, {"b": Adapter({"w": factors})})

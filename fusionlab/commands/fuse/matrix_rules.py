@@ -11,14 +11,15 @@ import torch
 
 from fusionlab.commands.fuse.opened import Opened
 from fusionlab.engine import Job, Outcome, Resources
-from fusionlab.rules.matrix_rule import MatrixRule, has_core
+from fusionlab.rules.matrix_rule import MatrixRule
+from fusionlab.rules.weighted_by_grams import makes_adapters
 
 _TIMED_FLOPS = 2e9
 
 
 def in_core_space(rule: object, inputs: Mapping[str, Opened]) -> bool:
-    """Whether the rule works on the cores of the inputs, which are all adapters then."""
-    return has_core(rule) and all(opened.adapter is not None for opened in inputs.values())
+    """Whether the rule works on the cores, or the A, of the inputs, which are all adapters then."""
+    return makes_adapters(rule) and all(opened.adapter is not None for opened in inputs.values())
 
 
 def fuse_cores(job: Job, inputs: Mapping[str, Opened], resources: Resources) -> tuple[Any, Outcome]:
@@ -38,7 +39,7 @@ def fuse_cores(job: Job, inputs: Mapping[str, Opened], resources: Resources) -> 
             resources.on_bytes(sum(factors.lora_a.nbytes + factors.lora_b.nbytes for factors in present))
 
     threads = max(1, min(resources.threads, resources.memory_budget // core_bytes(inputs)))
-    fused, outcome = fuse_in_core_space(job.rule, adapters, threads=threads, on_module=advance)  # type: ignore[arg-type]
+    fused, outcome = fuse_in_core_space(job.rule, adapters, names=names, threads=threads, on_module=advance)  # type: ignore[arg-type]
     remarks = {names.get(name, name): text for name, text in outcome.remarks.items()}
     sums = outcome.sums if job.cosines else {key: of for key, of in outcome.sums.items() if "inner" not in key}
     return fused, replace(outcome, remarks=remarks, sums=sums)
