@@ -14,7 +14,9 @@ from torch import Tensor
 
 from fusionlab.contracts import DataDefaults
 from fusionlab.data.loader import StepLoader
+from fusionlab.data.sources import is_absent
 from fusionlab.data.splits import SPLITS, SplitName
+from fusionlab.data.suites import told_missing
 from fusionlab.data.tasks import Samples, Task
 from fusionlab.errors import InputError, did_you_mean, name_list
 from fusionlab.samplers import Batch, FirstSamples, Split, bounded, derive_seed, exact_batches
@@ -41,6 +43,7 @@ class TaskData(LightningDataModule, DataDefaults, ABC):
     """
 
     gives: ClassVar[Samples]
+    suite: str | None = None
 
     def __init__(
         self,
@@ -94,7 +97,21 @@ class TaskData(LightningDataModule, DataDefaults, ABC):
                 split for split in (SPLITS if stage is None else _STAGE_SPLITS[stage]) if split not in self.loaded[name]
             ]
             if missing or name not in self.tasks:
-                self.load_task(task, missing)
+                try:
+                    self.load_task(task, missing)
+                except InputError as error:
+                    self._tell_of_suite(error)
+                    raise
+
+    def _tell_of_suite(self, error: InputError) -> None:
+        """Raise for all sets of the suite that cannot be had at once, if there is one.
+
+        Raises:
+            InputError: with their names, and what was wrong with the first.
+        """
+        absent = {} if self.suite is None else {n: str(t.path) for n, t in self.definitions.items() if is_absent(t)}
+        if self.suite is not None and absent:
+            raise InputError(told_missing(self.suite, absent, str(error))) from error
 
     def train_dataloader(self) -> StepLoader:
         """Micro-batches ``{task: batch}`` for this process, from the first one on that was not trained on yet."""

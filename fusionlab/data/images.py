@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from fusionlab.data.pixels import pixels
 from fusionlab.data.sources import check_path
 from fusionlab.data.splits import SplitName
 from fusionlab.data.stored import OnBadImage, StoredImages, data_version
+from fusionlab.data.suites import IMAGE_SUITES, check_within, tasks_of
 from fusionlab.data.tasks import Task, parse_tasks
 from fusionlab.errors import InputError, did_you_mean
 from fusionlab.samplers import Batch
@@ -30,6 +31,7 @@ from fusionlab.samplers import Batch
 EMBEDDED_TASKS: list[str | dict] = list(DRAWN_TASKS)
 _KNOWN = {**IMAGE_TASKS, **embedded(DRAWN_TASKS)}
 _TEXT_KEYS = ("input_columns", "template", "label_words", "target_column", "metric")
+Suite = Literal["ta8", "tall14", "tall20"]
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,8 @@ class ImageTasks(TaskData):
             checkpoint says.
         on_bad_image: ``error`` names the images that do not decode and stops, ``skip`` leaves them out.
         images: folder of images, or one image, for ``predict``.
+        suite: the tasks that papers compare on, as FusionBench has them: ``ta8``, ``tall14`` or ``tall20``; ``tasks``
+            then takes some of them by name, or says where a copy is, ``{name, path}``.
         arguments: max_samples, cache_dir and seed, as of :class:`~fusionlab.data.base.TaskData`.
     """
 
@@ -123,14 +127,19 @@ class ImageTasks(TaskData):
         image_size: int | None = None,
         on_bad_image: OnBadImage = "error",
         images: str | None = None,
+        suite: Suite | None = None,
         **arguments: Any,
     ) -> None:
+        of_suite = tasks_of(suite, IMAGE_SUITES)
+        default = list(of_suite) or EMBEDDED_TASKS
         super().__init__(
-            parse_tasks(EMBEDDED_TASKS if tasks is None else tasks, _KNOWN),
+            parse_tasks(default if tasks is None else tasks, _KNOWN | of_suite),
             batch_size,
             eval_batch_size,
             **arguments,
         )
+        check_within(suite, self.definitions, of_suite)
+        self.suite, self._known = suite, IMAGE_TASKS | of_suite
         check_positive(image_size=image_size)
         if on_bad_image not in ("error", "skip"):
             raise InputError(f"on_bad_image must be 'error' or 'skip', got {on_bad_image!r}")
@@ -156,7 +165,7 @@ class ImageTasks(TaskData):
     def _load_stored(self, task: Task, splits: list[SplitName]) -> None:
         stored = StoredImages(
             task,
-            IMAGE_TASKS.get(task.name),
+            self._known.get(task.name),
             how=self._how(),
             on_bad_image=self.on_bad_image,
             cache=cache_root(self.cache_dir),

@@ -34,6 +34,19 @@ def check_path(task: Task) -> None:
     raise InputError(f"path {path!r} of task {task.name!r} is not there (relative paths start at {Path.cwd()})")
 
 
+def is_absent(task: Task) -> bool:
+    """Whether the task's samples are neither here nor, as it is now, on the hub."""
+    if task.path is None or Path(task.path).expanduser().exists() or task.path.startswith("embedded:"):
+        return False
+    import datasets
+
+    try:
+        datasets.load_dataset_builder(task.path, task.config, revision=task.revision)
+    except Exception:  # whatever keeps it from being read
+        return True
+    return False
+
+
 def local_fingerprint(task: Task) -> str:
     """SHA-256 over the local files' names, sizes, modification and change times and, for tables, headers.
 

@@ -18,6 +18,7 @@ from fusionlab.data.known_tasks import NATURAL_PROMPTS, TEXT_TASKS
 from fusionlab.data.rendering import Texts, TextSource, check_text_task
 from fusionlab.data.sources import check_path
 from fusionlab.data.splits import SplitName
+from fusionlab.data.suites import TEXT_SUITES, check_within, tasks_of
 from fusionlab.data.tables import lines_of
 from fusionlab.data.tasks import Task, parse_tasks
 from fusionlab.data.tokens import TextSplit, tokenize
@@ -29,6 +30,7 @@ _IMAGE_KEYS = ("image_column", "templates", "class_aliases")
 _log = logging.getLogger(__name__)
 
 Prompts = Literal["paper", "natural"]
+Suite = Literal["glue8"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class TextTasks(TaskData):
         prompts: how GLUE's tasks are put: ``paper`` as in arXiv 2310.04742, ``natural`` as questions.
         max_tokens: longer inputs are cut, counted and reported.
         texts: file with one text a line, or ``-`` for the standard input, for ``predict``.
+        suite: ``glue8``, the eight tasks as FusionBench puts them to Flan-T5, whose generated answers are compared
+            letter by letter; ``tasks`` then takes some of them by name, or says where a copy is, ``{name, path}``.
         arguments: max_samples, cache_dir and seed, as of :class:`~fusionlab.data.base.TaskData`.
     """
 
@@ -66,6 +70,7 @@ class TextTasks(TaskData):
         prompts: Prompts = "paper",
         max_tokens: int = 512,
         texts: str | None = None,
+        suite: Suite | None = None,
         **arguments: Any,
     ) -> None:
         if prompts not in ("paper", "natural"):
@@ -73,12 +78,18 @@ class TextTasks(TaskData):
         known = {**TEXT_TASKS, **embedded(WRITTEN_TASKS)}
         if prompts == "natural":
             known = {**known, **{name: prompt.applied(known[name]) for name, prompt in NATURAL_PROMPTS.items()}}
+        of_suite = tasks_of(suite, TEXT_SUITES)
+        if of_suite and prompts != "paper":
+            raise InputError(f"data.prompts: the suite {suite} has prompts of its own; leave {prompts!r} out")
+        default = list(of_suite) or EMBEDDED_TEXT_TASKS
         super().__init__(
-            parse_tasks(EMBEDDED_TEXT_TASKS if tasks is None else tasks, known),
+            parse_tasks(default if tasks is None else tasks, known | of_suite),
             batch_size,
             eval_batch_size,
             **arguments,
         )
+        check_within(suite, self.definitions, of_suite)
+        self.suite, self._known = suite, TEXT_TASKS | of_suite
         check_positive(max_tokens=max_tokens)
         for task in self.definitions.values():
             refuse_keys(task, _IMAGE_KEYS, "whose inputs are texts")
@@ -104,7 +115,7 @@ class TextTasks(TaskData):
         if written is not None:
             self._add(task.name, WRITTEN_TASKS[written], splits, cache)
             return
-        source = TextSource(task, TEXT_TASKS.get(task.name), cache / "datasets")
+        source = TextSource(task, self._known.get(task.name), cache / "datasets")
         metric = task.metric or ("spearman" if source.label_words is None else "accuracy")
         self.tasks[task.name] = TextTask(task.name, source.label_words, metric, source.template)
         for split in splits:
