@@ -43,12 +43,31 @@ test-guards: $(STAMP) ## break forty drawn lines one by one: do tests see it (an
 test-gpu: $(STAMP) ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
+# each package that pyproject.toml names at the least version that it states, all others as new as these allow
+LOWEST := $(VENV)-lowest
+LOWEST_STAMP := $(LOWEST)/.installed-$(shell cat pyproject.toml | sha256sum | cut -c1-16)
+
+$(LOWEST_STAMP):
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(LOWEST)/bin/python tests/helpers/lowest.py bounds > $(LOWEST)/bounds.txt
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct \
+		--constraint $(LOWEST)/bounds.txt -e '.[dev,search,gguf,loggers,docs]'
+	@rm -f $(LOWEST)/.installed-*
+	@touch $@
+
+.PHONY: test-lowest
+test-lowest: $(LOWEST_STAMP) ## the tests on the lowest versions that pyproject.toml states (by uv); records them
+	PYTHONPATH=$(CURDIR) OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(LOWEST)/bin/python -m pytest -n 2 --dist loadfile \
+		--deselect tests/core/test_release.py::test_lower_bounds_are_those_with_which_the_tests_passed
+	$(LOWEST)/bin/python tests/helpers/lowest.py installed > tests/fixtures/lowest.txt
+
 AXE := $(VENV)/browser/node_modules/axe-core/axe.min.js
 
 .PHONY: test-browser
-test-browser: $(STAMP) ## the report's page in Chromium (skipped where Chromium or npm is missing)
+test-browser: $(STAMP) ## the report's page and the site in Chromium (skipped where Chromium, npm or a built site is missing)
 	@test -f $(AXE) || npm install --silent --no-audit --no-fund --prefix $(VENV)/browser axe-core@4 || true
-	FUSIONLAB_AXE=$(abspath $(AXE)) $(PYTEST) -m browser -rs tests/core/test_report_browser.py
+	FUSIONLAB_AXE=$(abspath $(AXE)) $(PYTEST) -m browser -rs tests/core/test_report_browser.py tests/core/test_site_browser.py
 
 .PHONY: check
 check: $(STAMP) ## lint, format and types

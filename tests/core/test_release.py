@@ -6,7 +6,9 @@ import re
 import tomllib
 from pathlib import Path
 
+import pytest
 import yaml
+from lowest import bounds, plain, recorded
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -29,3 +31,24 @@ def test_what_is_told_to_be_an_extra_is_one() -> None:
     assert {"search", "gguf", "loggers"} <= told
     assert told <= set(PROJECT["optional-dependencies"])
     assert (ROOT / "fusionlab" / "py.typed").is_file()
+
+
+def test_lower_bounds_are_those_with_which_the_tests_passed() -> None:
+    """``make test-lowest`` writes the record; who changes a bound runs it again."""
+    stated, passed = ({name: plain(each) for name, each in versions.items()} for versions in (bounds(), recorded()))
+    assert stated == passed
+
+
+def test_a_requirement_says_one_lower_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lowest.ROOT", tmp_path)
+
+    def stated(required: str, more: str) -> dict[str, str]:
+        extras = f'[project.optional-dependencies]\nx = ["{more}"]'
+        text = f'[project]\nname = "a"\ndependencies = ["{required}"]\n{extras}'
+        (tmp_path / "pyproject.toml").write_text(text)
+        return bounds()
+
+    assert stated("b[c]>=1.0", "a[test]") == {"b": "1.0"}
+    for required, extra in (("b", "a[y]"), ("b>=1,<2", "a[y]"), ("b>=1", "b>=2")):
+        with pytest.raises(ValueError, match=r"expected NAME>=VERSION, and one version for each name"):
+            stated(required, extra)
