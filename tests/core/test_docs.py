@@ -136,7 +136,7 @@ def test_flags_of_every_shown_command_exist() -> None:
     known = {command: {name for name, _, _ in pages.flags(parser)} for command, parser in pages.parsers().items()}
     classes = {"model", "data", "rule", "finetuned"}
     count = 0
-    for page in [*DOCS.glob("*.md"), *(DOCS / "tutorials").glob("*.md")]:
+    for page in [*DOCS.glob("*.md"), *(DOCS / "tutorials").glob("*.md"), DOCS.parent / "README.md"]:
         text = page.read_text().replace("\\\n", " ")
         for command, arguments in re.findall(r"python -m fusionlab (\w+)([^`\n]*)", text):
             assert command in COMMANDS, f"{page.name}: {command}"
