@@ -10,6 +10,8 @@ import pytest
 import yaml
 from lowest import bounds, plain, recorded
 
+from fusionlab.__main__ import main
+
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -20,6 +22,11 @@ def test_the_version_is_that_of_the_changelog_and_the_citation() -> None:
     assert versions[0] == PROJECT["version"] == citation["version"]
     assert citation["license"] == PROJECT["license"]
     assert {"cff-version", "message", "title", "authors"} <= set(citation)
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert PROJECT["version"] in capsys.readouterr().out
 
 
 def test_what_is_told_to_be_an_extra_is_one() -> None:

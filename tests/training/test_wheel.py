@@ -3,18 +3,38 @@
 import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_wheel_runs_from_another_folder(tmp_path: Path) -> None:
-    source = tmp_path / "source"  # a copy, as building leaves a build folder behind
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A copy, as building leaves a build folder behind."""
+    source = tmp_path / "source"
     source.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         (source / name).write_bytes((ROOT / name).read_bytes())
     (source / "fusionlab").symlink_to(ROOT / "fusionlab")
+    return source
+
+
+def test_an_sdist_holds_the_package_and_its_weights(source: Path, tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", str(tmp_path), str(source)]
+    subprocess.run(build, check=True, capture_output=True)
+    (made,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(made) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    inside = {path for path in (ROOT / "fusionlab").rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    assert {path.relative_to(ROOT).as_posix() for path in inside} <= names
+    assert {"pyproject.toml", "README.md", "LICENSE"} <= names
+
+
+def test_wheel_runs_from_another_folder(source: Path, tmp_path: Path) -> None:
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
     subprocess.run([*build, str(source)], check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
