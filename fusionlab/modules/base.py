@@ -72,7 +72,8 @@ class FusionModule(LightningModule, OneAfterAnother, ModuleDefaults, ABC):
         weights: folder or hub id of an adapter or a fused model, to ``validate``, ``test`` or ``predict`` with.
         samples_at_once: samples of several tasks that go through the network as one batch in a training step, at most,
             which is faster where it is small and takes memory as one batch of so many does; 0 takes task after task.
-            ``auto`` is, for ``lora`` and ``l_lora`` on images, so many as have 2^17 pixels (128 of 32 x 32), else 0.
+            ``auto`` is, for ``lora`` and ``l_lora`` on images on CPUs, so many as have 2^17 pixels (128 of 32 x 32),
+            else 0.
         seed: seed of the initial adapter, of dropout, and written into every result row.
     """
 
@@ -194,7 +195,7 @@ class FusionModule(LightningModule, OneAfterAnother, ModuleDefaults, ABC):
             )
         if stage == "fit" and not self.task_parameters:
             self.add_adapters(list(self.trainer.datamodule.tasks))
-            self.num_at_once = num_at_once(self)
+            num_at_once(self)  # refuses before anything is written
         elif stage != "fit" and self.weights is not None:
             self.loaded = self._load(weights_folder(self.weights))
 
@@ -297,6 +298,7 @@ class FusionModule(LightningModule, OneAfterAnother, ModuleDefaults, ABC):
     def on_fit_start(self) -> None:
         """Prepare the tasks on the device; everything trains as it would in plain PyTorch, dropout included."""
         self.prepare_tasks(self.trainer.datamodule.tasks)
+        self.num_at_once = num_at_once(self)
         self.train()
 
     def training_step(self, batch: dict[str, dict[str, Any]], batch_idx: int) -> Tensor:

@@ -45,8 +45,8 @@ class ImageClassifier(FusionModule):
 
     @property
     def samples_by_default(self) -> int:
-        """So many as have 2^17 pixels."""
-        return PIXELS_AT_ONCE // self.backbone.image_size**2
+        """So many as have 2^17 pixels; on accelerators none, where it is not measured."""
+        return PIXELS_AT_ONCE // self.backbone.image_size**2 if self.device.type == "cpu" else 0
 
     def full_precision(self) -> AbstractContextManager[Any]:
         """Autocast off."""

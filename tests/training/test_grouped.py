@@ -186,6 +186,7 @@ def test_what_cannot_go_together_is_said() -> None:
     module = fusionlab.ClipModule(samples_at_once="auto")
     module.add_adapters(TASKS)
     assert num_at_once(module) == 128
+    assert fusionlab.ClipModule().to("meta").samples_by_default == 0
     module.base_model.extra = nn.BatchNorm2d(3)
     module.samples_at_once = 2
     with pytest.raises(InputError, match="extra takes statistics over the batch"):
