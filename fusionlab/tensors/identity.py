@@ -38,10 +38,11 @@ class Ties:
         """Decide by what the base and the inputs hold; the configuration is asked only where that leaves it open.
 
         A task vector ties nothing that it changes apart: an adapter acts where it sits, on one of the two names alone.
+        One that full models were made into changes what is tied under one name.
         """
         sources = {name: tie.source for name, tie in declared.items()}
         models = (base, *(item.weights for item in inputs.values() if not item.is_task_vector))
-        changes = tuple(item.weights for item in inputs.values() if item.is_task_vector)
+        changes = tuple(item.weights for item in inputs.values() if item.is_task_vector and not item.of_models)
         possible, tied, apart = {}, {}, {}
         for name, source in sources.items():
             one = all(_is_one(sources, weights, name, source) for weights in models)

@@ -69,11 +69,13 @@ class TaskInput:
         is_task_vector: absent names mean zero.
         is_part: a fine-tuned model of a part of the base, or of more than it: absent names are the base's own, and
             what the base does not have is not used.
+        of_models: a task vector that full models were made into: of tied names it has one for all, as they have.
     """
 
     weights: Weights
     is_task_vector: bool = False
     is_part: bool = False
+    of_models: bool = False
 
 
 class StateWeights:

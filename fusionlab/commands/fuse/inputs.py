@@ -123,7 +123,17 @@ def _open_masks(task: str, name: str, path: Path, base: Opened, *, allow_other_b
             raise InputError(f"{told}. {_OTHER_BASE}")
         notes.append(told)
     files = tuple(path / each for each in (UNIFIED, MASKS, FUSION))
-    return Opened(name, path, files, weights, {}, notes=tuple(notes), is_masked=True)
+    return Opened(
+        name, path, files, weights, {}, notes=tuple(notes), is_masked=True, of_models=not _of_adapters(record)
+    )
+
+
+def _of_adapters(record: Mapping[str, Any]) -> bool:
+    """Whether masks were made of adapters, as their ``fusion.json`` says: of a run's method, or of its inputs."""
+    from fusionlab.adapters.factors import METHODS  # imports peft, which takes seconds
+
+    kinds = [str(each.get("kind", "")) for each in (record.get("finetuned") or {}).values()]
+    return (record.get("row") or {}).get("method") in METHODS or any(kind.startswith("adapter") for kind in kinds)
 
 
 def _open_adapter(

@@ -32,6 +32,7 @@ class Opened:
         notes: what the user should know of it.
         is_part: it is a model of a part of the base, or of more than it.
         is_masked: it is a task vector of masks.
+        of_models: full models were made into it.
         is_remade: it is made of ranges of blocks or rows of a vocabulary, under a configuration of its own.
     """
 
@@ -47,6 +48,7 @@ class Opened:
     notes: tuple[str, ...] = ()
     is_part: bool = False
     is_masked: bool = False
+    of_models: bool = False
     is_remade: bool = False
 
     @cached_property
@@ -79,7 +81,7 @@ class Opened:
     @property
     def task_input(self) -> TaskInput:
         """What the engine takes."""
-        return TaskInput(self.weights, self.adapter is not None or self.is_masked, self.is_part)
+        return TaskInput(self.weights, self.adapter is not None or self.is_masked, self.is_part, self.of_models)
 
 
 def full_model(name: str, path: Path, checkpoint: Checkpoint) -> Opened:
