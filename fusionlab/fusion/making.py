@@ -36,7 +36,7 @@ from fusionlab.fusion.adapted import parts_of, task_vector
 from fusionlab.fusion.base import AnyBase, Base
 from fusionlab.fusion.fused import FusedModel
 from fusionlab.fusion.masks import masks_record
-from fusionlab.fusion.routing import rest_rule, with_experts
+from fusionlab.fusion.routing import with_experts
 from fusionlab.fusion.units import UnitWeights
 from fusionlab.linearize import LinearizedState
 from fusionlab.rules import AnyRule, LinearRule, StreamedRule, TaskArithmetic, TaskKnownRule, with_usual_threshold
@@ -213,7 +213,7 @@ class Inputs:
         if dtype is not None or self.linearized:
             what = "models that act to first order" if self.linearized else f"dtype {dtype}"
             raise InputError(f"{what}: experts and routers stay as they are trained, in float32; choose another rule.")
-        fused = self.fuse(rest_rule(rule, self.base, self.touched), None, resources)
+        fused = self.fuse(TaskArithmetic(rule.scaling_coefficient), None, resources)
         assert not isinstance(fused.weights, MaskedVectors | RoutedWeights)
         vectors = {} if self.is_all_adapters else {task: self.task_vector(task) for task in self.tasks}
         adapters = self.adapters if self.is_all_adapters else {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,21 +12,8 @@ from fusionlab.adapters import Adapter
 from fusionlab.adapters.routed import DenseExperts, Experts, LowRankExperts, RoutedWeights
 from fusionlab.adapters.weights import Weights, state_of
 from fusionlab.fusion.base import Base
-from fusionlab.rules import TaskArithmetic
 from fusionlab.rules.routed import RoutedMlps
 from fusionlab.tensors.state import State
-
-
-def rest_rule(rule: RoutedMlps, base: Base, touched: Mapping[str, Any]) -> TaskArithmetic:
-    """Task arithmetic on all but what is routed, which stays the base's.
-
-    Args:
-        rule: with routers.
-        base: that is fused on.
-        touched: the units that some task has changed.
-    """
-    units = [unit for unit in _units_of(rule, base).values() if unit in touched]
-    return TaskArithmetic(rule.scaling_coefficient, dict.fromkeys(units, 0.0) or None)
 
 
 def with_experts(
@@ -42,7 +28,7 @@ def with_experts(
     Args:
         rule: with routers.
         base: that is fused on.
-        fused: what :func:`rest_rule` made.
+        fused: by task arithmetic, of which all but what is routed stays.
         adapters: by task, where all are adapters, whose factors are kept; else empty.
         task_vectors: by task and unit, for others; each task's is kept whole, in float32.
     """

@@ -37,7 +37,7 @@ class Peaked:
     def scores(self, rules: Sequence[Rule]) -> list[float]:
         return [self.score(rule.scaling_coefficient) for rule in rules]
 
-    def num_samples(self, limit: int | None = None) -> int:
+    def num_samples(self, limit: int | None = None, split: str = "validation") -> int:
         return 1
 
 
@@ -160,7 +160,7 @@ class Known:
         self.asked += rules
         return [sum((rule.scaling_coefficient[task] - self.best[task]) ** 2 for task in self.tasks) for rule in rules]
 
-    def inputs(self, task: str, step: int, batch_size: int) -> dict[str, Any]:
+    def inputs(self, task: str, step: int, batch_size: int, split_name: str = "validation") -> dict[str, Any]:
         return {"x": self.data[task][(torch.arange(batch_size) + step * batch_size) % 40]}
 
     def task_vectors(self) -> dict[str, dict[str, Tensor]]:
@@ -169,7 +169,7 @@ class Known:
     def logits(self, task: str, batch: dict[str, Any], task_vector: dict[str, Tensor]) -> Tensor:
         return batch["x"] @ task_vector["w"]
 
-    def num_samples(self, limit: int | None = None) -> int:
+    def num_samples(self, limit: int | None = None, split: str = "validation") -> int:
         return 2 * (40 if limit is None else min(limit, 40))
 
 

@@ -244,3 +244,26 @@ def test_arguments_out_of_range(arguments: dict[str, Any], told: str) -> None:
         Wemoe(**arguments)
     with pytest.raises(InputError, match=r"adamerging\.inputs: expected validation or test, got 'train'"):
         Adamerging(inputs="train")  # type: ignore[arg-type]
+
+
+def test_what_it_says_that_it_took_is_what_it_took(run: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples that were looked at, each counted once, and how often a model was run over them; no labels are read."""
+    module = fusionlab.ClipModule("tiny-clip")
+    data = fusionlab.ImageTasks(TASKS, max_samples=16, image_size=IMAGE)
+    data.setup("fit")
+    module.prepare_tasks(data.tasks)
+    finetuned = Finetuned(module, {task: fusionlab.load(run("lora") / "adapters" / task) for task in TASKS})
+    problem = ValidationProblem(tuple(TASKS), finetuned, module, data, lambda rules: [])
+    seen: list[tuple[str, int]] = []
+    scored = module.scored_classes
+
+    def counted(task: str, batch: dict[str, Any]) -> Any:
+        seen.extend((task, int(index)) for index in batch["index"])
+        return scored(task, {**batch, "labels": None})
+
+    monkeypatch.setattr(module, "scored_classes", counted)
+    found = Wemoe(num_steps=5, batch_size=6).search(problem)
+    assert found.num_samples == len(set(seen)) == 32
+    assert found.num_labels == 0
+    assert found.passes == len(seen) / len(set(seen)) == 60 / 32
+    assert problem.training.cost == pytest.approx(60 / 32)

@@ -53,7 +53,7 @@ class Counted:
                 self.look(task, range(min(num_samples, size)), labels=True)
         return [sum((rule.scaling_coefficient[task] - self.best[task]) ** 2 for task in self.tasks) for rule in rules]
 
-    def inputs(self, task: str, step: int, batch_size: int) -> dict[str, Any]:
+    def inputs(self, task: str, step: int, batch_size: int, split_name: str = "validation") -> dict[str, Any]:
         samples = [(step * batch_size + row) % self.sizes[task] for row in range(batch_size)]
         self.look(task, samples, labels=False)
         return {"x": torch.stack([torch.tensor([1.0, sample, sample % 3]) for sample in samples])}
@@ -64,7 +64,7 @@ class Counted:
     def logits(self, task: str, batch: dict[str, Any], task_vector: dict[str, Tensor]) -> Tensor:
         return batch["x"] @ task_vector["w"]
 
-    def num_samples(self, limit: int | None = None) -> int:
+    def num_samples(self, limit: int | None = None, split: str = "validation") -> int:
         return sum(size if limit is None else min(size, limit) for size in self.sizes.values())
 
 
