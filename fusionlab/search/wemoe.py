@@ -125,6 +125,10 @@ class Wemoe:
         """A batch a step, with gradients."""
         return 3.0 * self.num_steps * self.batch_size
 
+    def expected_points(self, at_once: bool) -> float:
+        """None."""
+        return 0.0
+
 
 def check_several(name: str, num_tasks: int) -> None:
     """Raise if there is one task only, whose experts there is nothing to weigh against.

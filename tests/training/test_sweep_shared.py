@@ -20,7 +20,8 @@ from fusionlab.commands.sweep.jobs import rounds, works
 from fusionlab.commands.sweep.processes import num_processes
 from fusionlab.commands.sweep.recipe import SweepRecipe
 from fusionlab.commands.sweep.sources import RunSource
-from fusionlab.search import ToTheTop
+from fusionlab.search import Search, ToTheTop
+from fusionlab.search.base import known_searches
 
 TASKS = ["digits", "signs", "textures"]
 ZERO = {"scaling_coefficient": 0.0}
@@ -272,6 +273,14 @@ def test_the_floor_counts_equal_models_once(runs: list[str], tmp_path: Path, mon
     test, looked = distinct_rows(linear)
     assert test == dict.fromkeys(TASKS, 24 * (1 + (1 + 3) + 4))  # its own, base and three task vectors, TIES by subset
     assert looked == dict.fromkeys(TASKS, 24 * (1 + 3))
+
+
+@pytest.mark.parametrize("kind", known_searches().values(), ids=list(known_searches()))
+def test_every_search_can_be_forecast(kind: type[Search]) -> None:
+    search = kind()
+    assert isinstance(search, Search)  # which a class is not that lacks one of the methods
+    assert search.expected_rows(100) > 0
+    assert search.expected_points(True) >= search.expected_points(False) >= 0
 
 
 def test_points_of_sums_are_every_step(runs: list[str], tmp_path: Path) -> None:
