@@ -267,6 +267,7 @@ SHOWN_IN = {  # where the effect of a key is shown
     "data.on_bad_image": "training/test_image_tasks_bad_data.py", "data.images": "training/test_vit_fit.py",
     "data.max_samples": "kinds/test_bounded_runs.py", "data.cache_dir": "kinds/test_caches.py",
     "data.seed": "kinds/test_one_recipe.py", "data.prompts": "training/test_text_tasks.py",
+    "data.suite": "kinds/test_suites.py",
     "data.max_tokens": "kinds/test_text_over_the_limit.py", "data.texts": "training/test_text_tasks.py",
     "data.max_length": "kinds/test_keys.py", "data.packing": "lm/test_causal_fit.py",
     "data.completion_only_loss": "lm/test_templates.py", "data.assistant_only_loss": "lm/test_templates.py",
