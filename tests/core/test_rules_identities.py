@@ -117,6 +117,29 @@ def test_one_task_in_full_gives_the_finetuned_model(rule: rules.Rule) -> None:
         torch.testing.assert_close(fused[key], base[key] + vectors["a"][key], **TOLERANCE)
 
 
+@pytest.mark.parametrize("scope", ["model", "tensor"])
+@pytest.mark.parametrize("name", ["task_arithmetic", "metagpt", "ties"])
+def test_a_zero_task_vector_added_changes_nothing(name: str, scope: str) -> None:
+    """TIES over a tensor or the model keeps no entry of it, MetaGPT gives it a coefficient of zero."""
+    rule = {"metagpt": rules.Metagpt(scope), "ties": rules.Ties(scope=scope)}.get(name, EVERY_RULE[name])  # type: ignore[arg-type]
+    base, vectors = make_states(TASKS)
+    zero = {"zero": {key: torch.zeros_like(tensor) for key, tensor in vectors["a"].items()}}
+    alone, beside = (fuse(rule, base, each).state for each in (vectors, vectors | zero))
+    assert all(torch.equal(beside[key], alone[key]) for key in base)
+
+
+@pytest.mark.parametrize("factor", [0.125, 64.0])
+@pytest.mark.parametrize("name", ["average", "task_arithmetic", "metagpt", "ties", "lines", "localize_and_stitch"])
+def test_larger_task_vectors_give_as_much_larger_an_update(name: str, factor: float) -> None:
+    """To the bit, as the factor is a power of two and the base zero."""
+    base, vectors = make_states(TASKS)
+    zero = {key: torch.zeros_like(tensor) for key, tensor in base.items()}
+    larger = {task: {key: factor * tensor for key, tensor in state.items()} for task, state in vectors.items()}
+    plain, scaled = (fuse(EVERY_RULE[name], zero, each).state for each in (vectors, larger))
+    assert all(torch.equal(scaled[key], factor * plain[key]) for key in base)
+    assert any(plain[key].any() for key in base)
+
+
 @pytest.mark.parametrize("scope", ["model", "layer", "tensor"])
 def test_metagpt_coefficients_sum_to_the_multiplier(scope: str) -> None:
     base, vectors = make_states(TASKS)
