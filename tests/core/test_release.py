@@ -41,7 +41,7 @@ def test_what_is_told_to_be_an_extra_is_one() -> None:
 
 
 def test_lower_bounds_are_those_with_which_the_tests_passed() -> None:
-    """``make test-lowest`` writes the record; who changes a bound runs it again."""
+    """``make test-lowest`` writes the record at its end; who changes a bound runs it again."""
     stated, passed = ({name: plain(each) for name, each in versions.items()} for versions in (bounds(), recorded()))
     assert stated == passed
 
