@@ -27,7 +27,7 @@ from fusionlab.callbacks import (
     WholeCheckpointIO,
 )
 from fusionlab.commands.checkpoint import checkpoint_to_go_on_from
-from fusionlab.commands.flags import add_flags
+from fusionlab.commands.flags import add_flags, take_whole_numbers_first
 from fusionlab.commands.folders import folder_for_a_trial, folder_of, next_run_folder
 from fusionlab.commands.given import check_given
 from fusionlab.commands.harness import score_by_harness
@@ -81,6 +81,7 @@ class FusionCLI(LightningCLI):
         """Add the fusion callback, the run-folder flags, and one seed for everything."""
         parser.add_lightning_class_args(FusionCallback, "fusion")
         add_flags(parser)
+        take_whole_numbers_first(parser)
         parser.set_defaults({"model": ClipModule.__name__, "data": ImageTasks.__name__})
         parser.link_arguments("seed_everything", "model.init_args.seed")
         parser.link_arguments("seed_everything", "data.init_args.seed")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import NoneType
+from typing import get_args
+
 from lightning.pytorch.cli import LightningArgumentParser
 
 
@@ -41,3 +44,14 @@ def add_flags(parser: LightningArgumentParser) -> None:
         default=None,
         help="examples before a question, for all such tasks",
     )
+
+
+def take_whole_numbers_first(parser: LightningArgumentParser) -> None:
+    """Let a number that may be whole or a share be whole where it is written so: 1 batch is not 1.0, all of them.
+
+    ``typing`` gives all unions of the same types the order of the first that any library made, so that what
+    Lightning's own means depends on what else is installed; ``int | float`` keeps its order.
+    """
+    for action in parser._actions:
+        if set(get_args(getattr(action, "_typehint", None))) == {int, float, NoneType}:
+            action._typehint = int | float | None

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser
 from often import often
 
 import fusionlab
 from fusionlab.__main__ import main
+from fusionlab.commands.flags import take_whole_numbers_first
 
 TASKS = ["textures", "shapes"]
 DATA = ["--data.tasks", json.dumps(TASKS), "--data.max_samples", "14", "--data.eval_batch_size", "4"]
@@ -247,3 +249,12 @@ def test_the_same_batches_are_trained_on_again(case: str) -> None:
     epochs = len(module.seen) // expected
     assert len({tuple(batch) for batch in module.seen}) == expected
     assert case == "none" or module.seen == module.seen[:expected] * epochs
+
+
+def test_one_batch_is_one_whatever_order_a_library_gave_the_union() -> None:
+    parser = LightningArgumentParser()
+    parser.add_argument("--limit", type=float | int | None)
+    assert type(parser.parse_args(["--limit", "1"]).limit) is float
+    take_whole_numbers_first(parser)
+    assert type(parser.parse_args(["--limit", "1"]).limit) is int
+    assert type(parser.parse_args(["--limit", "1.0"]).limit) is float
