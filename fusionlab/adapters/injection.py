@@ -23,7 +23,7 @@ from fusionlab.adapters.factors import METHODS, Adapter, Factors, Layout, Method
 from fusionlab.adapters.fused_attention import split_names
 from fusionlab.adapters.grouped import Draws, Group, bind
 from fusionlab.adapters.starts import initial_lora_a
-from fusionlab.adapters.targets import check_fits, layer_shape, match_targets
+from fusionlab.adapters.targets import base_layer, check_fits, layer_shape, match_targets
 from fusionlab.errors import InputError, did_you_mean, name_list
 
 _ATTRIBUTE = "_fusionlab_adapters"
@@ -124,8 +124,7 @@ def _start(model: nn.Module, modules: Sequence[str], rank: int, lora_alpha: floa
     """A₀ and B₀ = 0 of each layer."""
     factors = {}
     for name in modules:
-        layer = model.get_submodule(name)
-        linear = layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
+        linear = base_layer(model.get_submodule(name))
         rows, columns = layer_shape(linear)
         lora_a0 = initial_lora_a(name, rank, columns, seed)
         layout: Layout = "transposed" if isinstance(linear, Conv1D) else "linear"

@@ -16,6 +16,11 @@ LINEAR = (nn.Linear, Conv1D)
 """Layers W x + b; transformers' Conv1D stores W transposed."""
 
 
+def base_layer(layer: nn.Module) -> nn.Module:
+    """The layer of the base, beneath PEFT's where adapters were put in."""
+    return layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
+
+
 def layer_shape(layer: nn.Module) -> tuple[int, int]:
     """``(out, in)`` of a linear layer.
 
@@ -69,7 +74,7 @@ def check_fits(model: nn.Module, adapter: Adapter) -> None:
         )
     problems = []
     for name, factors in adapter.factors.items():
-        layer = modules[name].get_base_layer() if isinstance(modules[name], LoraLayer) else modules[name]
+        layer = base_layer(modules[name])
         if not isinstance(layer, LINEAR):
             problems.append(f"{name} is a {type(layer).__name__}, expected a linear layer")
         elif layer_shape(layer) != factors.shape:
@@ -83,7 +88,7 @@ def laid_out(model: nn.Module, adapter: Adapter) -> Adapter:
     modules = dict(model.named_modules())
     factors = {}
     for name, of_module in adapter.factors.items():
-        layer = modules[name].get_base_layer() if isinstance(modules[name], LoraLayer) else modules[name]
+        layer = base_layer(modules[name])
         is_transposed = of_module.layout == "linear" and isinstance(layer, Conv1D)
         factors[name] = replace(of_module, layout="transposed") if is_transposed else of_module
     return replace(adapter, factors=factors)

@@ -35,7 +35,7 @@ from fusionlab.modules.applying import (
     plain,
     task_vector_on_backbone,
 )
-from fusionlab.modules.grouping import AtOnce, OneAfterAnother, checked, in_groups, losses_of, num_at_once
+from fusionlab.modules.grouping import AtOnce, SideBySide, checked, in_groups, losses_of, num_at_once
 from fusionlab.modules.optimization import lr_multiplier
 from fusionlab.modules.provenance import check_trained_on, trained_on
 from fusionlab.modules.resuming import check_same_training
@@ -45,7 +45,7 @@ from fusionlab.samplers import derive_seed
 from fusionlab.tensors.masked import MaskedVectors
 
 
-class FusionModule(LightningModule, OneAfterAnother, ModuleDefaults, ABC):
+class FusionModule(LightningModule, ModuleDefaults, ABC):
     """Fine-tunes one adapter, or one copy of the weights, per task; subclasses supply loss, scores and metrics.
 
     One training step is one micro-batch of every task, each task trained as if alone: either its forward and backward
@@ -83,6 +83,9 @@ class FusionModule(LightningModule, OneAfterAnother, ModuleDefaults, ABC):
     """What samples it is trained and scored on."""
     task_type: ClassVar[str | None] = None
     """What PEFT calls the kind of model, written into adapters."""
+    num_at_once: int = 0
+    """Samples of all tasks that go through the network at once, known once there are adapters."""
+    draws: bool = True
 
     def __init__(
         self,
@@ -160,6 +163,15 @@ class FusionModule(LightningModule, OneAfterAnother, ModuleDefaults, ABC):
     @abstractmethod
     def score(self, task: str, batch: dict[str, Any], metrics: MetricCollection) -> None:
         """Predict a batch under the active weights and count it in ``metrics``."""
+
+    def side_by_side(self, parts: Sequence[Mapping[str, Any]]) -> SideBySide | None:
+        """The tasks' micro-batches as one batch; None where they go through the network one after another."""
+        return None
+
+    @property
+    def samples_by_default(self) -> int:
+        """How many samples of all tasks ``samples_at_once: auto`` takes at once."""
+        return 0
 
     def task_settings(self, task: str) -> dict[str, Any]:
         """What decides the task's scores beside samples, weights and the network: metric, and prompts or answers."""

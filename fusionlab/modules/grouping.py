@@ -74,23 +74,6 @@ class Grouped(Module, Protocol):
         """How many samples ``auto`` takes at once."""
 
 
-class OneAfterAnother:
-    """What a module need not say whose tasks go through its network one after another."""
-
-    num_at_once: int = 0
-    """Samples that go through the network at once, known once there are adapters."""
-    draws: bool = True
-
-    def side_by_side(self, parts: Sequence[Mapping[str, Any]]) -> SideBySide | None:
-        """None."""
-        return None
-
-    @property
-    def samples_by_default(self) -> int:
-        """None."""
-        return 0
-
-
 def checked(samples_at_once: AtOnce) -> AtOnce:
     """The argument as it is.
 

@@ -173,7 +173,8 @@ def _load_routed(
     """
     weights = load_routed(folder)
     if isinstance(base, nn.Module):
-        missing = [name for name in (*weights.mlps, *weights.experts) if not _has_part(base, name)]
+        parts = {name for name, _ in base.named_modules()}
+        missing = [name for name in (*weights.mlps, *weights.experts) if name not in parts]
         if missing:
             raise InputError(f"{str(folder)!r} routes {name_list(missing)}, which this model lacks. {_GIVE_ITS_BASE}")
         _check_hash(folder, own, base, routed_names(base, weights), "experts", allow_other_base)
@@ -186,10 +187,6 @@ def routed_names(base: nn.Module, weights: RoutedWeights) -> list[str]:
     """What a base's files call the weights that experts are added to."""
     names = names_on_disk(base)
     return [names.get(f"{layer}.weight", f"{layer}.weight") for layer in weights.experts]
-
-
-def _has_part(base: nn.Module, name: str) -> bool:
-    return name in dict(base.named_modules())
 
 
 def _check_hash(

@@ -11,14 +11,13 @@ from huggingface_hub import constants
 from huggingface_hub.utils import _http
 
 
-def point_at(hub: Hub, cache: Path, patch: pytest.MonkeyPatch, *, token: str | None = None) -> None:
-    """Ask ``hub`` from now on, without xet and with an empty cache, as the environment's variables say it at the start.
+def point_at(hub: Hub, cache: Path, patch: pytest.MonkeyPatch) -> None:
+    """Ask ``hub`` from now on, without xet or token and with an empty cache, as variables say it at the start.
 
     Args:
         hub: that serves.
         cache: a folder.
         patch: puts all back.
-        token: None for none.
     """
     import datasets
 
@@ -31,7 +30,7 @@ def point_at(hub: Hub, cache: Path, patch: pytest.MonkeyPatch, *, token: str | N
     patch.setattr(datasets.config, "HF_MODULES_CACHE", str(cache / "modules"))
     go_online(patch)
     patch.setattr(_http.time, "sleep", lambda seconds: None)  # between two tries
-    patch.setenv("HF_TOKEN", token) if token else patch.delenv("HF_TOKEN", raising=False)
+    patch.delenv("HF_TOKEN", raising=False)
     patch.setattr(constants, "HF_TOKEN_PATH", str(cache / "no token"))
     huggingface_hub.close_session()
 

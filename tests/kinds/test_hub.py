@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hub_client import go_offline, point_at
-from hub_server import READS, WRITES, Fault, Hub, serving
+from hub_client import go_offline
+from hub_server import READS, WRITES, Fault, Hub
 from safetensors.torch import save
 from small_bases import write_small_bases
 
@@ -38,19 +37,6 @@ FILES = {
     "pytorch_model.bin": b"not to be fetched",
     "pictures/example.png": b"not to be fetched",
 }
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Hub]:
-    with serving() as hub:
-        yield hub
-
-
-@pytest.fixture
-def hub(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
-    server.forget()
-    point_at(server, tmp_path / "cache", monkeypatch)
-    return server
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from hub_client import go_offline, point_at
-from hub_server import READS, WRITES, Fault, Hub, serving
+from hub_client import go_offline
+from hub_server import READS, WRITES, Fault, Hub
 from huggingface_hub import ModelCard
 from safetensors.torch import save_file
 
@@ -25,17 +24,11 @@ STAYS = ("optimizer.pt", "last.ckpt", "fusion_stats.json", "trainer_state.json",
 PUSH = ["push", "--repo", "ours/adapter"]
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Hub]:
-    with serving() as hub:
-        yield hub
-
-
 @pytest.fixture
-def hub(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
-    server.forget()
-    point_at(server, tmp_path / "cache", monkeypatch, token=WRITES)
-    return server
+def hub(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """With a token that may write."""
+    monkeypatch.setenv("HF_TOKEN", WRITES)
+    return hub
 
 
 @pytest.fixture

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hub_client import point_at
-from hub_server import WRITES, Hub, serving
+from hub_server import WRITES, Hub
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
@@ -31,17 +29,11 @@ PUSH = ["push", "--repo", "ours/model"]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Hub]:
-    with serving() as hub:
-        yield hub
-
-
 @pytest.fixture
-def hub(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
-    server.forget()
-    point_at(server, tmp_path / "cache", monkeypatch, token=WRITES)
-    return server
+def hub(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """With a token that may write."""
+    monkeypatch.setenv("HF_TOKEN", WRITES)
+    return hub
 
 
 def on_hub(hub: Hub) -> dict[str, bytes]:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import datasets
 import pytest
-from hub_client import go_offline, point_at
-from hub_server import Hub, serving
+from hub_client import go_offline
+from hub_server import Hub
 from PIL import Image
 
 import fusionlab
@@ -23,19 +22,6 @@ from fusionlab.errors import InputError
 from fusionlab.modules import T5Module
 
 TA8 = ["sun397", "stanford_cars", "resisc45", "eurosat", "svhn", "gtsrb", "mnist", "dtd"]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Hub]:
-    with serving() as hub:
-        yield hub
-
-
-@pytest.fixture
-def hub(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
-    server.forget()
-    point_at(server, tmp_path / "hub", monkeypatch)
-    return server
 
 
 def parquet(columns: dict[str, list[Any]], features: dict[str, Any]) -> bytes:

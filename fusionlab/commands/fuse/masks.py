@@ -9,7 +9,7 @@ import torch
 
 from fusionlab import rules
 from fusionlab.commands.fuse.prepared import Prepared
-from fusionlab.commands.fuse.recipe import WITHOUT, Recipe
+from fusionlab.commands.fuse.recipe import WITHOUT, Recipe, check_left_out
 from fusionlab.engine import Job, Outcome, Resources, TensorInfo, masked_infos, run
 from fusionlab.errors import InputError
 from fusionlab.fusion.masks import masks_record
@@ -25,11 +25,7 @@ def check_masks(recipe: Recipe, rule: TaskKnownRule) -> None:
         InputError: naming the field.
     """
     name = rules.rule_name(rule)
-    for field, without in WITHOUT.items():
-        if getattr(recipe, field) != without:
-            raise InputError(
-                f"{field}: {name} writes masks over the base as it is, not one model; leave {field} out here."
-            )
+    check_left_out(recipe, WITHOUT, f"{name} writes masks over the base as it is, not one model")
     if not isinstance(recipe.base, str):
         raise InputError(f"base: {name} writes masks over a base that is on disk; got ranges of blocks.")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -133,3 +134,19 @@ def read_recipe(path: str) -> dict[str, Any]:
 
         content = translate(content, path_of(path))
     return parser.read_recipe(Recipe, path, content)
+
+
+def check_left_out(recipe: Recipe, fields: Mapping[str, Any], why: str) -> None:
+    """Raise if a recipe gives a field that what is written cannot follow.
+
+    Args:
+        recipe: what is asked for.
+        fields: by name what leaves them out.
+        why: they cannot be followed.
+
+    Raises:
+        InputError: naming the field.
+    """
+    for field, without in fields.items():
+        if getattr(recipe, field) != without:
+            raise InputError(f"{field}: {why}; leave {field} out here.")

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fusionlab.commands.fuse.recipe import WITHOUT, Recipe
-from fusionlab.errors import InputError
+from fusionlab.commands.fuse.recipe import WITHOUT, Recipe, check_left_out
 
 if TYPE_CHECKING:
     from fusionlab.contracts import Backbone
@@ -40,9 +39,5 @@ def check_routed(recipe: Recipe) -> None:
     Raises:
         InputError: naming the field.
     """
-    for field, without in {**WITHOUT, "dtype": None}.items():
-        if getattr(recipe, field) != without:
-            raise InputError(
-                f"{field}: wemoe writes experts and routers over the base as it is, not weights that others read; "
-                f"leave {field} out here."
-            )
+    why = "wemoe writes experts and routers over the base as it is, not weights that others read"
+    check_left_out(recipe, {**WITHOUT, "dtype": None}, why)

@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from peft.tuners.lora import LoraLayer
 
 from fusionlab.adapters import Adapter, Factors, laid_out, match_targets
-from fusionlab.adapters.targets import layer_shape
+from fusionlab.adapters.targets import base_layer, layer_shape
 from fusionlab.commands.sweep.execute import Sweep
 from fusionlab.commands.sweep.processes import num_processes
 from fusionlab.commands.sweep.recipe import SweepRecipe, is_sum
@@ -156,8 +155,7 @@ def as_fused(sweep: Sweep, method: str) -> Adapter | None:
     for name in match_targets(
         model, module.adaptation.target_modules or backbone.default_target_modules, backbone.scope
     ):
-        layer = model.get_submodule(name)
-        rows, columns = layer_shape(layer.get_base_layer() if isinstance(layer, LoraLayer) else layer)
+        rows, columns = layer_shape(base_layer(model.get_submodule(name)))
         factors[name] = Factors(torch.zeros(rank, columns), torch.zeros(rows, rank), float(rank))
     return laid_out(model, Adapter(factors, method, backbone.name, None, 0))
 
