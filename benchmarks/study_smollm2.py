@@ -19,10 +19,11 @@ import argparse
 import importlib.util
 import json
 import math
+import statistics
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,7 @@ def sweep_config(options: argparse.Namespace) -> dict[str, Any]:
         "sizes": list(SUBSETS) if len(options.seeds) == 1 else [max(SUBSETS)],
         "subsets_per_size": SUBSETS,
         "rules": RULES,
+        "scored_tasks": "merged",
     }
 
 
@@ -193,13 +195,36 @@ def report(options: argparse.Namespace) -> str:
               "|---|---|---|---|---|---|---|"]  # fmt: skip
     lines += [
         f"| {line['method']} | {line['rule']} | {line['num_tasks']} | {line['num_subsets']} "
-        f"| {line['mean']['absolute']:.3f} | {_cell(line['std_over_subsets'].get('absolute'))} "
+        f"| {line['mean']['abs_sub']:.3f} | {_cell(line['std_over_subsets'].get('abs_sub'))} "
         f"| {line['mean']['own_sub']:.3f} |"
         for line in sweep["summary"]
     ]
+    rows = json.loads((options.output / "sweep" / "results.json").read_text())["rows"]
+    lines += ["", "Against the average of the same subset (mean score of its tasks, test):", "",
+              "| method | rule | tasks | difference | s.d. over subsets | better in |",
+              "|---|---|---|---|---|---|"]  # fmt: skip
+    lines += [f"| {' | '.join(map(str, line))} |" for line in differences(rows)]
     error = math.sqrt(0.25 / SIZES["test"])
     lines += ["", f"100 test samples a task: a score of one task has a standard error of up to {error:.3f}."]
     return "\n".join(lines) + "\n"
+
+
+def differences(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Any, ...]]:
+    """Every rule's mean test score minus the average's, pair by pair of the same run and subset."""
+    scores: dict[tuple[Any, ...], dict[str, float]] = {}
+    for row in rows:
+        if row["denominator"] == "own":
+            place = (row["method"], row["rule"], row["seed"], tuple(row["fused_tasks"]))
+            scores.setdefault(place, {})[row["task"]] = row["value"]
+    means = {place: statistics.fmean(values.values()) for place, values in scores.items()}
+    pairs: dict[tuple[Any, ...], list[float]] = {}
+    for (method, rule, seed, fused), mean in means.items():
+        if rule != "average":
+            pairs.setdefault((method, rule, len(fused)), []).append(mean - means[method, "average", seed, fused])
+    for (method, rule, size), found in sorted(pairs.items()):
+        spread = f"{statistics.stdev(found):.3f}" if len(found) > 1 else "-"
+        better = f"{sum(each > 0 for each in found)} of {len(found)}"
+        yield method, rule, size, f"{statistics.fmean(found):+.3f}", spread, better
 
 
 def _values(root: Path, model: str) -> dict[str, float]:

@@ -50,7 +50,8 @@ def of_sweep(folder: Path, published: Published, title: str) -> list[Section]:
             section.title = f"{_TOLD if told else ''}{over}: {PROTOCOLS[protocol]}"
             if protocol == "published" and kept:
                 section.parts.insert(0, Note("These numbers flatter", [FLATTERS], warns=True))
-            if part == "all" and kept:
+            widest = "all" if any("abs_all" in line["mean"] for line in kept) else "sub"
+            if part == widest and kept:
                 section.parts += by_task(label, sweep, [row for row in of_protocol if bool(row["task_known"]) == told])
             if section.parts:
                 sections.append(section)

@@ -90,6 +90,10 @@ class Sweep:
             if source.is_finished:
                 self.finetuned(source)
 
+    def scored(self, subset: tuple[str, ...]) -> tuple[str, ...]:
+        """The tasks whose test splits a fused model is scored on."""
+        return self.tasks if self.recipe.scored_tasks == "all" else subset
+
     @property
     def fitted(self) -> list[RunSource]:
         """The runs that are finished: all, but where a budget was too short."""
@@ -248,7 +252,7 @@ class Sweep:
         return self._test_point(job.rule_name, rule, subset)
 
     def _test_point(self, name: str, rule: AnyRule, subset: tuple[str, ...]) -> Point:
-        return Point(name, rule, subset, "test", self.tasks)
+        return Point(name, rule, subset, "test", self.scored(subset))
 
     def _worker(self, source: RunSource) -> RunWorker:
         """What scores a run's points."""

@@ -81,10 +81,12 @@ def distinct_rows(sweep: Sweep) -> tuple[dict[str, float], dict[str, float]]:
         is_linear = source.method in LINEARIZED_METHODS
         apart = {name: rule for name, rule in sweep.rules.items() if not (is_linear and is_sum(rule))}
         sums = [rule for name, rule in sweep.rules.items() if name not in apart]
-        models = {_model(name, rule, subset) for name, rule in apart.items() for subset in sweep.subsets}
+        models = {
+            _model(name, rule, subset): sweep.scored(subset) for name, rule in apart.items() for subset in sweep.subsets
+        }
         together = 1 + len(sweep.tasks)
-        passes = len(models) + (together if sums else 0)
         for task in sweep.tasks:
+            passes = sum(task in scored for scored in models.values()) + (together if sums else 0)
             test[task] += sizes["test"][task] * (passes + 1)  # and the model fine-tuned on it
             if any(is_open(rule) or isinstance(rule, Search) for rule in sums):
                 looked[task] += together * sizes["validation"][task]

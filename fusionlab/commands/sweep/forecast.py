@@ -134,7 +134,7 @@ class _Rows:
                 self.points += looks
             if "strict" not in protocols:
                 return  # what was looked at is what is reported
-        self._add("test", sweep.tasks, times)
+        self._add("test", sweep.scored(subset), times)
         self.points += 1
 
     def _add(self, split: str, tasks: tuple[str, ...], passes: float) -> None:

@@ -19,6 +19,7 @@ from fusionlab.search import Adamerging, Search, Validated, knows_the_task, rule
 
 Protocol = Literal["strict", "published"]
 Space = Literal["delta_weight", "factor"]
+ScoredTasks = Literal["all", "merged"]
 METHODS = ("lora", "l_lora", "tangent_lora", "tangent", "full")
 
 
@@ -44,6 +45,8 @@ class SweepRecipe:
         subsets_per_size: this many subsets of each size, or by size as {2: 6, 4: 3}, a seeded choice; all by default.
         subset_seed: seed of that choice.
         protocols: strict (coefficients chosen on validation, reported on test) and published (chosen on test).
+        scored_tasks: all, or merged: fused models are scored on the tasks that were fused alone, in a part of the time;
+            what the others score is then not known, nor is the published protocol, which chooses by all.
         full_reference: folder of a full fine-tuning run that was scored as this sweep scores, for the denominator full;
             by default the sweep's own.
         processes: of this machine that share the work and torch's threads; by default one a thread, at most one a run,
@@ -67,6 +70,7 @@ class SweepRecipe:
     subsets_per_size: int | dict[int, int] | None = None
     subset_seed: int = 0
     protocols: list[Protocol] = field(default_factory=lambda: ["strict"])
+    scored_tasks: ScoredTasks = "all"
     full_reference: str | None = None
     processes: int | None = None
     budget_minutes: float | None = None
@@ -87,6 +91,15 @@ class SweepRecipe:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise InputError(f"{name} must be positive, got {value}")
+        if self.scored_tasks not in get_args(ScoredTasks):
+            raise InputError(
+                f"scored_tasks: expected one of {', '.join(get_args(ScoredTasks))}, got {self.scored_tasks!r}"
+            )
+        if self.scored_tasks == "merged" and "published" in self.protocols:
+            raise InputError(
+                "scored_tasks merged: expected protocols [strict], got published too, which chooses by the scores of "
+                "all tasks; leave published out, or take scored_tasks all"
+            )
         if not self.named_rules:
             raise InputError("rules: expected at least one, got none")
         if self.space not in get_args(Space):

@@ -34,7 +34,11 @@ def summaries(
         measured.items(), key=lambda item: (item[0][0], item[0][1], item[0][2])
     ):
         every = [found for of_seed in by_seed.values() for found in of_seed]
-        criteria = [name for name in every[0] if all(name in found for found in every)]
+        criteria = [
+            name
+            for name in every[0]
+            if all(name in found for found in every) and (sweep.recipe.scored_tasks == "all" or name.endswith("_sub"))
+        ]
         seed_means = {
             name: [_average(found[name] for found in of_seed) for of_seed in by_seed.values()] for name in criteria
         }
