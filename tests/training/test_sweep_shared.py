@@ -1,6 +1,7 @@
 """A sweep over processes, within a budget, and forecast: the same file however the work is shared and cut."""
 
 import json
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import yaml
 
 from fusionlab import ClipModule
 from fusionlab.__main__ import main
-from fusionlab.commands.sweep import processes
+from fusionlab.commands.sweep import forecast as expecting
+from fusionlab.commands.sweep import processes, timing
 from fusionlab.commands.sweep.choosing import NotScoredError, Tried, choose, leading
 from fusionlab.commands.sweep.execute import Sweep
 from fusionlab.commands.sweep.floor import distinct_rows, floor
@@ -20,6 +22,7 @@ from fusionlab.commands.sweep.jobs import rounds, works
 from fusionlab.commands.sweep.processes import num_processes
 from fusionlab.commands.sweep.recipe import SweepRecipe
 from fusionlab.commands.sweep.sources import RunSource
+from fusionlab.commands.sweep.timing import bare_seconds
 from fusionlab.search import Search, ToTheTop
 from fusionlab.search.base import known_searches
 
@@ -288,6 +291,37 @@ def test_points_of_sums_are_every_step(runs: list[str], tmp_path: Path) -> None:
     sweep = Sweep(SweepRecipe(str(tmp_path / "out"), runs=runs[1:], rules=rules, sizes=[3]))
     sweep.run()
     assert num_points(sweep) == sweep.ledger.count() == 1 + (61 + 1) + (1 + 31 + 1)
+
+
+def test_bare_forwards_run_at_once_and_are_the_slower_for_it(
+    runs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = Sweep(SweepRecipe(str(tmp_path / "out"), runs=runs[:1], rules=["average"], processes=2))
+    module, data, threads = sweep.bench.module, sweep.bench.data, torch.get_num_threads()
+    met, seen = threading.Barrier(2, timeout=60), []
+
+    def features(images: torch.Tensor) -> torch.Tensor:
+        met.wait()  # passes only where two threads are here
+        seen.append((threading.get_ident(), len(images), torch.is_grad_enabled(), torch.get_num_threads()))
+        return images
+
+    monkeypatch.setattr(module.backbone, "image_features", features)
+    found = bare_seconds(module, data, at_once=2)
+    assert found == dict.fromkeys(TASKS, found["digits"])
+    assert len({place[0] for place in seen}) == 2
+    assert {place[1:] for place in seen} == {(100, False, 1)}
+    assert torch.get_num_threads() == threads
+
+    monkeypatch.setattr(timing, "bare_seconds", lambda module, data, at_once, until: {"digits": 0.2 * at_once})
+    assert timing.slowdown(module, data, 1) == 1.0
+    assert timing.slowdown(module, data, 3) == pytest.approx(3.0)
+
+    monkeypatch.setattr(expecting, "_seconds_a_sample", lambda *given: dict.fromkeys(TASKS, 0.5))
+    seconds = []
+    for times in (1.0, 1.5):
+        monkeypatch.setattr(expecting, "slowdown", lambda module, data, at_once, times=times: times)
+        seconds.append(forecast(sweep).seconds)
+    assert seconds[1] == pytest.approx(1.5 * seconds[0])
 
 
 def test_adapters_are_timed_as_large_as_fused_ones(runs: list[str], tmp_path: Path) -> None:

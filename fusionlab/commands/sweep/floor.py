@@ -5,8 +5,6 @@ Counted apart from the forecast, which says what the sweep will take; their rati
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,15 +14,12 @@ import torch
 from fusionlab.commands.sweep.execute import Sweep
 from fusionlab.commands.sweep.forecast import duration, seconds_of_fit
 from fusionlab.commands.sweep.recipe import is_sum
-from fusionlab.contracts import Data, Module
-from fusionlab.evaluation.loop import evaluating, to_device
+from fusionlab.commands.sweep.timing import bare_seconds
 from fusionlab.linearize import LINEARIZED_METHODS
-from fusionlab.modules.images import ImageClassifier
 from fusionlab.rules import AnyRule, Average, TaskArithmetic, is_open
 from fusionlab.search import Search
 
 LOOKS = 5.5  # at validation, by a rule whose coefficient is searched
-BATCH, TIMED = 100, 3
 
 
 @dataclass(frozen=True)
@@ -34,7 +29,7 @@ class Floor:
     Args:
         test_rows: distinct models times the test samples that each is scored on.
         looked_at: validation samples times looks.
-        milliseconds: of a bare forward, a sample, on average.
+        milliseconds: of a bare forward while all cores work, a sample, on average.
         fit_seconds: of all fits.
         cores: which each run one process.
         seconds: in all.
@@ -57,16 +52,15 @@ class Floor:
 
 
 def floor(sweep: Sweep) -> Floor:
-    """Count distinct models and looks, and time bare forwards of one thread; writes nothing."""
+    """Count distinct models and looks, and time bare forwards, one thread a core at once; writes nothing."""
     test, looked = distinct_rows(sweep)
-    bare = bare_seconds(sweep.bench.module, sweep.bench.data)
+    cores = torch.get_num_threads() if sweep.bench.module.device.type == "cpu" else 1
+    bare = bare_seconds(sweep.bench.module, sweep.bench.data, cores)
     running = sum((test[task] + looked[task]) * bare[task] for task in sweep.tasks)
     fits = sum(seconds_of_fit(sweep, source, bare) for source in sweep.sources if not source.is_finished)
-    cores = torch.get_num_threads() if sweep.bench.module.device.type == "cpu" else 1
     rows = sum(test.values()) + sum(looked.values())
-    return Floor(
-        sum(test.values()), sum(looked.values()), 1e3 * running / rows, fits, cores, (running + fits) / cores
-    )  # fmt: skip
+    seconds = (running + fits) / cores
+    return Floor(sum(test.values()), sum(looked.values()), 1e3 * running / rows, fits, cores, seconds)
 
 
 def distinct_rows(sweep: Sweep) -> tuple[dict[str, float], dict[str, float]]:
@@ -119,41 +113,3 @@ def _model(name: str, rule: AnyRule | Search, subset: tuple[str, ...]) -> Hashab
     if isinstance(rule, Search) or is_open(rule):
         return name, subset
     return repr(rule), subset
-
-
-def bare_seconds(module: Module, data: Data) -> dict[str, float]:
-    """By task, of one test sample in a batch of 100 through the pretrained network alone, by one thread.
-
-    Images go through the image tower, once for all tasks, as they are of one shape; texts through all that is run of a
-    task's inputs.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with evaluating(module), module.use(None):
-            if isinstance(module, ImageClassifier):
-                images = _batch(data, data.task_names[0], module)["images"]
-                return dict.fromkeys(data.tasks, _seconds(lambda: module.backbone.image_features(images)) / BATCH)
-            found = {}
-            for task in data.tasks:
-                batch = to_device(next(iter(data.eval_batches(task, "test"))), module.device)
-                seconds = _seconds(lambda task=task, batch=batch: module.run_inputs(task, batch))
-                found[task] = seconds / len(batch["mask"])
-            return found
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _batch(data: Data, task: str, module: Module) -> dict[str, Any]:
-    split = data.splits[task]["test"]
-    return to_device(split.batch(torch.arange(BATCH) % len(split)), module.device)
-
-
-def _seconds(run: Any) -> float:
-    """Median of a few runs after one that warms up."""
-    taken = []
-    for _ in range(1 + TIMED):
-        started = time.monotonic()
-        run()
-        taken.append(time.monotonic() - started)
-    return statistics.median(taken[1:])

@@ -15,6 +15,7 @@ from fusionlab.commands.sweep.execute import Sweep
 from fusionlab.commands.sweep.processes import num_processes
 from fusionlab.commands.sweep.recipe import SweepRecipe, is_sum
 from fusionlab.commands.sweep.sources import RunSource
+from fusionlab.commands.sweep.timing import slowdown
 from fusionlab.evaluation.loop import evaluating, to_device
 from fusionlab.linearize import LINEARIZED_METHODS
 from fusionlab.modules import FusionModule
@@ -76,6 +77,10 @@ def forecast(sweep: Sweep) -> Forecast:
         methods = Counter(source.method for source in sweep.sources)
         until = SECONDS_OF_TIMING / len(methods)
         per_sample = {method: _seconds_a_sample(sweep, as_fused(sweep, method), until) for method in methods}
+        times = slowdown(sweep.bench.module, sweep.bench.data, processes)
+        per_sample = {
+            method: {task: times * seconds for task, seconds in of.items()} for method, of in per_sample.items()
+        }
     finally:
         torch.set_num_threads(threads)
     points, rows, seconds = num_points(sweep), {"validation": 0.0, "test": 0.0}, 0.0
