@@ -9,8 +9,11 @@ Ranking: all label words of a task behind each question by one pass, against a b
 tokens as questions and answers have without padding, in as many rows of one length; logits of the answers' columns on
 both sides, rounds in turn. Prints one JSON record.
 
+``--bare lora`` puts the loop of plain LoRA beside every method, so that l_lora is paired with LoRA itself; the first
+losses are not those of one model then, but for the very first.
+
     python benchmarks/bench_causal_step.py --backbone tiny-lm
-    python benchmarks/bench_causal_step.py --backbone HuggingFaceTB/SmolLM2-135M-Instruct --batch_size 4 --steps 3
+    python benchmarks/bench_causal_step.py --backbone FOLDER_OF_SMOLLM2 --batch_size 4 --steps 1 --warmup 3
 """
 
 from __future__ import annotations
@@ -61,7 +64,7 @@ class BareLoop:
                 layer = self.model.base_model.model.get_submodule(name)
                 layer.lora_A[task].weight.data.copy_(factors.lora_a)
                 self.trained.append(layer.lora_B[task].weight)
-                frozen = arguments.method == "l_lora"
+                frozen = arguments.method == "l_lora" and arguments.bare is None
                 (self.frozen[task] if frozen else self.trained).append(layer.lora_A[task].weight)
         self.optimizer = torch.optim.AdamW(self.trained, lr=RATE, weight_decay=0.0, fused=True)
 
@@ -154,6 +157,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="tiny-lm", help="embedded name, folder or hub id")
     parser.add_argument("--methods", nargs="+", default=["lora", "l_lora"], choices=["lora", "l_lora"])
+    parser.add_argument("--bare", choices=["lora"], help="the loop's method; that of fit by default")
     parser.add_argument("--tasks", nargs="+", default=["sorting", "counting", "legs", "mood"])
     parser.add_argument("--batch_size", type=int, default=32, help="samples of each task in a step")
     parser.add_argument("--rank", type=int, default=16)

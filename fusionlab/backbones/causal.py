@@ -203,9 +203,11 @@ class CausalBackbone(nn.Module):
         return torch.cat([score(*part, tree, output) for part in parts])
 
     def _honours_masks(self, prompt_ids: Tensor, prompt_mask: Tensor, tree: AnswerTree) -> bool:
-        with torch.no_grad():
+        """Tried in the weights' own precision: under autocast both ways differ by rounding already."""
+        with torch.no_grad(), torch.autocast(prompt_ids.device.type, enabled=False):
             together, apart = (score(prompt_ids, prompt_mask, tree, plain) for score in (self._together, self._apart))
-        return bool((together - apart).abs().max() < (_EXACT if together.dtype == torch.float32 else 1e-1))
+        rounding = 64 * torch.finfo(self.model.dtype).eps
+        return bool((together - apart).abs().max() < max(_EXACT, rounding))
 
     def _together(self, prompt_ids: Tensor, prompt_mask: Tensor, tree: AnswerTree, output: Output) -> Tensor:
         inputs, positions, visible = tree.behind(prompt_ids, prompt_mask)

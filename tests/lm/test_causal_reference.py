@@ -73,6 +73,27 @@ def test_all_answers_are_scored_in_one_pass(backbone: CausalBackbone, attention:
     assert backbone._side_by_side is True
 
 
+@pytest.mark.parametrize("precision", ["autocast", "bfloat16"])
+def test_one_pass_stays_one_pass_in_half_precision(backbone: CausalBackbone, attention: str, precision: str) -> None:
+    if precision == "bfloat16" and hasattr(backbone.model.config, "num_local_experts"):
+        pytest.skip("rounding sends tokens to other experts")
+    ids, mask = left_padded(PROMPTS)
+    tree = AnswerTree.of(WORDS)
+    with torch.no_grad():
+        expected = backbone.log_likelihoods(ids, mask, tree)
+        backbone._side_by_side = None
+        try:
+            if precision == "bfloat16":
+                backbone.model.bfloat16()
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
+                found = backbone.log_likelihoods(ids, mask, tree)
+        finally:
+            backbone.model.float()
+    assert backbone._side_by_side is True
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.15)
+
+
 def test_the_way_for_architectures_without_masks_gives_the_same(backbone: CausalBackbone) -> None:
     ids, mask = left_padded(PROMPTS)
     tree = AnswerTree.of(WORDS)
