@@ -52,7 +52,7 @@ $(LOWEST_STAMP):
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
 	$(LOWEST)/bin/python tests/helpers/lowest.py bounds > $(LOWEST)/bounds.txt
 	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct \
-		--constraint $(LOWEST)/bounds.txt -e '.[dev,search,gguf,loggers,docs]'
+		--constraint $(LOWEST)/bounds.txt -e '.[dev,search,gguf,loggers,docs]' setuptools
 	@rm -f $(LOWEST)/.installed-*
 	@touch $@
 

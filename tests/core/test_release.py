@@ -51,11 +51,12 @@ def test_a_requirement_says_one_lower_bound(tmp_path: Path, monkeypatch: pytest.
 
     def stated(required: str, more: str) -> dict[str, str]:
         extras = f'[project.optional-dependencies]\nx = ["{more}"]'
-        text = f'[project]\nname = "a"\ndependencies = ["{required}"]\n{extras}'
+        built = '[build-system]\nrequires = ["d>=7"]\n'
+        text = f'{built}[project]\nname = "a"\ndependencies = ["{required}"]\n{extras}'
         (tmp_path / "pyproject.toml").write_text(text)
         return bounds()
 
-    assert stated("b[c]>=1.0", "a[test]") == {"b": "1.0"}
+    assert stated("b[c]>=1.0", "a[test]") == {"b": "1.0", "d": "7"}
     for required, extra in (("b", "a[y]"), ("b>=1,<2", "a[y]"), ("b>=1", "b>=2")):
         with pytest.raises(ValueError, match=r"expected NAME>=VERSION, and one version for each name"):
             stated(required, extra)

@@ -19,14 +19,15 @@ _BOUND = re.compile(r"([\w.-]+)(?:\[[\w,]+\])?>=([\w.]+)")
 
 
 def bounds() -> dict[str, str]:
-    """Stated lower bound by package, of what is required and of every extra.
+    """Stated lower bound by package, of what is required, of every extra, and of what builds the package.
 
     Raises:
         ValueError: a requirement without a bound, or two bounds of one package.
     """
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    found: dict[str, str] = {}
-    for requirement in chain(project["dependencies"], *project["optional-dependencies"].values()):
+    stated = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    project, found = stated["project"], dict[str, str]()
+    of_extras = project["optional-dependencies"].values()
+    for requirement in chain(stated["build-system"]["requires"], project["dependencies"], *of_extras):
         if requirement.startswith(f"{project['name']}["):
             continue
         bound = _BOUND.fullmatch(requirement)
