@@ -125,7 +125,8 @@ def measure_steps(method: str, arguments: argparse.Namespace) -> dict[str, Any]:
 def measure_ranking(arguments: argparse.Namespace) -> dict[str, Any]:
     """Seconds of ranking every ranked task's test questions, over those of the bare forward."""
     model = {"class_path": "CausalModule", "init_args": {"backbone": arguments.backbone}}
-    data = {"class_path": "ChatTasks", "init_args": {"tasks": arguments.tasks, "eval_batch_size": 32}}
+    limit = {} if arguments.max_samples is None else {"max_samples": arguments.max_samples}
+    data = {"class_path": "ChatTasks", "init_args": {"tasks": arguments.tasks, "eval_batch_size": 32, **limit}}
     bench = workbench({"model": model, "data": data})
     module, found = bench.module, {}
     vocabulary = module.backbone.model.config.vocab_size
@@ -160,6 +161,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--bare", choices=["lora"], help="the loop's method; that of fit by default")
     parser.add_argument("--tasks", nargs="+", default=["sorting", "counting", "legs", "mood"])
     parser.add_argument("--batch_size", type=int, default=32, help="samples of each task in a step")
+    parser.add_argument("--max_samples", type=int, help="questions that are ranked, of a task; all by default")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--steps", type=int, default=10, help="steps in a round")
     parser.add_argument("--rounds", type=int, default=9)
