@@ -3,7 +3,7 @@
     python tests/helpers/guarded_lines.py OUTPUT.json [--number 40] [--seed 0] [--tests 25]
 
 Works in a copy of the checkout. First every drawn place notes which tests reach it, in one run of the suite; then it is
-broken (a condition negated, a ``raise`` or a call left out, an operator or a number changed) and the quickest of those
+broken (a condition negated, a ``raise`` or a call left out, an operator or a number changed) and the first of those
 tests are run until one fails. A place that none of them sees broken, or that no test reaches, survives.
 """
 
