@@ -28,6 +28,7 @@ import structure
 ROOT = Path(__file__).parents[2]
 OPERATORS = {ast.Add: "-", ast.Sub: "+", ast.Mult: "/", ast.Div: "*"}
 COMPARED = {ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">", ast.Eq: "!=", ast.NotEq: "=="}
+NOT_OURS = (".git", ".venv", "runs", "sweeps")
 PATH = re.compile(r"['\"]|path|folder|root|[A-Z]{3}")
 PROBE = """import os
 def reached(place):
@@ -156,6 +157,11 @@ def reaching(checkout: Path, places: list[Place], work: Path) -> dict[int, list[
     return {number: list(tests) for number, tests in found.items()}
 
 
+def _left_out(folder: str, names: list[str]) -> set[str]:
+    """What is not of the checkout."""
+    return {name for name in names if name == "__pycache__" or (folder == str(ROOT) and name in NOT_OURS)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path)
@@ -166,7 +172,7 @@ def main() -> None:
     places, record = drawn(args.number, args.seed), []
     with tempfile.TemporaryDirectory() as folder:
         checkout = Path(folder) / "checkout"
-        shutil.copytree(ROOT, checkout, ignore=shutil.ignore_patterns(".git", ".venv", "runs", "__pycache__"))
+        shutil.copytree(ROOT, checkout, ignore=_left_out)
         if (ROOT.parent / "shared").exists():
             (Path(folder) / "shared").symlink_to(ROOT.parent / "shared")
         tests = reaching(checkout, places, Path(folder))

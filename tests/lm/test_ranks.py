@@ -86,6 +86,7 @@ def test_the_same_weights_have_identical_rows(run: Path, flags: list[str], tmp_p
     assert {(row["task"], row["metric"]): row["value"] for row in rows_of(tmp_path / "two")} == of_run
 
 
+@pytest.mark.slow
 def test_lm_eval_runs_on_the_first_process_alone(run: Path, flags: list[str], tmp_path: Path) -> None:
     pytest.importorskip("lm_eval")
     questions = [{"question": f"film {i}:", "choices": [" one", " two three"], "answer": i % 2} for i in range(5)]
