@@ -222,13 +222,11 @@ def report(record: Path) -> str:
                       f"not on {', '.join(short) or 'none'}."]  # fmt: skip
     lines += ["", "| method | rule | tasks | subsets | mean test score | s.d. over subsets | share of single-task |",
               "|---|---|---|---|---|---|---|"]  # fmt: skip
-    lines += [
-        f"| {line['method']} | {line['rule']} | {line['num_tasks']} | {line['num_subsets']} "
-        f"| {line['mean']['abs_sub']:.3f} | {_cell(line['std_over_subsets']['abs_sub'] if line['num_subsets'] > 1 else None)} "
-        f"| {_cell(line['mean'].get('own_sub'))} |"
-        for each in every.values()
-        for line in each.get("summary", ())
-    ]
+    for line in (line for each in every.values() for line in each.get("summary", ())):
+        spread = line["std_over_subsets"]["abs_sub"] if line["num_subsets"] > 1 else None
+        cells = [line["method"], line["rule"], line["num_tasks"], line["num_subsets"]]
+        cells += [_cell(value) for value in (line["mean"]["abs_sub"], spread, line["mean"].get("own_sub"))]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     lines += ["", "Against the average of the same subset (mean score of its tasks, test):", "",
               "| method | rule | tasks | difference | s.d. over subsets | better in |",
               "|---|---|---|---|---|---|"]  # fmt: skip

@@ -7,19 +7,18 @@ from typing import get_args
 
 from lightning.pytorch.cli import LightningArgumentParser
 
+from fusionlab.commands.parser import add_switches
+
 
 def add_flags(parser: LightningArgumentParser) -> None:
     """Add them to the parser of a command."""
-    parser.add_argument("--overwrite", action="store_true", help="start anew in a run folder that is in use (fit)")
-    parser.add_argument(
-        "--train_only",
-        action="store_true",
-        help="train and write the adapters only; a later fit over all tasks there fuses and scores (fit)",
-    )
-    parser.add_argument(
-        "--dry_run",
-        action="store_true",
-        help="check everything by the code of the run, tell what it would do and take, and stop (fit)",
+    add_switches(
+        parser,
+        {
+            "overwrite": "start anew in a run folder that is in use (fit)",
+            "train_only": "train and write the adapters only; a later fit over all tasks there fuses and scores (fit)",
+            "dry_run": "check everything by the code of the run, tell what it would do and take, and stop (fit)",
+        },
     )
     parser.add_argument(
         "--checkpoint_every_n_steps", type=int, default=100, help="updates between two saves of last.ckpt (fit)"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from argparse import ArgumentError
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -105,9 +105,19 @@ def build_parser(recipe_class: type, command: str, switches: dict[str, str]) -> 
     also = ", or a mergekit configuration" if command == "fuse" else ""
     parser.add_argument("--config", action="config", help=f"a YAML file with the arguments below as keys{also}")
     parser.add_class_arguments(recipe_class, as_group=False, skip=set(switches))
-    for name, text in switches.items():
-        parser.add_argument(f"--{name}", action="store_true", help=text)
+    add_switches(parser, switches)
     return parser
+
+
+def add_switches(parser: jsonargparse.ArgumentParser, switches: Mapping[str, str]) -> None:
+    """Add flags that are off by default: ``--NAME`` turns one on, and so does ``--NAME true``, as in a file.
+
+    Args:
+        parser: of a command.
+        switches: what each does, by name.
+    """
+    for name, text in switches.items():
+        parser.add_argument(f"--{name}", type=bool, nargs="?", const=True, default=False, help=text)
 
 
 def read_recipe(recipe_class: type, path: str, content: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -169,13 +179,14 @@ def checked_flags(argv: Sequence[str], mappings: Sequence[str]) -> list[str]:
     return _files_first(argv)
 
 
-def with_flag(argv: Sequence[str], name: str, *, several: bool = False) -> list[str]:
+def with_flag(argv: Sequence[str], name: str, *, several: bool = False, switches: Collection[str] = ()) -> list[str]:
     """``argv`` with the arguments that belong to no flag given by the flag ``name``.
 
     Args:
-        argv: a command's arguments, without flags that take no value.
+        argv: a command's arguments.
         name: of the flag.
         several: whether it takes a list.
+        switches: names of the flags that need no value.
 
     Raises:
         InputError: there are several, and the flag takes one.
@@ -183,15 +194,20 @@ def with_flag(argv: Sequence[str], name: str, *, several: bool = False) -> list[
     Example:
         >>> with_flag(["a", "b", "--output", "out"], "runs", several=True)
         ['--output', 'out', '--runs', '["a", "b"]']
+        >>> with_flag(["--dry_run", "a"], "folder", switches=["dry_run"])
+        ['--dry_run', '--folder', 'a']
     """
     found: list[str] = []
     rest: list[str] = []
-    takes_value = False
+    flag = ""  # that may take what comes next
     for argument in argv:
-        if takes_value or argument.startswith("-"):
-            takes_value = not takes_value and argument.startswith("--") and "=" not in argument and argument != "--help"
+        is_value = flag and (flag not in switches or argument in ("true", "false"))
+        if is_value or argument.startswith("-"):
+            opens = not is_value and argument.startswith("--") and "=" not in argument and argument != "--help"
+            flag = argument.removeprefix("--") if opens else ""
             rest.append(argument)
         else:
+            flag = ""
             found.append(argument)
     if not several and len(found) > 1:
         raise InputError(f"expected one {name}, got {len(found)}: {', '.join(found)}")

@@ -75,9 +75,7 @@ def main(argv: list[str]) -> int:
     Raises:
         InputError: a folder that is none of weights, no token, or what the hub refuses, with what to do.
     """
-    given = [argument for argument in argv if argument.removeprefix("--") not in _SWITCHES]
-    switches = [argument for argument in argv if argument.removeprefix("--") in _SWITCHES]
-    recipe = parse(PushRecipe, [*with_flag(given, "folder"), *switches], "push", _SWITCHES)
+    recipe = parse(PushRecipe, with_flag(argv, "folder", switches=_SWITCHES), "push", _SWITCHES)
     folder = path_of(recipe.folder)
     files = files_to_push(folder)
     if not _REPO.fullmatch(recipe.repo):
