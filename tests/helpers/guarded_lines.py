@@ -3,8 +3,9 @@
     python tests/helpers/guarded_lines.py OUTPUT.json [--number 40] [--seed 0] [--tests 25]
 
 Works in a copy of the checkout. First every drawn place notes which tests reach it, in one run of the suite; then it is
-broken (a condition negated, a ``raise`` or a call left out, an operator or a number changed) and the first of those
-tests are run until one fails. A place that none of them sees broken, or that no test reaches, survives.
+broken (a condition negated, a ``raise`` or a call left out, an operator or a number changed) and some of those tests,
+of as many files as there are, are run until one fails. A place that none of them sees broken, or that no test reaches,
+survives.
 """
 
 from __future__ import annotations
@@ -157,6 +158,15 @@ def reaching(checkout: Path, places: list[Place], work: Path) -> dict[int, list[
     return {number: list(tests) for number, tests in found.items()}
 
 
+def spread(tests: list[str]) -> list[str]:
+    """The same tests, one of each file in turn: those of one file often ask the same question."""
+    by_file: dict[str, list[str]] = {}
+    for test in tests:
+        by_file.setdefault(test.partition("::")[0], []).append(test)
+    longest = max(map(len, by_file.values()), default=0)
+    return [of_file[turn] for turn in range(longest) for of_file in by_file.values() if turn < len(of_file)]
+
+
 def _left_out(folder: str, names: list[str]) -> set[str]:
     """What is not of the checkout."""
     return {name for name in names if name == "__pycache__" or (folder == str(ROOT) and name in NOT_OURS)}
@@ -180,7 +190,7 @@ def main() -> None:
             path = checkout / place.file
             text = path.read_bytes()
             path.write_bytes(place.breaking(text))
-            chosen = tests[number][: args.tests]
+            chosen = spread(tests[number])[: args.tests]
             is_red = bool(chosen) and run(checkout, {}, "-x", *chosen) == 1
             path.write_bytes(text)
             record.append({"place": place.told(text), "tests": len(tests[number]), "red": is_red})

@@ -1,0 +1,14 @@
+"""Plain lines of progress: no rate where nothing was done since the start."""
+
+from __future__ import annotations
+
+from fusionlab.progress import Lines
+
+
+def test_nothing_done_since_the_start_has_no_time_left() -> None:
+    written: list[str] = []
+    now = iter([0.0, 40.0, 80.0])
+    lines = Lines("points", 10, done=4, clock=lambda: next(now), write=written.append)
+    lines.reach(4)
+    lines.reach(6)
+    assert written == ["points: 4 of 10, 40%, 40 s so far", "points: 6 of 10, 60%, 80 s so far, about 160 s left"]
