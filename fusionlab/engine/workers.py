@@ -19,18 +19,22 @@ _Result = TypeVar("_Result")
 
 
 class Found:
-    """Partial sums by (key, name) and position, and counts by key, as blocks return them in any order."""
+    """Partial sums by (key, name) and position, and counts by key, as blocks return them in any order.
+
+    Numbers are kept, no tensor of a block: a small one that lives on keeps the allocator from using again what the
+    block had freed beside it, and memory would grow with the model.
+    """
 
     def __init__(self) -> None:
         self.counts: dict[str, Tensor] = {}
-        self._partials: dict[str, dict[str, list[tuple[int, Tensor]]]] = {}
+        self._partials: dict[str, dict[str, list[tuple[int, list[float]]]]] = {}
 
     def add(self, result: tuple[str, int, dict[str, Tensor]]) -> None:
         """Take what was measured on the block of ``name`` that begins at ``start``."""
         name, start, measured = result
         for key, values in measured.items():
             if values.is_floating_point():
-                self._partials.setdefault(key, {}).setdefault(name, []).append((start, values))
+                self._partials.setdefault(key, {}).setdefault(name, []).append((start, values.tolist()))
             elif key in self.counts:
                 self.counts[key] += values
             else:
@@ -44,8 +48,8 @@ class Found:
         }
 
 
-def _in_order(parts: list[tuple[int, Tensor]]) -> list[float]:
-    return [value for _, values in sorted(parts, key=lambda part: part[0]) for value in values.tolist()]
+def _in_order(parts: list[tuple[int, list[float]]]) -> list[float]:
+    return [value for _, values in sorted(parts, key=lambda part: part[0]) for value in values]
 
 
 @contextmanager
