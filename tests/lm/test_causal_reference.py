@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fusionlab.backbones.answer_tree import AnswerTree
 from fusionlab.backbones.causal import CausalBackbone
+from fusionlab.backbones.masks import additive_masks
 
 from .conftest import ARCHITECTURES
 
@@ -92,6 +93,28 @@ def test_one_pass_stays_one_pass_in_half_precision(backbone: CausalBackbone, att
     assert backbone._side_by_side is True
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected, rtol=0.05, atol=0.15)
+
+
+@pytest.mark.parametrize("precision", ["float32", "autocast", "bfloat16"])
+def test_answers_that_see_one_another_are_run_apart(
+    backbone: CausalBackbone, attention: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if the architecture took no mask: in half precision too that is no rounding."""
+    ids, mask = left_padded(PROMPTS)
+    monkeypatch.setattr(
+        "fusionlab.backbones.causal.additive_masks",
+        lambda model, visible, positions: additive_masks(model, torch.ones_like(visible).tril(), positions),
+    )
+    backbone._side_by_side = None
+    try:
+        if precision == "bfloat16":
+            backbone.model.bfloat16()
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
+            backbone.log_likelihoods(ids, mask, AnswerTree.of(WORDS))
+        assert backbone._side_by_side is False
+    finally:
+        backbone.model.float()
+        backbone._side_by_side = None
 
 
 def test_the_way_for_architectures_without_masks_gives_the_same(backbone: CausalBackbone) -> None:
