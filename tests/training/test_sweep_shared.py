@@ -293,7 +293,7 @@ def test_points_of_sums_are_every_step(runs: list[str], tmp_path: Path) -> None:
     assert num_points(sweep) == sweep.ledger.count() == 1 + (61 + 1) + (1 + 31 + 1)
 
 
-def test_bare_forwards_run_at_once_and_are_the_slower_for_it(
+def test_bare_forwards_run_at_once_and_what_that_costs_is_forecast(
     runs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sweep = Sweep(SweepRecipe(str(tmp_path / "out"), runs=runs[:1], rules=["average"], processes=2))

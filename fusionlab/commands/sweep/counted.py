@@ -109,10 +109,11 @@ def _belongs(record: Mapping[str, Any], sweep: Sweep, identities: Mapping[tuple[
     So it keeps the points of a run that was fitted anew since, which go by other hashes.
     """
     identity, rule = identities.get((record["method"], record["seed"])), sweep.rules.get(record["rule"])
-    if identity is None or rule is None or tuple(record["fused_tasks"]) not in set(sweep.subsets):
+    subset = tuple(record["fused_tasks"])
+    if identity is None or rule is None or subset not in set(sweep.subsets):
         return False
-    scored, subset = {row["task"] for row in record.get("values", ())}, tuple(record["fused_tasks"])
-    if record["kind"] == "point" and record["split"] == "test" and scored != set(sweep.scored(subset)):
+    is_test = record["kind"] == "point" and record["split"] == "test"
+    if is_test and {row["task"] for row in record["values"]} != set(sweep.scored(subset)):
         return False  # of a recipe that scores other tasks
     search = rule if isinstance(rule, Search) else None
     if (record["kind"] == "search" and search is None) or not identity.holds(record, search):
