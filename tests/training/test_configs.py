@@ -1,5 +1,6 @@
 """Every config parses into objects' arguments, and its first line is its command."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from lightning.pytorch import LightningDataModule
 from fusionlab.commands.fit import FusionCLI
 from fusionlab.data import ImageTasks
 from fusionlab.modules import FusionModule
+from fusionlab.rules.config import known_rules, known_task_known_rules
+from fusionlab.search.base import known_searches
 
 ROOT = Path(__file__).parents[2]
 LIGHTNING = sorted(
@@ -56,3 +59,12 @@ def test_image_configs_name_known_tasks() -> None:
         named = [task for task in data.get("tasks", []) if isinstance(task, str)]
         if named:
             assert list(ImageTasks(named).definitions) == named
+
+
+def test_one_config_has_every_rule_and_search_of_several_models() -> None:
+    text = (ROOT / "configs" / "sweep" / "methods.yaml").read_text()
+    known = {*known_rules(), *known_task_known_rules(), *known_searches()}
+    absent = {name for name in known if not re.search(rf"\b{name}\b", text)}
+    of_two_models_or_one = {"slerp", "nuslerp", "passthrough"}
+    parts_of_ties, needs_a_number = {"trim", "disjoint_mean"}, {"lines"}
+    assert absent == of_two_models_or_one | parts_of_ties | needs_a_number
