@@ -186,6 +186,11 @@ def peak_bytes(job: Job) -> tuple[int, str]:
     return held + tensor_bytes(info, num_tasks), f"the whole of {name} {info.shape}"
 
 
+def enough(job: Job, threads: int) -> Resources:
+    """Threads, and the default budget or the least that the job takes: for callers whose users were asked for none."""
+    return Resources(threads, max(DEFAULT_MEMORY_BUDGET, peak_bytes(job)[0]))
+
+
 def all_known(known: Sums, quantities: Sequence[str], job: Job, names: Sequence[str]) -> bool:
     keys = [f"{quantity}/{task}" for quantity in quantities for task in job.inputs]
     return all(name in known.get(key, ()) for key in keys for name in names)

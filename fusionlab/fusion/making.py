@@ -19,6 +19,7 @@ from fusionlab.adapters.routed import RoutedWeights
 from fusionlab.adapters.weights import Weights, is_linearized, state_of
 from fusionlab.blocks.sums import squared_norm
 from fusionlab.engine import (
+    DEFAULT_MEMORY_BUDGET,
     Job,
     Plan,
     Resources,
@@ -30,7 +31,7 @@ from fusionlab.engine import (
     make_plan,
     run,
 )
-from fusionlab.engine.job import Coefficients, Sums
+from fusionlab.engine.job import Coefficients, Sums, enough
 from fusionlab.errors import InputError, name_list
 from fusionlab.fusion.adapted import parts_of, task_vector
 from fusionlab.fusion.base import AnyBase, Base
@@ -68,7 +69,7 @@ def fuse_weights(
         finetuned: by task, in the order in which they are summed: adapters, or weights of which absent ones are the
             base's.
         dtype: round the whole model to this dtype; of adapters too, weights are made then.
-        resources: what the engine may use; torch's own number of threads by default.
+        resources: what the engine may use; by default torch's own number of threads and the memory that it takes.
 
     Raises:
         InputError: names or shapes that do not fit, linearized weights beside others, NaN or Inf, or what the rule
@@ -153,7 +154,8 @@ class Inputs:
         for task, vector in self.vectors.items():
             if task not in self.adapters:
                 vector = {name: self.base.stored[name] for name in units.tensors if name not in vector} | dict(vector)
-            inputs[task] = TaskInput(StateWeights(vector, units.tensors), is_task_vector=task in self.adapters)
+            weights = StateWeights(vector, units.tensors, DEFAULT_MEMORY_BUDGET // (4 * len(self.vectors)))
+            inputs[task] = TaskInput(weights, is_task_vector=task in self.adapters)
         return inputs
 
     def task_vector(self, task: str) -> dict[str, Tensor]:
@@ -169,7 +171,8 @@ class Inputs:
 
     def coefficients(self, rule: LinearRule, known: Sums | None = None) -> Coefficients:
         """λ by unit and task; nothing is read where the rule needs no sums, or they are known."""
-        return coefficients(self.job(rule, known=known, cosines=False), Resources(torch.get_num_threads()))
+        job = self.job(rule, known=known, cosines=False)
+        return coefficients(job, enough(job, torch.get_num_threads()))
 
     def combine(self, coefficients: Coefficients) -> Adapter:
         """Σ λ_t τ_t of adapters, λ by unit and task."""
@@ -177,7 +180,6 @@ class Inputs:
 
     def fuse(self, rule: AnyRule, dtype: torch.dtype | None = None, resources: Resources | None = None) -> FusedModel:
         """See :func:`fuse_weights`."""
-        resources = resources or Resources(torch.get_num_threads())
         if isinstance(rule, TaskKnownRule):
             return self._keep_masks(with_usual_threshold(rule), dtype, resources)
         if isinstance(rule, RoutedMlps):
@@ -186,6 +188,7 @@ class Inputs:
         if self.is_all_adapters and makes_adapters(rule):
             return self._fuse_cores(rule, dtype, resources)
         job = self.job(rule, dtype)
+        resources = resources or enough(job, torch.get_num_threads())
         if isinstance(rule, LinearRule) and self.is_all_adapters and dtype is None:
             outcome = run(job, None, resources)
             weights: Weights = self.combine(outcome.coefficients)
@@ -199,16 +202,16 @@ class Inputs:
         found = (outcome.scaling_coefficients, outcome.norms, outcome.cosines)
         return FusedModel(rule, weights, *found, outcome.remarks, outcome.rounding)
 
-    def _keep_masks(self, rule: TaskKnownRule, dtype: torch.dtype | None, resources: Resources) -> FusedModel:
-        stored = self.base.weights.tensors
-        masked, outcome = keep_masks(self.job(rule, dtype), resources, self.units.place, stored)
+    def _keep_masks(self, rule: TaskKnownRule, dtype: torch.dtype | None, resources: Resources | None) -> FusedModel:
+        stored, job = self.base.weights.tensors, self.job(rule, dtype)
+        masked, outcome = keep_masks(job, resources or enough(job, torch.get_num_threads()), self.units.place, stored)
         found = (outcome.scaling_coefficients, outcome.norms, outcome.cosines, outcome.remarks, outcome.rounding)
         weights = replace(masked, is_linearized=self.linearized)
         size = sum(map(bytes_of, self.trained.values()))
         told = masks_record(rule, weights.scales, weights.unified.tensors, weights.masks.tensors, size)
         return FusedModel(rule, weights, *found, told)
 
-    def _route(self, rule: RoutedMlps, dtype: torch.dtype | None, resources: Resources) -> FusedModel:
+    def _route(self, rule: RoutedMlps, dtype: torch.dtype | None, resources: Resources | None) -> FusedModel:
         rule.check(self.tasks)
         if dtype is not None or self.linearized:
             what = "models that act to first order" if self.linearized else f"dtype {dtype}"
@@ -223,10 +226,11 @@ class Inputs:
         return replace(fused, rule=rule, weights=weights, scaling_coefficients=coefficients, rounding={}, routed=told)
 
     def _fuse_cores(
-        self, rule: MatrixRule | WeightedByGrams, dtype: torch.dtype | None, resources: Resources
+        self, rule: MatrixRule | WeightedByGrams, dtype: torch.dtype | None, resources: Resources | None
     ) -> FusedModel:
         names = self.base.layout.names
-        adapter, found = fuse_in_core_space(rule, self.adapters, names=names, threads=resources.threads)
+        threads = resources.threads if resources is not None else torch.get_num_threads()
+        adapter, found = fuse_in_core_space(rule, self.adapters, names=names, threads=threads)
         fused = FusedModel(rule, adapter, {}, found.norms, found.cosines, self.base.layout.renamed(found.remarks))
         if dtype is None:
             return fused
