@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -51,8 +50,7 @@ def look_late(seconds: float) -> None:
 
 def worker(rank: int, port: int, folder: Path, where: str, culprit: int, kind: str, slow: int | None) -> None:
     torch.set_num_threads(1)
-    os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": str(WORLD_SIZE), "NODE_RANK": "0"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ranks.as_torchrun_does(rank, port, WORLD_SIZE)
     from fusionlab.__main__ import main
     from fusionlab.errors import InputError
 

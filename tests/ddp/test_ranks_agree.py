@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -227,8 +226,7 @@ def everything(world_size: int, folder: Path, t5: Path) -> dict[str, Any]:
 
 def worker(rank: int, world_size: int, port: int, folder: Path, t5: Path) -> None:
     torch.set_num_threads(1)
-    os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": str(world_size), "NODE_RANK": "0"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ranks.as_torchrun_does(rank, port, world_size)
     torch.save(everything(world_size, folder, t5), folder / f"{world_size}-{rank}.pt")
     torch.distributed.destroy_process_group()
 

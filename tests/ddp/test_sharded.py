@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +48,7 @@ def note_shares(module: Any, folder: Path) -> None:
 
 def worker(rank: int, port: int, folder: Path, options: list[str], fails_at: int | None) -> None:
     torch.set_num_threads(1)
-    os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": str(WORLD_SIZE), "NODE_RANK": "0"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ranks.as_torchrun_does(rank, port, WORLD_SIZE)
     from fusionlab.__main__ import main
     from fusionlab.modules.base import FusionModule
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ranks
 import torch
 
 from fusionlab import load
@@ -39,16 +37,6 @@ def flags(causal_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPat
     return [*model, *data, "--data.eval_batch_size", "4", "--trainer.accelerator", "cpu"]
 
 
-def on_two(*argv: str) -> str:
-    """What it writes on the standard error."""
-    command = [sys.executable, "-m", "fusionlab", *argv, "--trainer.devices", "2", "--trainer.strategy", "ddp"]
-    paths = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stderr
-
-
 def fitted(root: Path, *more: str) -> list[str]:
     argv = ["--trainer.max_steps", "3", "--fusion.rules", "[average]", "--trainer.enable_progress_bar", "false"]
     return ["fit", *more, *argv, "--trainer.default_root_dir", str(root)]
@@ -62,7 +50,8 @@ def rows_of(root: Path) -> list[dict[str, Any]]:
 def run(flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """On two processes, four samples each, two of them accumulated."""
     root = tmp_path_factory.mktemp("two") / "run"
-    on_two(*fitted(root, *flags, "--data.batch_size", "2", "--trainer.accumulate_grad_batches", "2"))
+    argv = fitted(root, *flags, "--data.batch_size", "2", "--trainer.accumulate_grad_batches", "2")
+    ranks.command(argv, 2, root.parent / "told")
     return root
 
 
@@ -80,7 +69,7 @@ def test_the_weights_are_those_of_one_process(run: Path, flags: list[str], tmp_p
 def test_the_same_weights_have_identical_rows(run: Path, flags: list[str], tmp_path: Path) -> None:
     argv = ["test", *flags, "--model.weights", str(run / "fused" / "average"), "--trainer.default_root_dir"]
     assert main([*argv, str(tmp_path / "one")]) == 0
-    on_two(*argv, str(tmp_path / "two"))
+    ranks.command([*argv, str(tmp_path / "two")], 2, tmp_path / "told")
     assert rows_of(tmp_path / "one") == rows_of(tmp_path / "two")
     of_run = {(row["task"], row["metric"]): row["value"] for row in rows_of(run) if row["rule"] == "average"}
     assert {(row["task"], row["metric"]): row["value"] for row in rows_of(tmp_path / "two")} == of_run
@@ -99,6 +88,6 @@ def test_lm_eval_runs_on_the_first_process_alone(run: Path, flags: list[str], tm
     weights = ["--model.weights", str(run / "fused" / "average"), "--harness", json.dumps([task])]
     argv = ["test", *flags, *weights, "--trainer.default_root_dir"]
     assert main([*argv, str(tmp_path / "one")]) == 0
-    assert "scored by the first of 2 processes" in on_two(*argv, str(tmp_path / "two"))
+    assert "scored by the first of 2 processes" in ranks.command([*argv, str(tmp_path / "two")], 2, tmp_path / "told")
     assert rows_of(tmp_path / "one") == rows_of(tmp_path / "two")
     assert [row["metric"] for row in rows_of(tmp_path / "two") if "lm_eval" in row] == ["acc", "acc_norm"]
