@@ -43,5 +43,5 @@ def test_nobody_is_asked_for_a_budget(rule: Rule | TaskKnownRule, monkeypatch: p
 
 
 def test_a_budget_that_was_given_is_kept() -> None:
-    with pytest.raises(InputError, match="this rule on blocks of 8 tasks needs .* the budget is 3,000,000"):
+    with pytest.raises(InputError, match=r"this rule on blocks of 8 tasks needs .* the budget is 3,000,000"):
         making.fuse_weights(Ties(density=0.3), BASE, ADAPTERS, resources=Resources(1, USUAL))
