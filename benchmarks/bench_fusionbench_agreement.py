@@ -11,7 +11,7 @@ compared; the projection, which FusionBench leaves as it is, is the base's on bo
 Entries a and b agree where |a − b| <= 1 ulp + 4·ε·(|θ₀| + Σ|τ_t|), ε = 2^-24 (2^-53 in float64). The relative
 difference of a tensor is ‖a − b‖ / ‖b − θ₀‖. A difference is explained where ours with the option that is named, or
 ``fusionbench_formulas.py``, which is written from the formula that FusionBench computes, gives theirs; that is seen in
-float64, the models of both sides widened.
+float64, the models of both sides widened. What a page says below its notes was written by hand.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from __future__ import annotations
 import argparse
 import sys
 from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from fusionbench_cases import NUM_SAMPLES, Case, by_search, cases_of_data, cases_of_weights
+from fusionbench_cases import BATCH, NUM_SAMPLES, Case, by_search, cases_of_data, cases_of_weights
 from fusionbench_side import Fuser, Inputs, State, Tower
 
 import fusionlab
@@ -35,18 +36,33 @@ from fusionlab.search.workbench import workbench
 TASKS = ["digits", "signs", "textures", "colours"]
 HEADING = """# Agreement with FusionBench, method by method, November 2026
 
-Command: `python benchmarks/bench_fusionbench_agreement.py RUN --output FILE` ({versions}). tiny-clip fine-tuned by
-`fit --model.method full` on {tasks}, 60 steps; the {count} tensors of the image tower; {samples} training images of
-each task for RegMean, RegMean++ and Fisher, the same on both sides. FusionBench's own code and its defaults, but where
-the first column says otherwise. The first four numbers and words are in float32, as both are used; "differ" are tensors
-with an entry beyond 1 ulp + 4·2^-24·(|θ₀| + Σ|τ_t|), "largest" is |a − b| of an entry, "relative" the largest
-‖a − b‖ / ‖b − θ₀‖ of a tensor. The last column is the relative difference in float64 once what differs is done as
-FusionBench does it, by an option of ours or from its formula (`fusionbench_formulas.py`); where nothing differs, it is
-ours as it is.
+Command: `python benchmarks/bench_fusionbench_agreement.py RUN --output FILE` (two CPU cores, one thread;
+{versions}). tiny-clip fine-tuned by `fit --model.method full` on
+{tasks}, 60 steps. The {count} tensors of the image tower are compared, for masks
+those of every task; RegMean, RegMean++ and Fisher saw the same {samples} training images of each task on both sides.
+FusionBench's own code with its defaults, but for those images (its batches: {batch}) and where the first column says
+otherwise.
+
+Columns two to five are in float32, as both are used: tensors with an entry beyond 1 ulp + 4·2^-24·(|θ₀| + Σ|τ_t|), the
+largest |a − b| of an entry, and the largest ‖a − b‖ / ‖b − θ₀‖ of a tensor, b theirs. The last column is the latter in
+float64 once what differs is done as FusionBench does it, by an option of ours or from its formula
+(`fusionbench_formulas.py`); where nothing differs, it is ours as it is.
 
 | method | differ | largest | relative | same? | what differs | explained |
 |---|---|---|---|---|---|---|"""
-NOTES = ""
+NOTES = """
+What of FusionBench does not run as released, and how it was run. `TallMaskTaskArithmeticAlgorithm` subtracts tensors
+from parameters, which its own check refuses with a `TypeError`; its mask function was called as it calls it, on a state
+of tensors. `RegMeanAlgorithmForCLIPPlusPlus` cannot be constructed, since its `_config_mapping` is a dict where its
+base has a bidict; a subclass of one line mends it. It also reads `model.vision_model` and `layer(...)[0]`, as
+transformers 4 had them: with transformers 5 the latter is the first image of a batch. The models were handed over under
+the old names, with layers that return a tuple. Its CLIP classes were given our zero-shot heads and preprocessed images
+instead of their lists of classes and a processor. EMR was applied to an unmodulated model for each task, since to
+change tasks adds and subtracts, which rounds.
+
+Relative differences of what agrees are those of rounding where a tensor hardly moved (biases of keys, whose gradient is
+zero but for it). Not compared: Consensus, of which there is only a function that reads mask files; KnOTS, of which
+there is only the alignment; AdaMerging and WEMoE, which are trained. DARE's draws were ours in both."""
 
 
 def differences(ours: State, theirs: State, inputs: Inputs) -> tuple[int, float, float]:
@@ -84,7 +100,7 @@ def make_inputs(folder: Path) -> Inputs:
     model = bench.module.base_model
     base = {name: value.clone() for name, value in of_tower(model.state_dict()).items()}
     states = {task: of_tower(fusionlab.load(folder / "finetuned" / task).weights) for task in TASKS}
-    tower, projection = Tower(model.vision_model), model.visual_projection
+    tower, projection = Tower(deepcopy(model.vision_model)), deepcopy(model.visual_projection)
     heads = {task: bench.module.heads[task] for task in TASKS}
     inputs = Inputs(bench, base, states, tower, projection, bench.module.backbone.logit_scale, heads, {})
     return replace(inputs, images=images_seen(inputs))
@@ -134,7 +150,13 @@ def main() -> None:
     ]
     with options.output.open("w") if options.output else nullcontext(sys.stdout) as page:
         versions = ", ".join(f"{name} {version(name)}" for name in ("fusion-bench", "torch", "transformers"))
-        told = {"versions": versions, "tasks": ", ".join(TASKS), "count": len(inputs.base), "samples": NUM_SAMPLES}
+        told = {
+            "versions": versions,
+            "tasks": ", ".join(TASKS),
+            "count": len(inputs.base),
+            "samples": NUM_SAMPLES,
+            "batch": BATCH,
+        }
         print(HEADING.format(**told), file=page)
         for case in cases:
             print(row(case, inputs, widened, known), file=page, flush=True)

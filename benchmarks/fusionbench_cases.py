@@ -122,7 +122,7 @@ def cases_of_weights() -> list[Case]:
             by_rule(rules.TaskArithmetic(0.3)),
         ),
         Case(
-            "TIES, `merge_func: mean`",
+            "TIES, λ 1, `merge_func: mean`",
             by_class(lambda: TiesMergingAlgorithm(scaling_factor=1.0, merge_func="mean", **ties)),
             by_rule(rules.Ties(0.2, 1.0)),
         ),
@@ -139,7 +139,7 @@ def cases_of_weights() -> list[Case]:
             by_rule(rules.Dare(rules.TaskArithmetic(0.3))),
         ),
         Case(
-            "DARE, TIES, `merge_func: mean`",
+            "DARE, TIES, λ 1, `merge_func: mean`",
             with_our_draws(lambda: DareTiesMerging(scaling_factor=1.0, merge_func="mean", **dare, **ties)),
             by_rule(rules.Dare(rules.Ties(0.2, 1.0))),
         ),
@@ -213,8 +213,8 @@ def cases_of_masks() -> list[Case]:
             "EMR",
             side.their_emr,
             masked(rules.Emr()),
-            "s_t = Σ mean|τ_t| / Σ mean|M_t u| over tensors, so that a bias weighs as much as a matrix; ours over "
-            "entries, as the paper",
+            "s_t = Σ mean abs(τ_t) / Σ mean abs(M_t u) over tensors, so that a bias weighs as much as a matrix; ours "
+            "over entries, as the paper",
             masked(rules.Emr(), formulas.emr_scales),
         ),
         Case(
@@ -234,10 +234,9 @@ def cases_of_data() -> list[Case]:
     shared: dict[str, Any] = {"exclude_param_names_regex": [], "dataloader_kwargs": {"batch_size": BATCH}}
     regmean = shared | {"num_regmean_examples": NUM_SAMPLES, "reduce_non_diagonal_ratio": 0.95}
 
-    def theirs(algorithm: Callable[..., Any], as_tuples: bool = False, **settings: Any) -> Fuser:
-        return lambda inputs: by_class(lambda: side.with_heads(algorithm(**settings), inputs), as_tuples=as_tuples)(
-            inputs
-        )
+    def theirs(algorithm: Callable[..., Any], seed: int = 0, **settings: Any) -> Fuser:
+        pool = {"as_tuples": algorithm is side.RegMeanPlusPlus}
+        return lambda inputs: by_class(lambda: side.with_heads(algorithm(**settings), inputs), seed, **pool)(inputs)
 
     def behind(inputs: Inputs) -> State:
         fused = by_search(RegmeanPlusPlus(NUM_SAMPLES, THEIR_SHARE, 1e-12))(inputs)
@@ -249,7 +248,7 @@ def cases_of_data() -> list[Case]:
         settings = shared | {"dataloader_kwargs": {"batch_size": batch}, "num_fisher_examples": NUM_SAMPLES}
         settings |= {"normalize_fisher_weight": normalize, "minimal_fisher_weight": 1e-6}
         return Case(
-            f"Fisher, {'its defaults' if normalize else 'batches of 1, not normalized'}",
+            f"Fisher, batches of {batch}, {'its default `normalize`' if normalize else 'not normalized'}",
             theirs(FisherMergingForCLIPVisionModel, **settings),
             our_fisher,
             words,
@@ -261,15 +260,21 @@ def cases_of_data() -> list[Case]:
             "RegMean",
             theirs(RegMeanAlgorithmForCLIP, **regmean, weight_transpose=True),
             by_search(Regmean(NUM_SAMPLES)),
-            "a floor of 1e-6 on the diagonal in ours, none in theirs, and float32 in their inverse: ours with a floor "
-            "of 1e-12",
+            "float32 in their sums and inverse, which act on whole weights; a floor of 1e-6 on the diagonal in ours, "
+            "none in theirs: ours with 1e-12",
             by_search(Regmean(NUM_SAMPLES, THEIR_SHARE, 1e-12)),
+        ),
+        Case(
+            "RegMean, theirs twice, images in another order",
+            theirs(RegMeanAlgorithmForCLIP, **regmean, weight_transpose=True),
+            theirs(RegMeanAlgorithmForCLIP, 1, **regmean, weight_transpose=True),
+            "nothing but float32",
         ),
         Case(
             "RegMean++",
             theirs(side.RegMeanPlusPlus, **regmean, weight_transpose=True),
             by_search(RegmeanPlusPlus(NUM_SAMPLES)),
-            "the norm after the blocks stays the base's, ours is the mean; the floor as above",
+            "the norm after the blocks stays the base's, ours is the mean; float32 and the floor as in RegMean",
             behind,
         ),
         fisher(

@@ -186,10 +186,11 @@ def drawing(masks: Iterator[Tensor]) -> Iterator[None]:
         yield
 
 
-def by_class(algorithm: Callable[[], Any], **pool: Any) -> Fuser:
-    """What an algorithm of FusionBench makes of the models."""
+def by_class(algorithm: Callable[[], Any], seed: int = 0, **pool: Any) -> Fuser:
+    """What an algorithm of FusionBench makes of the models; some take images in an order drawn with ``seed``."""
 
     def fuse(inputs: Inputs) -> State:
+        torch.manual_seed(seed)
         with quiet():
             return algorithm().run(inputs.pool(**pool)).state_dict()
 
