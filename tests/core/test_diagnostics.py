@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from often import often
 
 import fusionlab
 from fusionlab.adapters import Adapter, Factors, base_state
@@ -77,7 +78,8 @@ def test_gram_matrix_is_that_of_the_dense_vectors(method: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "scale"), [("lora", 0.05), ("tangent_lora", 0.05), ("full", 0.02), ("tangent", 0.02)]
+    ("method", "scale"),
+    often([("lora", 0.05), ("tangent_lora", 0.05), ("full", 0.02), ("tangent", 0.02)], "lora-0.05", "tangent-0.02"),
 )
 def test_the_plane_is_what_scoring_each_point_gives(method: str, scale: float) -> None:
     module = module_with(method, scale)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import ranks
 import torch
+from often import often
 
 WORLD_SIZE = 3
 FIT = [
@@ -78,7 +79,8 @@ def run(folder: Path, where: str, culprit: int, kind: str = "bad input", slow: i
 
 
 @pytest.mark.parametrize(
-    ("where", "culprit", "slow"), [("setup", 1, None), ("setup", 1, 2), ("step", 0, 1), ("step", 2, None)]
+    ("where", "culprit", "slow"),
+    often([("setup", 1, None), ("setup", 1, 2), ("step", 0, 1), ("step", 2, None)], "setup-1-None", "step-0-1"),
 )
 def test_one_message_and_no_traceback(tmp_path: Path, where: str, culprit: int, slow: int | None) -> None:
     outcomes = run(tmp_path, where, culprit, slow=slow)

@@ -389,6 +389,7 @@ def test_states_in_memory_are_tied_by_the_memory_that_all_share() -> None:
     assert torch.equal(head.state["head"], weight + 1)
 
 
+@pytest.mark.slow
 def test_no_model_class_is_imported_to_find_ties(tmp_path: Path) -> None:
     torch.manual_seed(0)
     for name in ("base", "a"):

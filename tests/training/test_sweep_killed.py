@@ -100,6 +100,7 @@ def check(kills: int, tmp_path: Path) -> None:
         assert not list((killed / "ledger").rglob(".*"))
 
 
+@pytest.mark.slow
 def test_killed_three_times(tmp_path: Path) -> None:
     check(3, tmp_path)
 

@@ -28,6 +28,7 @@ def sweep(output: Path, **changes: object) -> int:
     return main(["sweep", "--config", str(path)])
 
 
+@pytest.mark.slow
 def test_merged_tasks_alone_are_scored_as_in_a_whole_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sweep(tmp_path / "all") == 0
     assert sweep(tmp_path / "merged", scored_tasks="merged") == 0
