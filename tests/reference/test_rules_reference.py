@@ -178,6 +178,14 @@ def test_breadcrumbs() -> None:
     check(rules.Breadcrumbs(keep=0.3, gamma=0.05, scaling_coefficient=0.4), expected, base, finetuned)
 
 
+@pytest.mark.parametrize("gamma", [0.0, 0.006])
+def test_breadcrumbs_keep_nothing_where_the_share_is_less_than_one_entry(gamma: float) -> None:
+    base = {"scale": torch.tensor(2.0), "bias": torch.ones(6), "weight": torch.ones(7)}
+    vectors = {"a": {name: torch.arange(1.0, 1 + each.numel()).view(each.shape) for name, each in base.items()}}
+    fused = fuse(rules.Breadcrumbs(keep=0.15, gamma=gamma), base, vectors).state
+    torch.testing.assert_close(fused, base | {"weight": torch.tensor([1.0] * 6 + [8.0])})  # int(.15 * 7) = 1
+
+
 def splitmix64(seed: int, count: int) -> np.ndarray:
     """The generator in Python's integers, after Vigna's splitmix64.c."""
     mask, drawn = (1 << 64) - 1, []
