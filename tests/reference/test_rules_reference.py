@@ -319,6 +319,20 @@ def test_knots() -> None:
     np.testing.assert_allclose(fuse(rules.Knots(0.4), base, vectors).state["w"].numpy(), expected, rtol=0, atol=2e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_knots_of_tasks_that_meet_in_no_entry_is_their_sum(dtype: torch.dtype) -> None:
+    """Of matrices that fall apart into blocks; half of all entries are zeros, of which rounding leaves 1e-16."""
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.randn(4, 10, 8, generator=generator, dtype=dtype)
+    zeros = torch.zeros(10, 8, dtype=dtype)
+    along = torch.cat([torch.cat([corners[0], zeros], 1), torch.cat([zeros, corners[1]], 1)])
+    across = torch.cat([torch.cat([zeros, corners[2]], 1), torch.cat([corners[3], zeros], 1)])
+    rows, columns = torch.randperm(20, generator=generator), torch.randperm(16, generator=generator)
+    vectors = {task: {"w": each[rows][:, columns]} for task, each in (("a", along), ("b", across))}
+    fused = fuse(rules.Knots(1.0, 1.0), {"w": torch.zeros(20, 16, dtype=dtype)}, vectors).state["w"]
+    torch.testing.assert_close(fused, vectors["a"]["w"] + vectors["b"]["w"], rtol=0, atol=1e-5)
+
+
 def test_a_linear_rule_is_its_coefficients() -> None:
     """``fuse`` of a linear rule adds exactly what ``coefficients`` says, so that adapters get the same."""
     base, finetuned = make_states()
