@@ -169,6 +169,7 @@ def test_a_block_that_keeps_its_number_may_be_filtered_by_it() -> None:
             {"merge_method": "passthrough", "slices": MOVED},
             "'layers.1.': mergekit looks for the block's number in the model",
         ),
+        (PLAIN | {"merge_method": "karcher", "parameters": {"tol": "x"}}, "parameters.tol: expected a number, got 'x'"),
         (config("sce"), "'weight' in parameters of 'a' is not supported"),
         (config("ties", {"normalise": True}), "'normalise' in parameters is not supported; did you mean 'normalize'"),
         (config("ties", {"normalize": 1}), "normalize: expected true or false, got 1"),

@@ -88,8 +88,8 @@ def _passthrough(parameters: Parameters) -> Config:
 
 
 def _karcher(parameters: Parameters) -> Config:
-    iterations, tolerance = parameters.single("max_iter"), parameters.single("tol")
-    return _rule("karcher", max_iterations=iterations, tolerance=float(tolerance))
+    iterations, tolerance = parameters.single("max_iter"), parameters.number("tol")
+    return _rule("karcher", max_iterations=iterations, tolerance=tolerance)
 
 
 def _model_stock(parameters: Parameters) -> Config:

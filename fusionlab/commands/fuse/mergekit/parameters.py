@@ -57,6 +57,14 @@ class Parameters:
             )
         return value
 
+    def number(self, name: str) -> float:
+        """A parameter that is one number.
+
+        Raises:
+            InputError: it is none, or differs between tensors.
+        """
+        return _one(self.single(name), f"parameters.{name}")
+
     def switch(self, name: str) -> bool:
         """A parameter that is true or false.
 
