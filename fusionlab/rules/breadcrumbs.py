@@ -15,6 +15,12 @@ from fusionlab.rules.task_arithmetic import TaskArithmetic
 from fusionlab.rules.trim import Trim
 
 
+class _Crumbs(Trim):
+    """A trim that keeps nothing of a tensor of which the share is less than one entry."""
+
+    least: ClassVar[int] = 0
+
+
 @dataclass(frozen=True)
 class Breadcrumbs:
     """θ₀ + λ Σ mask_t τ_t; per tensor of n entries the mask drops the int(γ·n) largest and keeps the next int(keep·n).
@@ -46,9 +52,9 @@ class Breadcrumbs:
         assert self._steps.granularity == self.granularity  # builds the trim, which checks its arguments
 
     @cached_property
-    def _steps(self) -> Trim:
+    def _steps(self) -> _Crumbs:
         rule = TaskArithmetic(self.scaling_coefficient)
-        return Trim(rule, self.keep, scope="tensor", at_threshold="first", skip=self.gamma)
+        return _Crumbs(rule, self.keep, scope="tensor", at_threshold="first", skip=self.gamma)
 
     @property
     def passes(self) -> tuple[tuple[str, ...], ...]:

@@ -16,6 +16,8 @@ from fusionlab.blocks.task_vectors import Statistics, TaskVectors
 from fusionlab.errors import InputError
 from fusionlab.rules.base import Granularity, StatisticsScope
 
+_OPPOSITE = 1e-5  # of an angle to half a turn; nearer, all that is left of the direction is rounding
+
 
 @dataclass(frozen=True)
 class Karcher:
@@ -23,8 +25,9 @@ class Karcher:
 
     From the normalised mean of the directions, at most ``max_iterations`` times along the mean of the logarithms, until
     a step is shorter than ``tolerance``. m is a weighted sum of the θ_t, so that all that is measured is their inner
-    products, in float64; two reads of the inputs. A zero θ_t has no direction and shortens the result; where the
-    directions cancel out there is no such mean, and the plain one is taken and named in ``fusion.json``.
+    products, in float64; two reads of the inputs. A zero θ_t has no direction and shortens the result; to one opposite
+    to m, as a number of the other sign, no direction leads from m, and it counts by its length only; where the
+    directions cancel out there is no such mean, and the plain one is taken. The last two are named in ``fusion.json``.
 
     Args:
         max_iterations: at most; mergekit's is 10.
@@ -78,6 +81,8 @@ class Karcher:
         if mean is None:
             statistics.remark(name, ["the directions of the weights cancel out: their plain mean is taken"])
             return [1 / num_tasks] * num_tasks
+        if (cosines @ mean).min() < -math.cos(_OPPOSITE):
+            statistics.remark(name, ["weights opposite to the mean, to which no direction leads, count by length only"])
         scales = np.zeros(num_tasks)
         scales[present] = lengths.mean() * mean / lengths[present]
         return [float(scale) for scale in scales]
@@ -92,7 +97,8 @@ class Karcher:
         for _ in range(self.max_iterations):
             along = np.clip(cosines @ mean, -1.0, 1.0)
             angles = np.arccos(along)
-            stretch = np.where(angles < self.tolerance, 0.0, angles / np.maximum(np.sin(angles), 1e-300)) / count
+            still = (angles < self.tolerance) | (angles > math.pi - _OPPOSITE)
+            stretch = np.where(still, 0.0, angles / np.maximum(np.sin(angles), 1e-300)) / count
             step = stretch - (stretch @ along) * mean
             if (length := _length(step, cosines)) < self.tolerance:
                 break

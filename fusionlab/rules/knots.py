@@ -13,14 +13,15 @@ from fusionlab.rules.disjoint_mean import disjoint_mean, votes
 from fusionlab.rules.matrix_rule import MatrixRule, Sides
 
 _SMALLEST = 1e-5
+_ROUNDING = 1e-12  # of the largest singular value: what is left of zeros
 
 
 @dataclass(frozen=True)
 class Knots(MatrixRule):
     """θ₀ + λ U · TIES(Σ V₁ᵀ, ..., Σ V_Tᵀ) per matrix, with U Σ [V₁ᵀ ... V_Tᵀ] the decomposition of [τ₁ ... τ_T].
 
-    Singular values up to 1e-5 are left out; TIES trims and elects over each matrix. Tensors that are not matrices get
-    λ times the mean task vector. In float64.
+    Singular values up to 1e-5 are left out, and entries of the right blocks that are zero to rounding have no vote;
+    TIES trims and elects over each matrix. Tensors that are not matrices get λ times the mean task vector. In float64.
 
     Args:
         density: the share of entries of each right block to keep.
@@ -49,7 +50,8 @@ class Knots(MatrixRule):
         side_by_side = torch.cat(list(matrices.stacked), dim=1)
         left, sigma, _ = torch.linalg.svd(side_by_side, full_matrices=False)
         rank = matrices.cuts.rank(sigma, "task vectors side by side", _SMALLEST)
-        blocks = left[:, :rank].T @ matrices.stacked  # Σ V_tᵀ, and exact zeros, which do not vote, of a zero task
+        blocks = left[:, :rank].T @ matrices.stacked  # Σ V_tᵀ
+        blocks.masked_fill_(blocks.abs() <= _ROUNDING * sigma[:1].sum(), 0.0)  # zeros, which do not vote
         trimmed = torch.stack([_trim(block.flatten(), self.density) for block in blocks])
         vote = votes(trimmed, "mass")
         majority = -1.0 if vote.sign().sum() < 0 else 1.0

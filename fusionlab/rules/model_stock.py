@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import combinations
 from typing import ClassVar
@@ -11,6 +12,7 @@ from torch import Tensor
 from fusionlab.blocks.sums import cosines, inner_products
 from fusionlab.blocks.task_vectors import Statistics, TaskVectors
 from fusionlab.rules.base import Granularity, StatisticsScope, add_scaled
+from fusionlab.rules.checks import check_range
 
 _POLE = 1e-6
 
@@ -24,6 +26,13 @@ class ModelStock:
     at the pole c̄ = −1/(N − 1), where the task vectors cancel out, the base stays. Norms and inner products in float64;
     two reads of the inputs. There is no coefficient.
 
+    Args:
+        least_norms: what the product of two norms counts as at least; with mergekit's 1e-6 task vectors as short as
+            those of norms and biases often are count as orthogonal.
+
+    Raises:
+        InputError: a negative ``least_norms``.
+
     Example:
         >>> sums = {"squared_norm/a": 4.0, "squared_norm/b": 9.0, "inner_product/0/1": 3.0}
         >>> known = {key: {"w": (value,)} for key, value in sums.items()}
@@ -33,10 +42,15 @@ class ModelStock:
     Source: Model Stock: all we need is just a few fine-tuned models, arXiv 2403.19522, section 4.2.
     """
 
+    least_norms: float = 0.0
+
     granularity: ClassVar[Granularity] = "elementwise"
     statistics_scope: ClassVar[StatisticsScope] = "tensor"
     passes: ClassVar[tuple[tuple[str, ...], ...]] = (("squared_norm", "inner_product"),)
     measures_untransformed: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_range("model_stock.least_norms", self.least_norms, 0.0, math.inf)
 
     def measure(self, name: str, base: Tensor, task_vectors: TaskVectors, earlier: Statistics) -> dict[str, Tensor]:
         """Squared norms and inner products."""
@@ -52,7 +66,8 @@ class ModelStock:
         if count == 1:
             return 1.0
         found = cosines(name, tasks, statistics)
-        mean = sum(found[pair] for pair in combinations(range(count), 2)) / (count * (count - 1) / 2)
+        mean = sum(found[pair] * self._share(name, tasks, pair, statistics) for pair in combinations(range(count), 2))
+        mean /= count * (count - 1) / 2
         divisor = 1 + (count - 1) * mean
         if divisor < _POLE:
             statistics.remark(name, [f"the task vectors cancel out (mean cosine {mean:.4f}): the base is kept"])
@@ -61,6 +76,13 @@ class ModelStock:
         if mean < 0:
             statistics.remark(name, [f"the mean cosine of the task vectors is {mean:.4f}: a step of {step:.4f}"])
         return step
+
+    def _share(self, name: str, tasks: tuple[str, ...], pair: tuple[int, int], statistics: Statistics) -> float:
+        """What is left of the cosine of a pair whose norms are small."""
+        if not self.least_norms:
+            return 1.0
+        product = math.prod(math.sqrt(statistics.sum(f"squared_norm/{tasks[number]}", [name])) for number in pair)
+        return min(1.0, product / self.least_norms)
 
     def fuse(self, name: str, base: Tensor, task_vectors: TaskVectors, statistics: Statistics) -> Tensor:
         """θ₀ + t times the mean."""

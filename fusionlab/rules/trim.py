@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -46,6 +46,8 @@ class Trim:
     scope: Literal["model", "tensor"] = "model"
     at_threshold: Literal["all", "first"] = "all"
     skip: float | Mapping[str, float] = 0.0
+
+    least: ClassVar[int] = 1  # kept without ``skip``, where the density is above 0
 
     def __post_init__(self) -> None:
         for what in ("density", "skip"):
@@ -119,7 +121,7 @@ class Trim:
         if self.at_threshold == "all":
             return (kept + 1,)
         if not self.skip:
-            return (max(1, kept) if density > 0 else 0,)
+            return (max(self.least, kept) if density > 0 else 0,)
         skipped = min(int(of_task(self.skip, task, "trim.skip") * size), size - kept)
         return (skipped + kept, skipped)
 

@@ -20,7 +20,9 @@ class TsvM(MatrixRule):
     out, of the tasks and of the concatenations: tasks with one A have one space of right vectors, so that V' holds each
     with 1/√T of its length and the update is shorter by as much than with independent A. The official code keeps
     min(m, n)/T vectors also where their σ is zero, which are arbitrary ones: over adapters its result differs by about
-    half of the update. Tensors that are not matrices get λ times the mean task vector. In float64.
+    half of the update. Of a matrix with fewer rows or columns than there are tasks, where int(min(m, n)/T) is 0 and the
+    official code leaves the base, one triplet of each task is taken. Tensors that are not matrices get λ times the mean
+    task vector. In float64.
 
     Args:
         scaling_coefficient: λ; for adapters, whose update is shorter where they share A, to be searched for itself.

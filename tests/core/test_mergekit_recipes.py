@@ -19,6 +19,10 @@ WEIGHTS = {"a": 0.5, "b": 1.5}
 BLOCKS = 3
 PLAIN: dict[str, Any] = {"base_model": "base", "models": [{"model": "a"}, {"model": "b"}]}
 GRADED = [{"model": name, "parameters": {"weight": [0, 1]}} for name in "ab"]
+FILTERED = {"scale": [{"filter": "layers.1.", "value": 0.5}, {"value": 1}]}
+MOVED = [
+    {"sources": [{"model": "a", "layer_range": [first, first + 2], "parameters": FILTERED}]} for first in (0, 1)
+]  # of which the second makes block 1 of a to block 2
 UNLIKE = [
     {"model": name, "parameters": {"weight": 1, "density": 0.5, "epsilon": e}}
     for name, e in zip("ab", (0.1, 0.2), strict=True)
@@ -137,6 +141,11 @@ def test_dtypes_shared_parameters_and_names() -> None:
     assert "dtype" not in translate({key: value for key, value in content.items() if key != "dtype"})
 
 
+def test_a_block_that_keeps_its_number_may_be_filtered_by_it() -> None:
+    rule = translate({"merge_method": "passthrough", "slices": MOVED[:1]})["rule"]
+    assert rule["init_args"]["scale"] == [{"filter": "layers.1.", "value": 0.5}, {"value": 1.0}]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -156,6 +165,11 @@ def test_dtypes_shared_parameters_and_names() -> None:
         (config("nuslerp", {"nuslerp_flatten": False}), "nuslerp_flatten: false and"),
         (PLAIN | {"merge_method": "model_stock", "models": [{"model": "a"}]}, "model_stock: expected 2 models or more"),
         (PLAIN | {"merge_method": "model_stock", "parameters": {"filter_wise": True}}, "filter_wise: true is not"),
+        (
+            {"merge_method": "passthrough", "slices": MOVED},
+            "'layers.1.': mergekit looks for the block's number in the model",
+        ),
+        (PLAIN | {"merge_method": "karcher", "parameters": {"tol": "x"}}, "parameters.tol: expected a number, got 'x'"),
         (config("sce"), "'weight' in parameters of 'a' is not supported"),
         (config("ties", {"normalise": True}), "'normalise' in parameters is not supported; did you mean 'normalize'"),
         (config("ties", {"normalize": 1}), "normalize: expected true or false, got 1"),

@@ -106,6 +106,15 @@ def test_the_result_of_the_dense_task_vectors(name: str, kind: str, monkeypatch:
     )
 
 
+@pytest.mark.parametrize("rule", [rules.IsoC(), rules.IsoCts(), rules.IsoCts(0.5)], ids=str)
+def test_of_tasks_that_cancel_out_nothing_is_left(rule: Any) -> None:
+    """Their sum is rounding in the basis of all, of which some would be room for the tasks."""
+    one = lora(1, 20)
+    made = {"a": Adapter({"w": one}), "b": Adapter({"w": dataclasses.replace(one, lora_b=-one.lora_b)})}
+    assert not dense(rule, list(made.values()))["w.weight"].any()
+    assert not dict(fuse_in_core_space(rule, made)[0].task_vector())["w.weight"].any()
+
+
 @pytest.mark.parametrize("name", RULES)
 def test_the_rank_of_the_result(name: str) -> None:
     """T·rank, or the rank of one where all tasks have one A; KnOTS, which looks at columns, has T·rank."""

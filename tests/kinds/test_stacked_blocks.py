@@ -100,6 +100,22 @@ def test_upscaling(kind: str, root: Path, tmp_path: Path, capsys: pytest.Capture
     assert loaded(torch.tensor([[1, 2, 3]])).logits.isfinite().all()
 
 
+def test_what_a_configuration_says_block_by_block_goes_with_the_blocks(tmp_path: Path) -> None:
+    """Which blocks of a SmolLM3 turn their queries and keys: the other ones would be another function."""
+    torch.manual_seed(0)
+    config = transformers.SmolLM3Config(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=4, num_attention_heads=2, num_key_value_heads=1,
+        vocab_size=40, pad_token_id=0, no_rope_layers=[1, 1, 0, 1],
+    )  # fmt: skip
+    transformers.SmolLM3ForCausalLM(config).save_pretrained(tmp_path / "a")
+    content = json.loads((tmp_path / "a" / "config.json").read_text()) | {"mlp_layer_types": ["a", "b", "c", "d"]}
+    (tmp_path / "a" / "config.json").write_text(json.dumps(content))
+    given = {"merge_method": "passthrough", "slices": [{"sources": [source("a", 2, 4)]}]}
+    assert run(tmp_path, given, tmp_path / "out") == 0
+    found = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (found["no_rope_layers"], found["mlp_layer_types"]) == ([0, 1], ["c", "d"])
+
+
 def test_scales_of_a_slice(root: Path, tmp_path: Path) -> None:
     quiet = [{"filter": "o_proj", "value": 0.0}, {"filter": "down_proj", "value": [0.5, 1.0]}, {"value": 1.0}]
     slices = [{"sources": [source("a", 0, 4)]}, {"sources": [source("a", 1, 4, scale=quiet)]}]

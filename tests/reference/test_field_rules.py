@@ -264,6 +264,20 @@ def test_karcher_where_directions_cancel_out() -> None:
     assert fused.remarks == {"w": ("the directions of the weights cancel out: their plain mean is taken",)}
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scales", [(1.0, 2.0, 3.0, -1.0), (1.3, 0.7, 0.2, 0.9, -0.4, 1.1, 0.8, -0.6)])
+def test_karcher_of_weights_of_which_some_are_opposite(scales: tuple[float, ...], dtype: torch.dtype) -> None:
+    """On one line, as all numbers are, the direction of most; the others count by their length."""
+    generator = torch.Generator().manual_seed(0)
+    lines = {"vector": torch.randn(50, generator=generator).to(dtype), "number": torch.ones(1, dtype=dtype)}
+    tuned = {str(task): {name: scale * line for name, line in lines.items()} for task, scale in enumerate(scales)}
+    fused = fuse(rules.Karcher(), {name: torch.zeros_like(line) for name, line in lines.items()}, finetuned=tuned)
+    length = sum(map(abs, scales)) / len(scales)
+    for name, line in lines.items():
+        torch.testing.assert_close(fused.state[name], length * line, rtol=1e-5, atol=1e-6)
+        assert "opposite to the mean" in fused.remarks[name][0]
+
+
 def sce(taus: list[Array], density: float) -> Array:
     taus = np.stack(taus)
     if density < 1:

@@ -110,7 +110,8 @@ def karcher(tensors: list[Tensor]) -> Tensor:
 
 
 def model_stock(base: Tensor, tuned: list[Tensor]) -> Tensor:
-    pairs = [math.cos(angle(x - base, y - base)) for x, y in itertools.combinations(tuned, 2)]
+    deltas = [each - base for each in tuned]
+    pairs = [float((x * y).sum() / max(1e-6, x.norm() * y.norm())) for x, y in itertools.combinations(deltas, 2)]
     cosine, count = sum(pairs) / len(pairs), len(tuned)
     t = count * cosine / (1 + (count - 1) * cosine)
     return t * sum(tuned) / count + (1 - t) * base
@@ -223,8 +224,9 @@ def test_karcher_takes_every_model() -> None:
     agrees(fused(with_base, of), lambda _, at: karcher([at[m] for m in ("a", "b", "c", "base")]), of)
 
 
-def test_model_stock() -> None:
-    of = states()
+@pytest.mark.parametrize("scale", [0.1, 1e-4], ids=["by cosines", "norms too small: nearly orthogonal"])
+def test_model_stock(scale: float) -> None:
+    of = states(scale)
     found = fused(content("model_stock", {}, {}), of)
     agrees(found, lambda _, at: model_stock(at["base"], [at[model] for model in "abc"]), of)
 

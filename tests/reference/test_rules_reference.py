@@ -178,6 +178,14 @@ def test_breadcrumbs() -> None:
     check(rules.Breadcrumbs(keep=0.3, gamma=0.05, scaling_coefficient=0.4), expected, base, finetuned)
 
 
+@pytest.mark.parametrize("gamma", [0.0, 0.006])
+def test_breadcrumbs_keep_nothing_where_the_share_is_less_than_one_entry(gamma: float) -> None:
+    base = {"scale": torch.tensor(2.0), "bias": torch.ones(6), "weight": torch.ones(7)}
+    vectors = {"a": {name: torch.arange(1.0, 1 + each.numel()).view(each.shape) for name, each in base.items()}}
+    fused = fuse(rules.Breadcrumbs(keep=0.15, gamma=gamma), base, vectors).state
+    torch.testing.assert_close(fused, base | {"weight": torch.tensor([1.0] * 6 + [8.0])})  # int(.15 * 7) = 1
+
+
 def splitmix64(seed: int, count: int) -> np.ndarray:
     """The generator in Python's integers, after Vigna's splitmix64.c."""
     mask, drawn = (1 << 64) - 1, []
@@ -309,6 +317,20 @@ def test_knots() -> None:
     fused = elect_and_mean(np.stack([trim(block.ravel(), 0.4) for block in blocks]), "mass").reshape(rank, -1)
     expected = base["w"].double().numpy() + 0.6 * left[:, :rank] @ fused
     np.testing.assert_allclose(fuse(rules.Knots(0.4), base, vectors).state["w"].numpy(), expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_knots_of_tasks_that_meet_in_no_entry_is_their_sum(dtype: torch.dtype) -> None:
+    """Of matrices that fall apart into blocks; half of all entries are zeros, of which rounding leaves 1e-16."""
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.randn(4, 10, 8, generator=generator, dtype=dtype)
+    zeros = torch.zeros(10, 8, dtype=dtype)
+    along = torch.cat([torch.cat([corners[0], zeros], 1), torch.cat([zeros, corners[1]], 1)])
+    across = torch.cat([torch.cat([zeros, corners[2]], 1), torch.cat([corners[3], zeros], 1)])
+    rows, columns = torch.randperm(20, generator=generator), torch.randperm(16, generator=generator)
+    vectors = {task: {"w": each[rows][:, columns]} for task, each in (("a", along), ("b", across))}
+    fused = fuse(rules.Knots(1.0, 1.0), {"w": torch.zeros(20, 16, dtype=dtype)}, vectors).state["w"]
+    torch.testing.assert_close(fused, vectors["a"]["w"] + vectors["b"]["w"], rtol=0, atol=1e-5)
 
 
 def test_a_linear_rule_is_its_coefficients() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,7 @@ from fusionlab.errors import InputError, name_list
 from fusionlab.rules.settings import comes_before_blocks, stack_and_index
 from fusionlab.tensors.lazy import JoinedWeights, Weights
 
+_BY_BLOCK = re.compile(r"^layer|layer_types$|^no_rope_layers$")  # keys of lists with an entry a block
 _DEPTH = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 
 
@@ -91,6 +93,6 @@ def _config(
         if isinstance(value, list) and len(value) == own and all(isinstance(each, (str, int)) for each in value):
             lists = [models[part["model"]].config.get(key) or [] for part in parts]
             stacked = [each for part, its in zip(parts, lists, strict=True) for each in its[slice(*part["layers"])]]
-            if key.startswith("layer") and len(stacked) == total:
+            if _BY_BLOCK.search(key) and len(stacked) == total:
                 found[key] = stacked
     return found

@@ -88,15 +88,15 @@ def _passthrough(parameters: Parameters) -> Config:
 
 
 def _karcher(parameters: Parameters) -> Config:
-    iterations, tolerance = parameters.single("max_iter"), parameters.single("tol")
-    return _rule("karcher", max_iterations=iterations, tolerance=float(tolerance))
+    iterations, tolerance = parameters.single("max_iter"), parameters.number("tol")
+    return _rule("karcher", max_iterations=iterations, tolerance=tolerance)
 
 
 def _model_stock(parameters: Parameters) -> Config:
     if parameters.switch("filter_wise"):
         raise InputError("filter_wise: true is not supported; leave it out for one step a tensor.")
     _check_number(parameters, 2)
-    return _rule("model_stock")
+    return _rule("model_stock", least_norms=1e-6)
 
 
 def _sce(parameters: Parameters) -> Config:

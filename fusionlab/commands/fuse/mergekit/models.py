@@ -25,11 +25,13 @@ class Slice:
         own: task -> the model's parameters.
         shared: those for all models.
         layers: the first of its blocks and the one after its last; None: all blocks.
+        moved: the tasks whose blocks have other numbers here than in their models.
     """
 
     own: Mapping[str, Scope]
     shared: Scope
     layers: tuple[int, int] | None = None
+    moved: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -111,11 +113,8 @@ def inputs_of(method: str, kind: Base, config: Mapping[str, Any]) -> Inputs:
         models[_task_name(column[0].model, models)] = _joined(column)
     slices = []
     for (_, parameters), layers, k in zip(rows, _places(rows), range(len(rows)), strict=True):
-        slices.append(
-            Slice(
-                {task: column[k].parameters for task, column in zip(models, columns, strict=True)}, parameters, layers
-            )
-        )
+        sources = {task: column[k] for task, column in zip(models, columns, strict=True)}
+        slices.append(_slice(sources, parameters, layers))
     start = _joined(base_column) if own_base else next(iter(models.values()))
     return Inputs(start, models, tuple(slices), shared, base is not None)
 
@@ -140,6 +139,13 @@ def _rows(config: Mapping[str, Any]) -> list[tuple[list[_Source], Scope]]:
             )
         rows.append((sources, entry.get("parameters") or {}))
     return rows
+
+
+def _slice(sources: Mapping[str, _Source], parameters: Scope, place: tuple[int, int] | None) -> Slice:
+    first = 0 if place is None else place[0]
+    moved = (task for task, source in sources.items() if source.layers is not None and source.layers[0] != first)
+    own = {task: source.parameters for task, source in sources.items()}
+    return Slice(own, parameters, place, frozenset(moved))
 
 
 def _places(rows: Sequence[tuple[list[_Source], Scope]]) -> list[tuple[int, int] | None]:
@@ -186,7 +192,7 @@ def _one_stack(method: str, rows: Sequence[tuple[list[_Source], Scope]], shared:
             raise InputError(f"{method} takes one source a slice, got {name_list(source.model for source in sources)}.")
     column = [sources[0] for sources, _ in rows]
     slices = [
-        Slice({STACK: source.parameters}, parameters, layers)
+        _slice({STACK: source}, parameters, layers)
         for source, (_, parameters), layers in zip(column, rows, _places(rows), strict=True)
     ]
     return Inputs(_joined(column), {STACK: _joined(column)}, tuple(slices), shared, has_base=False)

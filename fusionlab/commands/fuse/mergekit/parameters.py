@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from fusionlab.errors import InputError
 
 _WITHOUT_EFFECT = ("int8_mask",)
 _WILDCARDS = "*?["
+_NUMBER = re.compile(r"(^|\.)\d+(\.|$)")  # a part of a name that is a number, as of a block
 
 
 class Parameters:
@@ -55,6 +57,14 @@ class Parameters:
             )
         return value
 
+    def number(self, name: str) -> float:
+        """A parameter that is one number.
+
+        Raises:
+            InputError: it is none, or differs between tensors.
+        """
+        return _one(self.single(name), f"parameters.{name}")
+
     def switch(self, name: str) -> bool:
         """A parameter that is true or false.
 
@@ -88,6 +98,12 @@ class Parameters:
         """What holds in a slice, the first that matches counting."""
         scopes = (of.own[task] if task else {}, of.shared, self.inputs.shared)
         lines = list(_lines((scope[name] for scope in scopes if name in scope), where))
+        numbered = [line["filter"] for line in lines if _NUMBER.search(line.get("filter", ""))]
+        if task in of.moved and numbered:
+            raise InputError(
+                f"{where}: filter {numbered[0]!r}: mergekit looks for the block's number in the model, which is "
+                "another one in the result; give that block a slice of its own."
+            )
         if not lines or "filter" in lines[-1]:
             if self.defaults[name] is not None:
                 lines.append({"value": self.defaults[name]})
