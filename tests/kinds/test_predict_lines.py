@@ -90,3 +90,12 @@ def test_questions_are_one_a_line_too(tmp_path: Path, separator: str, monkeypatc
     (tmp_path / "asked.jsonl").write_bytes('{"prompt": "ä"}\n'.encode("latin-1"))
     with pytest.raises(InputError, match=r"data\.prompts: .*asked\.jsonl is not utf-8: line 1"):
         prompts.read_questions(str(tmp_path / "asked.jsonl"), None, None)  # type: ignore[arg-type]
+
+
+def test_rows_of_several_keys_are_one_table(tmp_path: Path) -> None:
+    write_predictions(tmp_path / "out.csv", [{"prompt": "a", "answer": "x"}, {"prompt": "b", "scores": [1], "id": 2}])
+    with (tmp_path / "out.csv").open(newline="", encoding="utf-8") as file:
+        found = list(csv.DictReader(file))
+    assert list(found[0]) == ["prompt", "answer", "scores", "id"]
+    assert [row["answer"] for row in found] == ["x", ""]
+    assert [row["id"] for row in found] == ["", "2"]
