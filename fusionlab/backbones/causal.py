@@ -18,6 +18,7 @@ from fusionlab.backbones.gguf import GGUF, dequantized
 from fusionlab.backbones.greedy import Output, greedy, plain
 from fusionlab.backbones.masks import additive_masks, visible_within
 from fusionlab.backbones.packed import Apart, find_apart, windows_of
+from fusionlab.backbones.positions import check_positions
 from fusionlab.backbones.quiet import UNREADABLE, quiet, reason_of
 from fusionlab.backbones.settings import function_settings
 from fusionlab.backbones.tokenizers import read_tokenizer
@@ -195,6 +196,7 @@ class CausalBackbone(nn.Module):
         Returns:
             float32, shape ``(batch, answers, longest)``: log p of each token, 0 behind an answer's end.
         """
+        check_positions(self.model, prompt_ids.shape[1] + max(tree.lengths) - 1, "a prompt with an answer")
         longest = prompt_ids.shape[1] + len(tree.inputs)
         is_new = any(self._tried <= window < longest for window in windows_of(self.model))
         if self._side_by_side is None or (self._side_by_side and is_new):
@@ -275,6 +277,7 @@ class CausalBackbone(nn.Module):
         Returns:
             tokens of each answer, without the one that ended it.
         """
+        check_positions(self.model, prompt_ids.shape[1] + max_new_tokens - 1, "a prompt with its generated answer")
         with self.sample_tokens.reading({"": prompt_mask}):
             return greedy(self.model, prompt_ids, prompt_mask, max_new_tokens, end_ids, output, cached=cached)
 

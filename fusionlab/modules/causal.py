@@ -19,6 +19,7 @@ from fusionlab.backbones.causal import ALL_LINEAR, CausalBackbone
 from fusionlab.backbones.choice import lowest_argmax
 from fusionlab.backbones.label_words import check_words
 from fusionlab.backbones.layout import to_disk
+from fusionlab.backbones.positions import check_positions
 from fusionlab.backbones.tokenizers import generating
 from fusionlab.errors import InputError
 from fusionlab.evaluation.metrics import Accuracy, Perplexity, RankedAccuracy, ScoreCorrelation
@@ -121,6 +122,7 @@ class CausalModule(FusionModule):
         for name, task in tasks.items():
             if task.packed_length is not None:
                 self.backbone.check_packing(task.packed_length)
+            self._check_lengths(task)
             if task.label_words is None:
                 continue
             end, unknown = self.backbone.tokenizer.eos_token_id, self.backbone.tokenizer.unk_token_id

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from fusionlab.data.tasks import Task
 from fusionlab.errors import InputError
@@ -31,6 +32,8 @@ class ChatTask:
         answer_ids: the tokens of each label word with what closes it.
         end_ids: tokens that end an answer beside those that the model itself says.
         packed_length: tokens of a training row that holds several samples; None where a row is one sample.
+        longest: tokens of the longest sample that was loaded.
+        longest_prompt: tokens of the longest prompt that was loaded.
     """
 
     name: str
@@ -40,6 +43,13 @@ class ChatTask:
     answer_ids: tuple[tuple[int, ...], ...]
     end_ids: tuple[int, ...]
     packed_length: int | None = None
+    longest: int = 0
+    longest_prompt: int = 0
+
+    def with_lengths(self, lengths: Iterable[int], of_prompts: Iterable[int]) -> ChatTask:
+        """The task, which has samples and prompts of these lengths too."""
+        longest, longest_prompt = max([self.longest, *lengths]), max([self.longest_prompt, *of_prompts])
+        return replace(self, longest=longest, longest_prompt=longest_prompt)
 
 
 def metric_of(task: Task, kind: str) -> str:

@@ -258,6 +258,8 @@ class ChatTasks(TaskData):
         report_rows(encoded, numbers, (task, split), skips_empty=self.on_empty == "skip", max_length=self.max_length)
         samples, kept = encoded.samples(targets[chosen])
         check_words(samples, self.tasks[task].answer_ids, task, numbers[kept], self.max_length)
+        lengths = (part.lengths.tolist() for part in (samples.input_ids, samples.prompts))
+        self.tasks[task] = self.tasks[task].with_lengths(*lengths)
         made = ChatSplit(samples, fixed_shapes=split != "train")
         return PackedSplit(made, self.max_length) if self.packing and split == "train" else made
 
