@@ -15,7 +15,7 @@ from fusionlab.data.chat.rows import Message
 from fusionlab.errors import InputError
 
 _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
-_DATE_FORMATS = re.compile(r"strftime_now\(\s*(?:'([^']*)'|\"([^\"]*)\")\s*\)")
+_DATE_PARTS = re.compile(r"(?<!\{)%-?[aAbBcdDFGHIjmMpSTuUVwWxXyYzZ]")
 
 
 class Template:
@@ -129,11 +129,14 @@ def with_date(source: str, moment: datetime) -> str:
     """``source`` with a fixed date where it would write today's, so that all of a run's samples have one.
 
     Example:
-        >>> with_date("{{ strftime_now('%Y') }}", datetime(2026, 1, 2))
-        "{%- macro strftime_now(format) -%}{{ {'%Y': '2026'}[format] }}{%- endmacro -%}{{ strftime_now('%Y') }}"
+        >>> with_date("{{ strftime_now('%Y') }}", datetime(2026, 1, 2)).split("in ")[1].split(".items")[0]
+        "{'%Y': '2026'}"
     """
-    formats = [single or double for single, double in _DATE_FORMATS.findall(source)]
-    if not formats:
+    if "strftime_now" not in source:
         return source
-    known = {form: moment.strftime(form) for form in formats}
-    return f"{{%- macro strftime_now(format) -%}}{{{{ {known!r}[format] }}}}{{%- endmacro -%}}{source}"
+    known = {part: moment.strftime(part) for part in sorted(set(_DATE_PARTS.findall(source)))}
+    return (
+        "{%- macro strftime_now(format) -%}{%- set now = namespace(text=format) -%}"
+        f"{{%- for part, value in {known!r}.items() -%}}{{%- set now.text = now.text.replace(part, value) -%}}"
+        f"{{%- endfor -%}}{{{{ now.text }}}}{{%- endmacro %}}\n{source}"
+    )
