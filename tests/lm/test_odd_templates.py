@@ -24,11 +24,62 @@ USER_ONLY = (
 NEEDS_SYSTEM = "{% if messages[0]['role'] != 'system' %}{{ raise_exception('system first') }}{% endif %}" + CHATML
 
 
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ 1 / 0 }}", "refuses it: division by zero"),
+        ("{{ '{}{}'.format('x') }}", "refuses it: "),
+        ("{% for %}", "refuses it: Expected an expression"),
+        ("{{ messages[0]['content']['parts'][0]['text'] }}", "refuses it: "),
+    ],
+)
+def test_whatever_a_template_raises_is_told_of_the_row(
+    tokenizer: Any, tmp_path: Path, template: str, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        chat_tasks(tokenizer, template, tmp_path).encode("talk", ONE)
+
+
+def test_an_answer_that_nothing_comes_before_is_refused(tokenizer: Any, tmp_path: Path) -> None:
+    row = {"messages": messages([("system", "x"), ("assistant", "yes")])}
+    with pytest.raises(InputError, match="the chat template writes nothing before an answer"):
+        chat_tasks(tokenizer, USER_ONLY, tmp_path).encode("talk", row)
+
+
+def test_a_template_that_needs_a_system_message_is_asked_for_its_end_with_one(tokenizer: Any, tmp_path: Path) -> None:
+    data = chat_tasks(tokenizer, NEEDS_SYSTEM, tmp_path)
+    assert data._end_ids == (tokenizer.convert_tokens_to_ids("<|im_end|>"),)
+    with pytest.raises(InputError, match="system first"):
+        data.encode("talk", ONE)
+    row = {"messages": messages([("system", "s"), ("user", "x"), ("assistant", "yes")])}
+    assert learnt_texts(tokenizer, data.encode("talk", row)) == ["yes<|im_end|>"]
+
+
 def with_templates(tokenizer: Any, templates: dict[str, str], folder: Path) -> ChatTasks:
     own = copy.deepcopy(tokenizer)
     own.chat_template = templates
     (folder / "rows.jsonl").write_text(json.dumps(ONE) + "\n")
     return ChatTasks([{"name": "talk", "path": str(folder / "rows.jsonl")}], tokenizer=own)
+
+
+def test_of_several_templates_the_default_one_is_taken(tokenizer: Any, tmp_path: Path) -> None:
+    data = with_templates(tokenizer, {"tool_use": "{{ 1 / 0 }}", "default": CHATML}, tmp_path)
+    assert learnt_texts(tokenizer, data.encode("talk", ONE)) == ["yes<|im_end|>"]
+    with pytest.raises(InputError, match=r"several chat templates and no default one: rag; give one as a file"):
+        with_templates(tokenizer, {"rag": CHATML}, tmp_path).encode("talk", ONE)
+
+
+def test_a_template_file_is_utf8_and_may_have_a_mark_and_lines_of_windows(tokenizer: Any, tmp_path: Path) -> None:
+    data = chat_tasks(tokenizer, "", tmp_path)
+    (tmp_path / "template.jinja").write_bytes(
+        b"\xef\xbb\xbf" + ("{{ 'a' }}\nb" + CHATML).replace("\n", "\r\n").encode()
+    )
+    text = tokenizer.decode(data.encode("talk", ONE)["input_ids"], clean_up_tokenization_spaces=False)
+    assert text.startswith("a\nb<|im_start|>user")
+    other = chat_tasks(tokenizer, "", tmp_path)
+    (tmp_path / "template.jinja").write_bytes("{{ 'ä' }}".encode("latin-1"))
+    with pytest.raises(InputError, match=r"data\.chat_template_path: .*template\.jinja is not utf-8: line 1"):
+        other.encode("talk", ONE)
 
 
 @pytest.mark.parametrize(

@@ -68,8 +68,8 @@ class Cutter:
         ids: list[int] = []
         spans: list[Span] = []
         counts = []
-        for start, end in pairwise([0, *places, len(text)]):
-            if start:
+        for part, (start, end) in enumerate(pairwise([0, *places, len(text)])):
+            if part:
                 counts.append(len(ids))
             joint, found = self._with_spans(text[:end])
             if joint[: len(ids)] != ids:

@@ -27,7 +27,7 @@ from fusionlab.data.chat.rows import Conversation, Message, Plain, Said, find_fo
 from fusionlab.data.chat.sources import Source, is_ranked, open_source
 from fusionlab.data.chat.split import ChatSplit, PackedSplit
 from fusionlab.data.chat.tables import encode_table
-from fusionlab.data.chat.template import Template
+from fusionlab.data.chat.template import Template, read_template, template_of
 from fusionlab.data.known_tasks import TEXT_TASKS
 from fusionlab.data.rendering import check_text_task
 from fusionlab.data.sources import check_path
@@ -165,9 +165,8 @@ class ChatTasks(TaskData):
     def encoder(self) -> Encoder:
         """What turns rows into tokens; a chat template that was given goes with the tokenizer from here on."""
         if self.chat_template_path is not None:
-            given = self.chat_template_path
-            self.tokenizer.chat_template = None if given == "none" else Path(given).expanduser().read_text()
-        source = self.tokenizer.get_chat_template() if self.tokenizer.chat_template else None
+            self.tokenizer.chat_template = read_template(self.chat_template_path)
+        source = template_of(self.tokenizer)
         if self.apply_chat_template and source is None:
             raise InputError(
                 "apply_chat_template needs a chat template, and the tokenizer has none; give chat_template_path"
