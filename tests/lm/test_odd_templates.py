@@ -108,3 +108,22 @@ def test_dates_are_those_of_stock_transformers_at_the_moment_given(
     monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Then)
     stock = tokenizer.apply_chat_template(ONE["messages"], chat_template=written + CHATML, tokenize=False)
     assert stock == text
+
+
+def test_half_a_character_is_refused(tokenizer: Any, tmp_path: Path) -> None:
+    data = chat_tasks(tokenizer, CHATML, tmp_path)
+    with pytest.raises(InputError, match=r"a text holds '\\ud800', half of a character"):
+        data.encode("talk", {"prompt": "x \ud800:", "completion": "y"})
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [('{"prompt": "x \\ud800"}', "line 1: a text holds"), ("[" * 100_000, "line 1 is not JSON: maximum recursion")],
+)
+def test_questions_that_cannot_be_read_are_refused_by_their_line(
+    tokenizer: Any, tmp_path: Path, line: str, message: str
+) -> None:
+    (tmp_path / "asked.jsonl").write_text(line)
+    data = chat_tasks(tokenizer, CHATML, tmp_path, prompts=str(tmp_path / "asked.jsonl"))
+    with pytest.raises(InputError, match=message):
+        data.predict_dataloader()

@@ -34,7 +34,8 @@ class Cutter:
 
     def tokens(self, text: str) -> list[int]:
         """The text's own tokens."""
-        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        return list(self._called(text)["input_ids"])
+
 
     def begun(self, ids: list[int]) -> list[int]:
         """``ids`` after what the tokenizer puts before a text, such as bos, once."""
@@ -105,8 +106,17 @@ class Cutter:
         )
 
     def _with_spans(self, text: str) -> tuple[list[int], list[Span]]:
-        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        found = self._called(text, return_offsets_mapping=True)
         return list(found["input_ids"]), [(start, end) for start, end in found["offset_mapping"]]
+
+    def _called(self, text: str, **more: bool) -> Any:
+        try:
+            return self.tokenizer(text, add_special_tokens=False, verbose=False, **more)
+        except TypeError as error:  # what tokenizers make of a text that has no utf-8
+            half = next((repr(sign) for sign in text if "\ud800" <= sign <= "\udfff"), None)
+            if half is None:
+                raise
+            raise InputError(f"a text holds {half}, half of a character; mend or remove it") from error
 
     def _decoded(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)

@@ -51,7 +51,7 @@ def read_questions(path: str, encoder: Encoder, system: str | None) -> list[Ques
             if not isinstance(row, dict):
                 raise InputError(f"expected a mapping, got {row!r}")
             found.append(_question(row, encoder, system))
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise InputError(f"data.prompts: line {number} is not JSON: {error}") from error
         except InputError as error:
             raise InputError(f"data.prompts: line {number}: {error}") from error
