@@ -127,3 +127,16 @@ def test_questions_that_cannot_be_read_are_refused_by_their_line(
     data = chat_tasks(tokenizer, CHATML, tmp_path, prompts=str(tmp_path / "asked.jsonl"))
     with pytest.raises(InputError, match=message):
         data.predict_dataloader()
+
+
+@pytest.mark.parametrize("system", [None, "Be brief."])
+def test_plain_questions_go_through_the_template_where_plain_rows_do(
+    tokenizer: Any, tmp_path: Path, system: str | None
+) -> None:
+    (tmp_path / "asked.jsonl").write_text(json.dumps({"prompt": "a film?", "choices": ["yes", "no"]}))
+    options = {"apply_chat_template": True, "system": system, "prompts": str(tmp_path / "asked.jsonl")}
+    data = chat_tasks(tokenizer, CHATML, tmp_path, **options)
+    (batch,) = data.predict_dataloader()
+    learnt = data.encode("talk", {"prompt": "a film?", "completion": "yes"})
+    assert batch["prompt_ids"][0].tolist() == learnt["prompt_ids"]
+    assert [*learnt["prompt_ids"], *batch["choices"][0][0]] == learnt["input_ids"][:-1]

@@ -33,11 +33,11 @@ class Question:
     choices: tuple[tuple[int, ...], ...]
 
 
-def read_questions(path: str, encoder: Encoder, system: str | None) -> list[Question]:
+def read_questions(path: str, encoder: Encoder, system: str | None, templates_plain: bool = False) -> list[Question]:
     """The questions of a file of JSON rows, ``-`` for the standard input; blank lines are left out.
 
     A row says ``messages``, ``prompt`` or ``instruction`` (and ``input``); with ``choices``, a list of texts, these are
-    ranked, else an answer is generated.
+    ranked, else an answer is generated. A prompt that is a text is put through the template where ``templates_plain``.
 
     Raises:
         InputError: a line that is no such row, by its number; no question at all; or a file that is not utf-8.
@@ -50,7 +50,7 @@ def read_questions(path: str, encoder: Encoder, system: str | None) -> list[Ques
             row = json.loads(line)
             if not isinstance(row, dict):
                 raise InputError(f"expected a mapping, got {row!r}")
-            found.append(_question(row, encoder, system))
+            found.append(_question(row, encoder, system, templates_plain))
         except (json.JSONDecodeError, RecursionError) as error:
             raise InputError(f"data.prompts: line {number} is not JSON: {error}") from error
         except InputError as error:
@@ -60,8 +60,9 @@ def read_questions(path: str, encoder: Encoder, system: str | None) -> list[Ques
     return found
 
 
-def _question(row: dict[str, Any], encoder: Encoder, system: str | None) -> Question:
-    asked = read_question(row, templated=encoder.template is not None, system=system)
+def _question(row: dict[str, Any], encoder: Encoder, system: str | None, templates_plain: bool) -> Question:
+    templated = encoder.template is not None
+    asked = read_question(row, templated=templated, system=system, templates_plain=templates_plain)
     prompt = encoder.encode_prompt(asked)
     if not prompt:
         raise InputError("the prompt is empty")

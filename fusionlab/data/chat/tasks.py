@@ -214,7 +214,7 @@ class ChatTasks(TaskData):
         """
         if self.prompts is None:
             raise InputError("predict needs --data.prompts, a file of one JSON row a line, or - for the standard input")
-        questions = read_questions(self.prompts, self.encoder, self.system)
+        questions = read_questions(self.prompts, self.encoder, self.system, self.apply_chat_template)
         return PromptBatches(questions, self.eval_batch_size, self._end_ids)
 
     # loading
