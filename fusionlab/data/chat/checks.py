@@ -58,7 +58,7 @@ def report_rows(
 def check_words(
     samples: Samples, answers: Sequence[tuple[int, ...]], task: str, numbers: np.ndarray, max_length: int
 ) -> None:
-    """Raise unless each sample ends in just the tokens that its label word is ranked by.
+    """Raise unless just the tokens that its label word is ranked by come after each sample's prompt.
 
     Args:
         samples: of a ranked task; of others ``answers`` is empty.
@@ -71,11 +71,11 @@ def check_words(
         InputError: naming the row.
     """
     for row, target in enumerate(samples.targets.tolist() if answers else ()):
-        learnt = tuple(token for token in samples.labels[row].tolist() if token != IGNORED)
-        if learnt[-len(answers[target]) :] != answers[target]:
+        prompt = len(samples.prompts[row])
+        if tuple(samples.input_ids[row][prompt : prompt + len(answers[target])].tolist()) != answers[target]:
             raise InputError(
                 f"task {task!r}: the answer of row {numbers[row]} is not whole within max_length {max_length} "
-                f"({len(samples.prompts[row])} tokens of prompt); raise data.max_length"
+                f"({prompt} tokens of prompt); raise data.max_length"
             )
 
 

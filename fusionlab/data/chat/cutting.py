@@ -36,6 +36,9 @@ class Cutter:
         """The text's own tokens."""
         return list(self._called(text)["input_ids"])
 
+    def read(self, ids: Sequence[int]) -> str:
+        """The text of tokens as that of a generated answer is read: special ones left out."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def begun(self, ids: list[int]) -> list[int]:
         """``ids`` after what the tokenizer puts before a text, such as bos, once."""

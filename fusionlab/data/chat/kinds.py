@@ -30,6 +30,7 @@ class ChatTask:
         metric: what it is scored by.
         label_words: of a ranked task, in label order; None for others.
         answer_ids: the tokens of each label word with what closes it.
+        num_closing: how many tokens close each.
         end_ids: tokens that end an answer beside those that the model itself says.
         packed_length: tokens of a training row that holds several samples; None where a row is one sample.
         longest: tokens of the longest sample that was loaded.
@@ -41,6 +42,7 @@ class ChatTask:
     metric: str
     label_words: tuple[str, ...] | None
     answer_ids: tuple[tuple[int, ...], ...]
+    num_closing: tuple[int, ...]
     end_ids: tuple[int, ...]
     packed_length: int | None = None
     longest: int = 0

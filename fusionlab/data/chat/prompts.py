@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fusionlab.data.chat.encoding import IGNORED, Encoder
+from fusionlab.data.chat.encoding import Encoder
 from fusionlab.data.chat.rows import Conversation, Message, Plain, read_question
 from fusionlab.data.tables import lines_of
 from fusionlab.data.tokens import Ragged
@@ -26,11 +26,13 @@ class Question:
         row: as the file has it.
         prompt_ids: what waits for an answer.
         choices: tokens of the answers to rank, each with what closes it; empty where one is generated.
+        num_closing: how many tokens close each.
     """
 
     row: Mapping[str, Any]
     prompt_ids: list[int]
-    choices: tuple[tuple[int, ...], ...]
+    choices: tuple[tuple[int, ...], ...] = ()
+    num_closing: tuple[int, ...] = ()
 
 
 def read_questions(path: str, encoder: Encoder, system: str | None, templates_plain: bool = False) -> list[Question]:
@@ -70,14 +72,20 @@ def _question(row: dict[str, Any], encoder: Encoder, system: str | None, templat
         raise InputError(f"the prompt has {len(prompt)} tokens, max_length is {encoder.max_length}; raise it")
     choices = row.get("choices")
     if choices is None:
-        return Question(row, prompt, ())
+        return Question(row, prompt)
     if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(one, str) and one for one in choices):
         raise InputError(f"choices must be a list of at least two texts, got {choices!r}")
     encoded = [encoder.encode(_answered(asked, choice)) for choice in choices]
-    answers = tuple(tuple(label for label in one.labels if label != IGNORED) for one in encoded)
+    answers = tuple(one.answer_ids for one in encoded)
     if len(set(answers)) < len(answers):
         raise InputError(f"two of the choices {choices!r} are the same tokens")
-    return Question(row, prompt, answers)
+    for choice, one in zip(choices, encoded, strict=True):
+        if one.num_tokens > encoder.max_length:
+            raise InputError(
+                f"the prompt with its choice {choice!r} has {one.num_tokens} tokens, max_length is "
+                f"{encoder.max_length}; raise it"
+            )
+    return Question(row, prompt, answers, tuple(one.num_closing for one in encoded))
 
 
 def _answered(asked: tuple[Message, ...] | str, answer: str) -> Conversation | Plain:
@@ -103,7 +111,8 @@ class PromptBatches:
         return -(-len(self.questions) // self.batch_size)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """``prompt_ids`` and ``prompt_mask`` padded on the left; ``row``, ``choices`` of each; ``end_ids``."""
+        """``prompt_ids`` and ``prompt_mask`` padded on the left; ``row``, ``choices`` and ``num_closing`` of each;
+        ``end_ids``."""
         for start in range(0, len(self.questions), self.batch_size):
             part = self.questions[start : start + self.batch_size]
             lengths = torch.tensor([len(question.prompt_ids) for question in part])
@@ -115,5 +124,6 @@ class PromptBatches:
                 "prompt_mask": torch.arange(longest) >= longest - lengths[:, None],
                 "row": [question.row for question in part],
                 "choices": [question.choices for question in part],
+                "num_closing": [question.num_closing for question in part],
                 "end_ids": self.end_ids,
             }

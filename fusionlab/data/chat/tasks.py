@@ -20,7 +20,7 @@ from fusionlab.data.base import TaskData, check_embedded, check_positive, embedd
 from fusionlab.data.cache import cache_root
 from fusionlab.data.chat.checks import check_words, report_rows, shown
 from fusionlab.data.chat.cutting import Cutter
-from fusionlab.data.chat.encoding import IGNORED, Encoded, Encoder
+from fusionlab.data.chat.encoding import Encoder
 from fusionlab.data.chat.kinds import ChatTask, metric_of
 from fusionlab.data.chat.prompts import STDIN, PromptBatches, read_questions
 from fusionlab.data.chat.rows import Conversation, Message, Plain, Said, find_format, question, read_row
@@ -36,7 +36,7 @@ from fusionlab.data.tasks import Task, parse_tasks
 from fusionlab.errors import InputError, did_you_mean, name_list
 from fusionlab.tensors import hub
 
-_FORMAT = 3
+_FORMAT = 4
 """Raise to drop every cache, after a change to encoding."""
 _IMAGE_KEYS = ("image_column", "templates", "class_aliases")
 EMBEDDED_CHAT_TASKS: list[str | dict] = list(ASKED_TASKS)
@@ -242,9 +242,10 @@ class ChatTasks(TaskData):
 
     def _task(self, task: Task, source: Source) -> ChatTask:
         words = source.label_words
-        answers = tuple(_learnt(self.encoder.encode(self._answered("x", word))) for word in words or ())
-        packed = self.max_length if self.packing else None
-        return ChatTask(task.name, source.kind, metric_of(task, source.kind), words, answers, self._end_ids, packed)
+        encoded = [self.encoder.encode(self._answered("x", word)) for word in words or ()]
+        answers, closing = (tuple(getattr(each, name) for each in encoded) for name in ("answer_ids", "num_closing"))
+        packed, metric = self.max_length if self.packing else None, metric_of(task, source.kind)
+        return ChatTask(task.name, source.kind, metric, words, answers, closing, self._end_ids, packed)
 
     def _split_of(self, task: str, source: Source, split: SplitName) -> ChatSplit | PackedSplit:
         table, numbers, targets = source.table(split)
@@ -285,10 +286,6 @@ class ChatTasks(TaskData):
 
 def _assistant(content: str) -> Message:
     return {"role": "assistant", "content": content}
-
-
-def _learnt(encoded: Encoded) -> tuple[int, ...]:
-    return tuple(label for label in encoded.labels if label != IGNORED)
 
 
 def _moment(date: str | None) -> datetime:
