@@ -160,3 +160,15 @@ def test_a_header_that_a_template_gives_no_prompt_is_part_of_prompts(
     assert encoded["prompt_ids"] == data.encoder.encode_prompt(said[:-1])
     assert caplog.text.count("not where one is asked for (add_generation_prompt)") == 1
     assert data._end_ids == (tokenizer.convert_tokens_to_ids("<|im_end|>"),)
+
+
+def test_a_last_answer_beyond_the_limit_is_learnt_around_and_not_scored(tokenizer: Any, tmp_path: Path) -> None:
+    said = messages([("user", "x"), ("assistant", "yes"), ("user", "film " * 30), ("assistant", "no")])
+    row = {"messages": said}
+    data = chat_tasks(tokenizer, CHATML, tmp_path, max_length=30)
+    assert learnt_texts(tokenizer, data.encode("talk", row)) == ["yes<|im_end|>"]
+    with pytest.raises(
+        InputError, match=r"the last answer of 3 of 3 rows of \w+ begins beyond max_length 30, .* row 0"
+    ):
+        loaded(tokenizer, tmp_path, [row] * 3, {}, max_length=30)
+    assert len(loaded(tokenizer, tmp_path, [row] * 3, {"metric": "perplexity"}, max_length=30).splits["own"]["test"])

@@ -79,6 +79,29 @@ def check_words(
             )
 
 
+def check_prompts(samples: Samples, where: tuple[str, str], numbers: np.ndarray, max_length: int) -> None:
+    """Raise if a prompt is longer than what is read of its sample: its answer would be scored, but is no part of it.
+
+    Args:
+        samples: whose last answers are scored.
+        where: task and split.
+        numbers: the samples' row numbers in the data.
+        max_length: tokens of a sample at most.
+
+    Raises:
+        InputError: naming the rows.
+    """
+    lengths = samples.prompts.lengths.tolist()
+    beyond = [f"row {numbers[row]}: its prompt has {length} tokens" for row, length in enumerate(lengths)
+              if length >= max_length]  # fmt: skip
+    if beyond:
+        raise InputError(
+            f"task {where[0]!r}: the last answer of {len(beyond)} of {len(lengths)} rows of {where[1]} begins beyond "
+            f"max_length {max_length}, so that it cannot be scored (counted from 0): {name_list(beyond)}; raise "
+            f"data.max_length, or split the conversations"
+        )
+
+
 def shown(samples: Samples, row: int, tokenizer: Any) -> str:
     """A sample as the model reads it, what is learnt between ⟦ and ⟧."""
     learnt = samples.labels[row] != IGNORED

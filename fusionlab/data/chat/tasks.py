@@ -18,7 +18,7 @@ from fusionlab.contracts import as_tokenizing
 from fusionlab.data.asking import ASKED_TASKS
 from fusionlab.data.base import TaskData, check_embedded, check_positive, embedded, embedded_name, refuse_keys
 from fusionlab.data.cache import cache_root
-from fusionlab.data.chat.checks import check_words, report_rows, shown
+from fusionlab.data.chat.checks import check_prompts, check_words, report_rows, shown
 from fusionlab.data.chat.cutting import Cutter
 from fusionlab.data.chat.encoding import Encoder
 from fusionlab.data.chat.kinds import ChatTask, metric_of
@@ -258,6 +258,8 @@ class ChatTasks(TaskData):
         report_rows(encoded, numbers, (task, split), skips_empty=self.on_empty == "skip", max_length=self.max_length)
         samples, kept = encoded.samples(targets[chosen])
         check_words(samples, self.tasks[task].answer_ids, task, numbers[kept], self.max_length)
+        if split != "train" and self.tasks[task].metric != "perplexity":
+            check_prompts(samples, (task, split), numbers[kept], self.max_length)
         lengths = (part.lengths.tolist() for part in (samples.input_ids, samples.prompts))
         self.tasks[task] = self.tasks[task].with_lengths(*lengths)
         made = ChatSplit(samples, fixed_shapes=split != "train")
