@@ -15,7 +15,7 @@ from fusionlab.adapters.samples import SampleTokens
 from fusionlab.adapters.targets import LINEAR
 from fusionlab.backbones.answer_tree import AnswerTree
 from fusionlab.backbones.gguf import GGUF, dequantized
-from fusionlab.backbones.greedy import Output, greedy, plain
+from fusionlab.backbones.greedy import Output, Way, find_way, greedy, plain
 from fusionlab.backbones.masks import additive_masks, visible_within
 from fusionlab.backbones.packed import Apart, find_apart, windows_of
 from fusionlab.backbones.positions import check_positions
@@ -50,11 +50,10 @@ class CausalBackbone(nn.Module):
 
     def __init__(self, model: Any, tokenizer: Any, *, name: str, is_converted: bool = False) -> None:
         super().__init__()
-        rows = model.get_input_embeddings().weight.shape[0]
-        largest = max(tokenizer.get_vocab().values(), default=-1) + 1
-        if largest > rows:
+        rows, largest = model.get_input_embeddings().weight.shape[0], max(tokenizer.get_vocab().values(), default=-1)
+        if largest >= rows:
             raise InputError(
-                f"the tokenizer of {name!r} has ids up to {largest - 1}, its model embeds {rows} tokens; give the "
+                f"the tokenizer of {name!r} has ids up to {largest}, its model embeds {rows} tokens; give the "
                 f"tokenizer that the model was made with, or resize the model's embeddings"
             )
         self.model = model.requires_grad_(False).eval()
@@ -64,6 +63,7 @@ class CausalBackbone(nn.Module):
         """A sample's own are the tokens of its prompt."""
         self._side_by_side: bool | None = None
         self._tried = 0
+        self._way: Way | None = None
         self._apart_by: Apart | None = None
 
     @classmethod
@@ -184,8 +184,7 @@ class CausalBackbone(nn.Module):
         """log p of each answer's tokens after each prompt.
 
         All answers are scored in one pass over the prompt, side by side, where the architecture honours positions and
-        a mask, which is tried on the first rows, and again on rows longer than a window that those before were not;
-        else each answer behind a prompt of its own.
+        a mask, which is tried at first, and where rows outgrow a window; else each answer behind its own prompt.
 
         Args:
             prompt_ids: int64, padded on the left, shape ``(batch, len)``.
@@ -278,8 +277,16 @@ class CausalBackbone(nn.Module):
             tokens of each answer, without the one that ended it.
         """
         check_positions(self.model, prompt_ids.shape[1] + max_new_tokens - 1, "a prompt with its generated answer")
-        with self.sample_tokens.reading({"": prompt_mask}):
-            return greedy(self.model, prompt_ids, prompt_mask, max_new_tokens, end_ids, output, cached=cached)
+        self._way = self._way or find_way(self.model, self.model.config.get_text_config().vocab_size)
+        parts = [(prompt_ids, prompt_mask)]
+        if self._way == "alone":
+            parts = [(ids[mask][None], mask[mask][None]) for ids, mask in zip(prompt_ids, prompt_mask, strict=True)]
+        answers = []
+        for ids, mask in parts:
+            with self.sample_tokens.reading({"": mask}):
+                kept = cached and self._way == "cached"
+                answers += greedy(self.model, ids, mask, max_new_tokens, end_ids, output, cached=kept)
+        return answers
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of tokens, special ones left out."""

@@ -37,8 +37,12 @@ def find_apart(model: nn.Module, vocabulary: int, logits: Logits, name: str, lon
         windows = [window + 8 for window in windows_of(model) if window < longest]
         length = max(_LEAST, min(windows, default=0))
         for way in ("positions", "mask"):
-            if _is_exact(model, vocabulary, logits, way, length):
-                return way
+            try:
+                if _is_exact(model, vocabulary, logits, way, length):
+                    return way
+            except Exception as error:  # of whatever kind: the architecture takes no such mask
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
     raise InputError(
         f"data.packing: {name!r}, a {type(model).__name__}, does not keep samples of one row apart, neither by their "
         f"positions nor by a mask; leave packing off"
