@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
-from fusionlab.backbones.causal import GGUF, CausalBackbone
+from fusionlab.backbones.causal import CausalBackbone
 from fusionlab.backbones.clip import ClipBackbone
+from fusionlab.backbones.gguf import GGUF
 from fusionlab.backbones.open_clip import OpenClipBackbone, is_open_clip
 from fusionlab.backbones.t5 import T5Backbone
 from fusionlab.backbones.vit import FROM_CONFIG, TIMM, TimmBackbone, ViTBackbone

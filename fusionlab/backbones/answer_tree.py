@@ -26,6 +26,7 @@ class AnswerTree:
         tokens: what is asked for, padded by 0, int64, shape ``(answers, longest)``.
         columns: the column of the logits that each of them is asked for at, 0 behind an answer's end, of that shape.
         is_asked: False behind an answer's end, bool, of that shape.
+        num_closing: how many tokens close each answer.
     """
 
     answers: tuple[tuple[int, ...], ...]
@@ -35,10 +36,17 @@ class AnswerTree:
     tokens: Tensor
     columns: Tensor
     is_asked: Tensor
+    num_closing: tuple[int, ...]
 
     @classmethod
-    def of(cls, answers: Sequence[Sequence[int]], device: torch.device | None = None) -> AnswerTree:
-        """The tree of these answers, each of at least one token."""
+    def of(
+        cls,
+        answers: Sequence[Sequence[int]],
+        device: torch.device | None = None,
+        num_closing: Sequence[int] | None = None,
+    ) -> AnswerTree:
+        """The tree of these answers, each of at least one token, of which one closes it where nothing else is said."""
+        closing = (1,) * len(answers) if num_closing is None else tuple(num_closing)
         read = [(token, word, depth) for word, ids in enumerate(answers) for depth, token in enumerate(ids[:-1])]
         inputs, word, depth = torch.tensor(read, dtype=torch.int64).view(-1, 3).unbind(1)
         lengths = torch.tensor([len(ids) for ids in answers])
@@ -49,12 +57,17 @@ class AnswerTree:
         tokens = torch.zeros(is_asked.shape, dtype=torch.int64)
         tokens[is_asked] = torch.tensor([token for ids in answers for token in ids])
         parts = (inputs, word, depth, tokens, columns, is_asked)
-        return cls(tuple(tuple(ids) for ids in answers), *(part.to(device) for part in parts))
+        return cls(tuple(tuple(ids) for ids in answers), *(part.to(device) for part in parts), closing)
 
     @property
     def lengths(self) -> tuple[int, ...]:
         """Tokens of each answer."""
         return tuple(map(len, self.answers))
+
+    @property
+    def words(self) -> tuple[tuple[int, ...], ...]:
+        """The answers without what closes them."""
+        return tuple(ids[: len(ids) - closing] for ids, closing in zip(self.answers, self.num_closing, strict=True))
 
     @property
     def num_columns(self) -> int:

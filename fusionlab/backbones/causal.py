@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from collections.abc import Sequence
 from functools import partial
@@ -15,9 +14,11 @@ from torch import Tensor, nn
 from fusionlab.adapters.samples import SampleTokens
 from fusionlab.adapters.targets import LINEAR
 from fusionlab.backbones.answer_tree import AnswerTree
-from fusionlab.backbones.greedy import Output, greedy, plain
+from fusionlab.backbones.gguf import GGUF, dequantized
+from fusionlab.backbones.greedy import Output, Way, find_way, greedy, plain
 from fusionlab.backbones.masks import additive_masks, visible_within
-from fusionlab.backbones.packed import Apart, find_apart
+from fusionlab.backbones.packed import Apart, find_apart, windows_of
+from fusionlab.backbones.positions import check_positions
 from fusionlab.backbones.quiet import UNREADABLE, quiet, reason_of
 from fusionlab.backbones.settings import function_settings
 from fusionlab.backbones.tokenizers import read_tokenizer
@@ -25,7 +26,6 @@ from fusionlab.errors import InputError, name_list
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 ALL_LINEAR = "all-linear"
-GGUF = ".gguf"
 _MAX_LOGITS = 1 << 28  # of one call that scores answers
 _EXACT = 1e-3  # log-likelihoods of a way to compute them may differ by so much from those of each answer alone
 _log = logging.getLogger(__name__)
@@ -50,11 +50,10 @@ class CausalBackbone(nn.Module):
 
     def __init__(self, model: Any, tokenizer: Any, *, name: str, is_converted: bool = False) -> None:
         super().__init__()
-        rows = model.get_input_embeddings().weight.shape[0]
-        largest = max(tokenizer.get_vocab().values(), default=-1) + 1
-        if largest > rows:
+        rows, largest = model.get_input_embeddings().weight.shape[0], max(tokenizer.get_vocab().values(), default=-1)
+        if largest >= rows:
             raise InputError(
-                f"the tokenizer of {name!r} has ids up to {largest - 1}, its model embeds {rows} tokens; give the "
+                f"the tokenizer of {name!r} has ids up to {largest}, its model embeds {rows} tokens; give the "
                 f"tokenizer that the model was made with, or resize the model's embeddings"
             )
         self.model = model.requires_grad_(False).eval()
@@ -63,6 +62,8 @@ class CausalBackbone(nn.Module):
         self.sample_tokens = SampleTokens()
         """A sample's own are the tokens of its prompt."""
         self._side_by_side: bool | None = None
+        self._tried = 0
+        self._way: Way | None = None
         self._apart_by: Apart | None = None
 
     @classmethod
@@ -82,7 +83,7 @@ class CausalBackbone(nn.Module):
         if dtype not in DTYPES:
             raise InputError(f"dtype must be {' or '.join(DTYPES)}, got {dtype!r}")
         is_gguf = source.endswith(GGUF)
-        more = _dequantized(source) if is_gguf else {"pretrained_model_name_or_path": source}
+        more = dequantized(source) if is_gguf else {"pretrained_model_name_or_path": source}
         more["trust_remote_code"] = False
         where = {key: value for key, value in more.items() if key != "quantization_config"}
         try:
@@ -183,7 +184,7 @@ class CausalBackbone(nn.Module):
         """log p of each answer's tokens after each prompt.
 
         All answers are scored in one pass over the prompt, side by side, where the architecture honours positions and
-        a mask, which is tried once on the first rows; else each answer behind a prompt of its own.
+        a mask, which is tried at first, and where rows outgrow a window; else each answer behind its own prompt.
 
         Args:
             prompt_ids: int64, padded on the left, shape ``(batch, len)``.
@@ -194,7 +195,11 @@ class CausalBackbone(nn.Module):
         Returns:
             float32, shape ``(batch, answers, longest)``: log p of each token, 0 behind an answer's end.
         """
-        if self._side_by_side is None:
+        check_positions(self.model, prompt_ids.shape[1] + max(tree.lengths) - 1, "a prompt with an answer")
+        longest = prompt_ids.shape[1] + len(tree.inputs)
+        is_new = any(self._tried <= window < longest for window in windows_of(self.model))
+        if self._side_by_side is None or (self._side_by_side and is_new):
+            self._tried = longest
             self._side_by_side = self._honours_masks(prompt_ids[:2], prompt_mask[:2], tree)
         columns = tree.num_columns if self._side_by_side else len(tree.lengths) * max(tree.lengths)
         rows = max(1, _MAX_LOGITS // (columns * self.model.config.get_text_config().vocab_size))
@@ -210,7 +215,12 @@ class CausalBackbone(nn.Module):
         """
         with torch.no_grad(), torch.autocast(prompt_ids.device.type, enabled=False):
             apart = self._apart(prompt_ids, prompt_mask, tree, plain)
-            moved = (self._together(prompt_ids, prompt_mask, tree, plain) - apart).abs().max()
+            try:
+                moved = (self._together(prompt_ids, prompt_mask, tree, plain) - apart).abs().max()
+            except Exception as error:  # of whatever kind: the architecture takes no such mask
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                return False
             if self.model.dtype == torch.float32:
                 return bool(moved < _EXACT)
             seen = (self._together(prompt_ids, prompt_mask, tree, plain, is_masked=False) - apart).abs().max()
@@ -266,8 +276,17 @@ class CausalBackbone(nn.Module):
         Returns:
             tokens of each answer, without the one that ended it.
         """
-        with self.sample_tokens.reading({"": prompt_mask}):
-            return greedy(self.model, prompt_ids, prompt_mask, max_new_tokens, end_ids, output, cached=cached)
+        check_positions(self.model, prompt_ids.shape[1] + max_new_tokens - 1, "a prompt with its generated answer")
+        self._way = self._way or find_way(self.model, self.model.config.get_text_config().vocab_size)
+        parts = [(prompt_ids, prompt_mask)]
+        if self._way == "alone":
+            parts = [(ids[mask][None], mask[mask][None]) for ids, mask in zip(prompt_ids, prompt_mask, strict=True)]
+        answers = []
+        for ids, mask in parts:
+            with self.sample_tokens.reading({"": mask}):
+                kept = cached and self._way == "cached"
+                answers += greedy(self.model, ids, mask, max_new_tokens, end_ids, output, cached=kept)
+        return answers
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of tokens, special ones left out."""
@@ -279,14 +298,3 @@ class CausalBackbone(nn.Module):
         if self.model.generation_config is not None:
             self.model.generation_config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-
-
-def _dequantized(file: str) -> dict[str, Any]:
-    """Arguments of ``from_pretrained`` for a GGUF file."""
-    if importlib.util.find_spec("gguf") is None:
-        raise InputError(f"{file!r} is a GGUF file, which needs gguf: install fusionlab[gguf]")
-    from transformers import GgufConfig
-
-    path = Path(file)
-    config = GgufConfig(dequantize=True)
-    return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name, "quantization_config": config}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,6 +13,10 @@ from torch import Tensor
 from fusionlab.backbones.choice import lowest_argmax
 
 Output: TypeAlias = Callable[[Callable[[], Tensor]], Tensor]
+Way = Literal["cached", "together", "alone"]
+"""How prompts are answered: side by side with what was read kept, side by side anew each time, one after another."""
+_TRIED = ((3, 24), (11, 9))  # first token and length of the prompts that are tried
+_EXACT = 1e-3  # log-likelihoods of a way may differ by so much from those of each prompt alone
 
 
 def plain(call: Callable[[], Tensor]) -> Tensor:
@@ -59,6 +63,49 @@ def greedy(
         inputs = token[:, None] if cached else torch.cat([inputs, token[:, None]], dim=1)
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
     return [_before_end(row, set(end_ids)) for row in torch.stack(chosen, dim=1).tolist()]
+
+
+@torch.no_grad()
+def find_way(model: Any, vocabulary: int) -> Way:
+    """The fastest way that is exact, found by trying where a network carries a state along or takes no positions.
+
+    Args:
+        model: of transformers', in evaluation mode.
+        vocabulary: ids that it has.
+    """
+    names = inspect.signature(model.forward).parameters
+    if not getattr(model, "_is_stateful", False) and {"past_key_values", "position_ids"} <= set(names):
+        return "cached"
+    device = model.get_input_embeddings().weight.device
+    prompts = [torch.arange(start, start + size, device=device).remainder(vocabulary) for start, size in _TRIED]
+    longest = max(map(len, prompts))
+    ids = torch.stack([torch.nn.functional.pad(prompt, (longest - len(prompt), 0)) for prompt in prompts])
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    mask = torch.arange(longest, device=device) >= longest - lengths[:, None]
+    alone = torch.cat([_steps(model, prompt[None], mask[:1, -len(prompt) :], cached=False) for prompt in prompts])
+    for way in ("cached", "together"):
+        try:
+            moved = (_steps(model, ids, mask, cached=way == "cached") - alone).abs().max()
+        except Exception as error:  # of whatever kind: the network cannot be asked so
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            continue
+        rounding = 16 * torch.finfo(model.dtype).eps * float(alone.abs().max())
+        if moved < max(_EXACT, rounding if model.dtype != torch.float32 else 0):
+            return way
+    return "alone"
+
+
+def _steps(model: Any, prompt_ids: Tensor, prompt_mask: Tensor, *, cached: bool) -> Tensor:
+    """log p of every token at the first steps of the answers, shape ``(batch, steps, vocab)``."""
+    seen: list[Tensor] = []
+
+    def output(call: Callable[[], Tensor]) -> Tensor:
+        seen.append(call())
+        return seen[-1]
+
+    greedy(model, prompt_ids, prompt_mask, 4, (-1,), output, cached=cached)
+    return torch.stack([logits[:, -1].float().log_softmax(-1) for logits in seen], dim=1)
 
 
 def _before_end(tokens: Sequence[int], ends: set[int]) -> list[int]:

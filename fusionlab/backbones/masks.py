@@ -25,7 +25,7 @@ def additive_masks(model: Any, visible: Tensor, positions: Tensor) -> Any:
     """Additive masks for every kind of layer of a model of transformers'; a boolean one is misread by eager attention.
 
     Args:
-        model: whose configuration says which layers see a window only.
+        model: whose configuration says which layers see a window, or their own chunk of the text, only.
         visible: what sees what, bool, shape ``(batch, len, len)``.
         positions: int64, shape ``(batch, len)``, which a window counts by.
 
@@ -37,13 +37,16 @@ def additive_masks(model: Any, visible: Tensor, positions: Tensor) -> Any:
     window = getattr(config, "sliding_window", None)
     distance = positions[:, :, None] - positions[:, None, :]
     near = visible if window is None else visible & (distance < window)
+    chunk = getattr(config, "attention_chunk_size", None)
+    part = positions // chunk if chunk else torch.zeros_like(positions)
+    chunked = visible & (part[:, :, None] == part[:, None, :])
     dtype = model.get_input_embeddings().weight.dtype
     if torch.is_autocast_enabled(visible.device.type):
         dtype = torch.get_autocast_dtype(visible.device.type)
-    full, sliding = (_additive(mask, dtype) for mask in (visible, near))
+    seen = {"full_attention": visible, "sliding_attention": near, "chunked_attention": chunked}
     if len(kinds) > 1:
-        return {kind: sliding if kind == "sliding_attention" else full for kind in kinds}
-    return full if kinds == {"full_attention"} else sliding
+        return {kind: _additive(seen.get(kind, visible), dtype) for kind in kinds}
+    return _additive(seen.get(*kinds, near) if kinds else near, dtype)
 
 
 def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:

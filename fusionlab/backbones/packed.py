@@ -34,22 +34,27 @@ def find_apart(model: nn.Module, vocabulary: int, logits: Logits, name: str, lon
         InputError: neither way is exact.
     """
     if "position_ids" in inspect.signature(model.forward).parameters:  # type: ignore[arg-type]
-        windows = [window + 8 for window in _windows(model) if window < longest]
+        windows = [window + 8 for window in windows_of(model) if window < longest]
         length = max(_LEAST, min(windows, default=0))
         for way in ("positions", "mask"):
-            if _is_exact(model, vocabulary, logits, way, length):
-                return way
+            try:
+                if _is_exact(model, vocabulary, logits, way, length):
+                    return way
+            except Exception as error:  # of whatever kind: the architecture takes no such mask
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
     raise InputError(
         f"data.packing: {name!r}, a {type(model).__name__}, does not keep samples of one row apart, neither by their "
         f"positions nor by a mask; leave packing off"
     )
 
 
-def _windows(model: nn.Module) -> list[int]:
+def windows_of(model: nn.Module) -> list[int]:
     """How many tokens back some of its layers see, as its configuration says."""
     text = model.config.get_text_config()  # type: ignore[operator, union-attr]
     settings = text.to_dict()
-    return [settings[key] for key in ("sliding_window", "attention_chunk_size") if settings.get(key)]
+    said = [settings.get(key) for key in ("sliding_window", "window_size", "attention_chunk_size")]
+    return [window for window in said if isinstance(window, int) and window]
 
 
 @torch.no_grad()

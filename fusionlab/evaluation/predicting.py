@@ -40,12 +40,13 @@ def labelled(logits: Tensor, class_names: Sequence[str], task: str, paths: Seque
 def write_predictions(path: Path, predictions: Sequence[Mapping[str, Any]]) -> None:
     """Write one line per input, whole or not at all: JSON where the file is called ``.jsonl``, else CSV.
 
-    The columns of CSV are the keys of the first prediction.
+    The columns of CSV are the keys of all predictions, empty where one has no such key.
     """
     with written_whole(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
         if path.suffix == ".jsonl":
             file.writelines(json.dumps(prediction, ensure_ascii=False) + "\n" for prediction in predictions)
             return
-        writer = csv.DictWriter(file, fieldnames=list(predictions[0]) if predictions else [])
+        columns = dict.fromkeys(key for prediction in predictions for key in prediction)
+        writer = csv.DictWriter(file, fieldnames=list(columns))
         writer.writeheader()
         writer.writerows(predictions)

@@ -19,6 +19,7 @@ from fusionlab.backbones.causal import ALL_LINEAR, CausalBackbone
 from fusionlab.backbones.choice import lowest_argmax
 from fusionlab.backbones.label_words import check_words
 from fusionlab.backbones.layout import to_disk
+from fusionlab.backbones.positions import check_positions
 from fusionlab.backbones.tokenizers import generating
 from fusionlab.errors import InputError
 from fusionlab.evaluation.metrics import Accuracy, Perplexity, RankedAccuracy, ScoreCorrelation
@@ -121,11 +122,21 @@ class CausalModule(FusionModule):
         for name, task in tasks.items():
             if task.packed_length is not None:
                 self.backbone.check_packing(task.packed_length)
+            self._check_lengths(task)
             if task.label_words is None:
                 continue
             end, unknown = self.backbone.tokenizer.eos_token_id, self.backbone.tokenizer.unk_token_id
-            check_words(task.label_words, task.answer_ids, end, -1 if unknown is None else unknown, name)
-            self.trees[name] = AnswerTree.of(task.answer_ids, self.device)
+            tree = AnswerTree.of(task.answer_ids, self.device, task.num_closing)
+            check_words(task.label_words, tree.words, end, -1 if unknown is None else unknown, name)
+            self.trees[name] = tree
+
+    def _check_lengths(self, task: Any) -> None:
+        """Raise an InputError if a sample, or a prompt with what is generated, is longer than the network reads."""
+        model = self.backbone.model
+        check_positions(model, task.longest, f"a sample of task {task.name!r}")
+        if self.metric_name(task.name) not in ("accuracy", "perplexity"):
+            whole = task.longest_prompt + self.max_new_tokens - 1
+            check_positions(model, whole, f"a prompt of task {task.name!r} with its generated answer")
 
     def metric_name(self, task: str) -> str:
         """What the task is scored by: that of its rows, or exact match where its label words are generated."""
@@ -148,7 +159,8 @@ class CausalModule(FusionModule):
         if task not in self.trees:
             return {}
         words = list(self.tasks[task].label_words) if self.ranking == "per_byte" else None
-        return {"ranking": self.ranking, "answers": self.trees[task].answers, "words": words}
+        found = {"ranking": self.ranking, "answers": self.trees[task].answers, "words": words}
+        return found if self.ranking == "whole" else found | {"before_end": self.trees[task].words}
 
     def loss(self, task: str, batch: dict[str, Any]) -> Tensor:
         """Cross-entropy in float32 over the learnt tokens, divided by the batch's ``loss_tokens``.
@@ -218,7 +230,7 @@ class CausalModule(FusionModule):
         """The answers' scores from log p of their tokens, shape ``(batch, answers, longest)``, as ``ranking`` says."""
         if self.ranking == "whole":
             return of_tokens.sum(2)
-        lengths = torch.tensor(tree.lengths, device=of_tokens.device) - 1
+        lengths = torch.tensor([len(word) for word in tree.words], device=of_tokens.device)
         before_end = torch.arange(of_tokens.shape[2], device=of_tokens.device) < lengths[:, None]
         total = (of_tokens * before_end).sum(2)
         if self.ranking == "without_end":
@@ -250,12 +262,13 @@ class CausalModule(FusionModule):
         """Answer a batch of questions: by the best of their choices, or by a text of its own."""
         answers = self._generated(batch, batch["end_ids"]) if not all(batch["choices"]) else batch["row"]
         found = []
-        for place, (row, choices, answer) in enumerate(zip(batch["row"], batch["choices"], answers, strict=True)):
+        parts = zip(batch["row"], batch["choices"], batch["num_closing"], answers, strict=True)
+        for place, (row, choices, num_closing, answer) in enumerate(parts):
             if not choices:
                 found.append({**row, "answer": answer})
                 continue
             only = slice(place, place + 1)
-            tree = AnswerTree.of(choices, self.device)
+            tree = AnswerTree.of(choices, self.device, num_closing)
             of_tokens = self.backbone.log_likelihoods(
                 batch["prompt_ids"][only], batch["prompt_mask"][only], tree, self.output
             )

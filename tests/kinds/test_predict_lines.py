@@ -85,8 +85,17 @@ def test_another_encoding_is_refused(tmp_path: Path, tokenizer: Any, content: by
 def test_questions_are_one_a_line_too(tmp_path: Path, separator: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"prompt": f"why{separator if ord(separator) > 31 else ''}{number}?"} for number in range(5)]
     (tmp_path / "asked.jsonl").write_bytes("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
-    monkeypatch.setattr(prompts, "_question", lambda row, encoder, system: row)
+    monkeypatch.setattr(prompts, "_question", lambda row, *more: row)
     assert prompts.read_questions(str(tmp_path / "asked.jsonl"), None, None) == rows  # type: ignore[arg-type]
     (tmp_path / "asked.jsonl").write_bytes('{"prompt": "ä"}\n'.encode("latin-1"))
     with pytest.raises(InputError, match=r"data\.prompts: .*asked\.jsonl is not utf-8: line 1"):
         prompts.read_questions(str(tmp_path / "asked.jsonl"), None, None)  # type: ignore[arg-type]
+
+
+def test_rows_of_several_keys_are_one_table(tmp_path: Path) -> None:
+    write_predictions(tmp_path / "out.csv", [{"prompt": "a", "answer": "x"}, {"prompt": "b", "scores": [1], "id": 2}])
+    with (tmp_path / "out.csv").open(newline="", encoding="utf-8") as file:
+        found = list(csv.DictReader(file))
+    assert list(found[0]) == ["prompt", "answer", "scores", "id"]
+    assert [row["answer"] for row in found] == ["x", ""]
+    assert [row["id"] for row in found] == ["", "2"]

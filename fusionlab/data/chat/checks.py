@@ -58,7 +58,7 @@ def report_rows(
 def check_words(
     samples: Samples, answers: Sequence[tuple[int, ...]], task: str, numbers: np.ndarray, max_length: int
 ) -> None:
-    """Raise unless each sample ends in just the tokens that its label word is ranked by.
+    """Raise unless just the tokens that its label word is ranked by come after each sample's prompt.
 
     Args:
         samples: of a ranked task; of others ``answers`` is empty.
@@ -71,12 +71,35 @@ def check_words(
         InputError: naming the row.
     """
     for row, target in enumerate(samples.targets.tolist() if answers else ()):
-        learnt = tuple(token for token in samples.labels[row].tolist() if token != IGNORED)
-        if learnt[-len(answers[target]) :] != answers[target]:
+        prompt = len(samples.prompts[row])
+        if tuple(samples.input_ids[row][prompt : prompt + len(answers[target])].tolist()) != answers[target]:
             raise InputError(
                 f"task {task!r}: the answer of row {numbers[row]} is not whole within max_length {max_length} "
-                f"({len(samples.prompts[row])} tokens of prompt); raise data.max_length"
+                f"({prompt} tokens of prompt); raise data.max_length"
             )
+
+
+def check_prompts(samples: Samples, where: tuple[str, str], numbers: np.ndarray, max_length: int) -> None:
+    """Raise if a prompt is longer than what is read of its sample: its answer would be scored, but is no part of it.
+
+    Args:
+        samples: whose last answers are scored.
+        where: task and split.
+        numbers: the samples' row numbers in the data.
+        max_length: tokens of a sample at most.
+
+    Raises:
+        InputError: naming the rows.
+    """
+    lengths = samples.prompts.lengths.tolist()
+    beyond = [f"row {numbers[row]}: its prompt has {length} tokens" for row, length in enumerate(lengths)
+              if length >= max_length]  # fmt: skip
+    if beyond:
+        raise InputError(
+            f"task {where[0]!r}: the last answer of {len(beyond)} of {len(lengths)} rows of {where[1]} begins beyond "
+            f"max_length {max_length}, so that it cannot be scored (counted from 0): {name_list(beyond)}; raise "
+            f"data.max_length, or split the conversations"
+        )
 
 
 def shown(samples: Samples, row: int, tokenizer: Any) -> str:

@@ -34,7 +34,11 @@ class Cutter:
 
     def tokens(self, text: str) -> list[int]:
         """The text's own tokens."""
-        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        return list(self._called(text)["input_ids"])
+
+    def read(self, ids: Sequence[int]) -> str:
+        """The text of tokens as that of a generated answer is read: special ones left out."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def begun(self, ids: list[int]) -> list[int]:
         """``ids`` after what the tokenizer puts before a text, such as bos, once."""
@@ -68,8 +72,8 @@ class Cutter:
         ids: list[int] = []
         spans: list[Span] = []
         counts = []
-        for start, end in pairwise([0, *places, len(text)]):
-            if start:
+        for part, (start, end) in enumerate(pairwise([0, *places, len(text)])):
+            if part:
                 counts.append(len(ids))
             joint, found = self._with_spans(text[:end])
             if joint[: len(ids)] != ids:
@@ -105,8 +109,17 @@ class Cutter:
         )
 
     def _with_spans(self, text: str) -> tuple[list[int], list[Span]]:
-        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        found = self._called(text, return_offsets_mapping=True)
         return list(found["input_ids"]), [(start, end) for start, end in found["offset_mapping"]]
+
+    def _called(self, text: str, **more: bool) -> Any:
+        try:
+            return self.tokenizer(text, add_special_tokens=False, verbose=False, **more)
+        except TypeError as error:  # what tokenizers make of a text that has no utf-8
+            half = next((repr(sign) for sign in text if "\ud800" <= sign <= "\udfff"), None)
+            if half is None:
+                raise
+            raise InputError(f"a text holds {half}, half of a character; mend or remove it") from error
 
     def _decoded(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)

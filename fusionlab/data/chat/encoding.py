@@ -6,7 +6,7 @@ prompt: text is cut where an answer begins wherever a token would span that bord
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fusionlab.data.chat.cutting import Cutter, Span
@@ -27,17 +27,32 @@ class Encoded:
             asked for it one position earlier.
         prompt_ids: what comes before the last answer, a prefix of ``input_ids``.
         num_tokens: of the sample before it was cut.
+        answer_ids: the last answer with what closes it, whatever of it is learnt; empty for a bare text.
+        num_closing: how many of these close it.
     """
 
     input_ids: list[int]
     labels: list[int]
     prompt_ids: list[int]
     num_tokens: int
+    answer_ids: tuple[int, ...] = ()
+    num_closing: int = 0
 
     @property
     def num_learnt(self) -> int:
         """Tokens that are learnt; nothing comes before the first one, so that it never is."""
         return sum(label != IGNORED for label in self.labels[1:])
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """A sample as tokens before it is cut: what of them is learnt, how many are its prompt, its last answer."""
+
+    ids: list[int]
+    learnt: list[Span]
+    prompt: int
+    answer: tuple[int, ...] = ()
+    num_closing: int = 0
 
 
 @dataclass(frozen=True)
@@ -67,17 +82,16 @@ class Encoder:
         """
         if isinstance(said, Text):
             ids = self.cutter.ended(self.cutter.begun(self.cutter.tokens(said.text)), said.text)
-            learnt, prompt = [(0, len(ids))], 0
-        elif isinstance(said, Plain):
-            ids, learnt, prompt = self._plain(said)
+            whole = _Whole(ids, [(0, len(ids))], 0)
         else:
-            ids, learnt, prompt = self._chat(said)
+            whole = self._plain(said) if isinstance(said, Plain) else self._chat(said)
+        ids, cut = whole.ids, self.max_length
         labels = [IGNORED] * len(ids)
-        for start, end in learnt:
+        for start, end in whole.learnt:
             labels[start:end] = ids[start:end]
-        encoded = Encoded(ids[: self.max_length], labels[: self.max_length], ids[:prompt], len(ids))
+        encoded = Encoded(ids[:cut], labels[:cut], ids[: whole.prompt], len(ids), whole.answer, whole.num_closing)
         if not encoded.num_learnt:
-            raise NothingToLearnError(self._reason(prompt, len(ids)))
+            raise NothingToLearnError(self._reason(whole.prompt, len(ids)))
         return encoded
 
     def encode_prompt(self, asked: Sequence[Message] | str) -> list[int]:
@@ -93,31 +107,58 @@ class Encoder:
         begins = [template.begin_of(asked, position, text) for position in _answers(asked)]
         return self.cutter.cut(text, begins)[0]
 
-    def _plain(self, said: Plain) -> tuple[list[int], list[Span], int]:
+    def _plain(self, said: Plain) -> _Whole:
         own = self.cutter.tokens(said.prompt)
         prompt = self.cutter.begun(own)
         if not prompt:
             raise InputError("the prompt is empty, so that nothing comes before the answer; give such rows as `text`")
         ids = prompt[: len(prompt) - len(own)] + self.cutter.continued(own, said.prompt, said.completion)
         ids = self.cutter.ended(ids, said.completion)
-        return ids, [(len(prompt) if self.completion_only_loss else 0, len(ids))], len(prompt)
+        first = len(prompt) if self.completion_only_loss else 0
+        return _Whole(ids, [(first, len(ids))], len(prompt), tuple(ids[len(prompt) :]), 1)
 
-    def _chat(self, said: Conversation) -> tuple[list[int], list[Span], int]:
+    def _chat(self, said: Conversation) -> _Whole:
         template, messages = self._needed_template(), said.messages
         template.check_tool_calls(messages)
         text, marked = template.write_marked(messages) if template.has_marks else (template.write(messages), [])
-        answers = _answers(messages)
-        begins = {position: template.begin_of(messages, position, text) for position in answers}
+        begins = {place: template.begin_of(messages, place, text) for place in _answers(messages)}
         ids, spans, counts = self.cutter.cut(text, list(begins.values()))
-        if not self.assistant_only_loss:
-            return ids, [(0, len(ids))], counts[-1]
-        learnt = {position: begin for position, begin in begins.items() if position >= said.first_answer}
-        if template.has_marks:
-            first = min(learnt.values())
-            characters = [(_from_header_on(begins.values(), start, end), end) for start, end in marked if end > first]
-        else:
-            characters = [(begin, template.end_of(messages, place, text, begin)) for place, begin in learnt.items()]
-        return ids, [self.cutter.within(ids, spans, *place) for place in characters], counts[-1]
+        answer, num_closing = self._last_answer(messages, text, ids, spans, counts[-1])
+        learnt = [(0, len(ids))]
+        if self.assistant_only_loss:
+            characters = self._learnt(
+                messages, text, {k: v for k, v in begins.items() if k >= said.first_answer}, marked
+            )
+            learnt = [self.cutter.within(ids, spans, *place) for place in characters]
+        return _Whole(ids, learnt, counts[-1], answer, num_closing)
+
+    def _learnt(
+        self, messages: Sequence[Message], text: str, begins: Mapping[int, int], marked: Sequence[Span]
+    ) -> list[Span]:
+        """The characters of the answers that begin at ``begins`` by their places, with what closes them."""
+        template = self._needed_template()
+        if not template.has_marks:
+            return [(begin, template.end_of(messages, place, text, begin)) for place, begin in begins.items()]
+        first, end = min(begins.values()), template.end
+        return [
+            (_from_header_on(begins.values(), start, stop), stop + len(end) * text.startswith(end, stop))
+            for start, stop in marked
+            if stop > first
+        ]
+
+    def _last_answer(
+        self, messages: Sequence[Message], text: str, ids: list[int], spans: Sequence[Span], prompt: int
+    ) -> tuple[tuple[int, ...], int]:
+        """The tokens of the last answer with what closes it, and how many of them do."""
+        template, last = self._needed_template(), _answers(messages)[-1]
+        if last < len(messages) - 1:  # what comes after it is no part of it
+            text = template.write(messages[: last + 1])
+            ids, spans, (*_, prompt) = self.cutter.cut(
+                text, [template.begin_of(messages[: last + 1], place, text) for place in _answers(messages)]
+            )
+        _, end = self.cutter.within(ids, spans, 0, len(text))
+        said = len(text.removesuffix(template.closing))
+        return tuple(ids[prompt:end]), sum(first >= said for first, _ in spans[prompt:end])
 
     def _needed_template(self) -> Template:
         if self.template is None:

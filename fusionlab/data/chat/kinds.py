@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from fusionlab.data.tasks import Task
 from fusionlab.errors import InputError
@@ -29,8 +30,11 @@ class ChatTask:
         metric: what it is scored by.
         label_words: of a ranked task, in label order; None for others.
         answer_ids: the tokens of each label word with what closes it.
+        num_closing: how many tokens close each.
         end_ids: tokens that end an answer beside those that the model itself says.
         packed_length: tokens of a training row that holds several samples; None where a row is one sample.
+        longest: tokens of the longest sample that was loaded.
+        longest_prompt: tokens of the longest prompt that was loaded.
     """
 
     name: str
@@ -38,8 +42,16 @@ class ChatTask:
     metric: str
     label_words: tuple[str, ...] | None
     answer_ids: tuple[tuple[int, ...], ...]
+    num_closing: tuple[int, ...]
     end_ids: tuple[int, ...]
     packed_length: int | None = None
+    longest: int = 0
+    longest_prompt: int = 0
+
+    def with_lengths(self, lengths: Iterable[int], of_prompts: Iterable[int]) -> ChatTask:
+        """The task, which has samples and prompts of these lengths too."""
+        longest, longest_prompt = max([self.longest, *lengths]), max([self.longest_prompt, *of_prompts])
+        return replace(self, longest=longest, longest_prompt=longest_prompt)
 
 
 def metric_of(task: Task, kind: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fusionlab.data.chat.encoding import IGNORED, Encoder
+from fusionlab.data.chat.encoding import Encoder
 from fusionlab.data.chat.rows import Conversation, Message, Plain, read_question
 from fusionlab.data.tables import lines_of
 from fusionlab.data.tokens import Ragged
@@ -26,18 +26,20 @@ class Question:
         row: as the file has it.
         prompt_ids: what waits for an answer.
         choices: tokens of the answers to rank, each with what closes it; empty where one is generated.
+        num_closing: how many tokens close each.
     """
 
     row: Mapping[str, Any]
     prompt_ids: list[int]
-    choices: tuple[tuple[int, ...], ...]
+    choices: tuple[tuple[int, ...], ...] = ()
+    num_closing: tuple[int, ...] = ()
 
 
-def read_questions(path: str, encoder: Encoder, system: str | None) -> list[Question]:
+def read_questions(path: str, encoder: Encoder, system: str | None, templates_plain: bool = False) -> list[Question]:
     """The questions of a file of JSON rows, ``-`` for the standard input; blank lines are left out.
 
     A row says ``messages``, ``prompt`` or ``instruction`` (and ``input``); with ``choices``, a list of texts, these are
-    ranked, else an answer is generated.
+    ranked, else an answer is generated. A prompt that is a text is put through the template where ``templates_plain``.
 
     Raises:
         InputError: a line that is no such row, by its number; no question at all; or a file that is not utf-8.
@@ -50,8 +52,8 @@ def read_questions(path: str, encoder: Encoder, system: str | None) -> list[Ques
             row = json.loads(line)
             if not isinstance(row, dict):
                 raise InputError(f"expected a mapping, got {row!r}")
-            found.append(_question(row, encoder, system))
-        except json.JSONDecodeError as error:
+            found.append(_question(row, encoder, system, templates_plain))
+        except (json.JSONDecodeError, RecursionError) as error:
             raise InputError(f"data.prompts: line {number} is not JSON: {error}") from error
         except InputError as error:
             raise InputError(f"data.prompts: line {number}: {error}") from error
@@ -60,8 +62,9 @@ def read_questions(path: str, encoder: Encoder, system: str | None) -> list[Ques
     return found
 
 
-def _question(row: dict[str, Any], encoder: Encoder, system: str | None) -> Question:
-    asked = read_question(row, templated=encoder.template is not None, system=system)
+def _question(row: dict[str, Any], encoder: Encoder, system: str | None, templates_plain: bool) -> Question:
+    templated = encoder.template is not None
+    asked = read_question(row, templated=templated, system=system, templates_plain=templates_plain)
     prompt = encoder.encode_prompt(asked)
     if not prompt:
         raise InputError("the prompt is empty")
@@ -69,14 +72,20 @@ def _question(row: dict[str, Any], encoder: Encoder, system: str | None) -> Ques
         raise InputError(f"the prompt has {len(prompt)} tokens, max_length is {encoder.max_length}; raise it")
     choices = row.get("choices")
     if choices is None:
-        return Question(row, prompt, ())
+        return Question(row, prompt)
     if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(one, str) and one for one in choices):
         raise InputError(f"choices must be a list of at least two texts, got {choices!r}")
     encoded = [encoder.encode(_answered(asked, choice)) for choice in choices]
-    answers = tuple(tuple(label for label in one.labels if label != IGNORED) for one in encoded)
+    answers = tuple(one.answer_ids for one in encoded)
     if len(set(answers)) < len(answers):
         raise InputError(f"two of the choices {choices!r} are the same tokens")
-    return Question(row, prompt, answers)
+    for choice, one in zip(choices, encoded, strict=True):
+        if one.num_tokens > encoder.max_length:
+            raise InputError(
+                f"the prompt with its choice {choice!r} has {one.num_tokens} tokens, max_length is "
+                f"{encoder.max_length}; raise it"
+            )
+    return Question(row, prompt, answers, tuple(one.num_closing for one in encoded))
 
 
 def _answered(asked: tuple[Message, ...] | str, answer: str) -> Conversation | Plain:
@@ -102,7 +111,8 @@ class PromptBatches:
         return -(-len(self.questions) // self.batch_size)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """``prompt_ids`` and ``prompt_mask`` padded on the left; ``row``, ``choices`` of each; ``end_ids``."""
+        """``prompt_ids`` and ``prompt_mask`` padded on the left; ``row``, ``choices`` and ``num_closing`` of each;
+        ``end_ids``."""
         for start in range(0, len(self.questions), self.batch_size):
             part = self.questions[start : start + self.batch_size]
             lengths = torch.tensor([len(question.prompt_ids) for question in part])
@@ -114,5 +124,6 @@ class PromptBatches:
                 "prompt_mask": torch.arange(longest) >= longest - lengths[:, None],
                 "row": [question.row for question in part],
                 "choices": [question.choices for question in part],
+                "num_closing": [question.num_closing for question in part],
                 "end_ids": self.end_ids,
             }

@@ -101,15 +101,19 @@ def question(content: str, templated: bool, system: str | None) -> tuple[Message
     return _with_system([_message("user", content)], system)
 
 
-def read_question(row: Mapping[str, Any], *, templated: bool, system: str | None) -> tuple[Message, ...] | str:
-    """What one row asks: its ``messages``, its ``prompt`` (a text as it stands, or messages), or its ``instruction``.
+def read_question(
+    row: Mapping[str, Any], *, templated: bool, system: str | None, templates_plain: bool
+) -> tuple[Message, ...] | str:
+    """What one row asks: its ``messages``, its ``prompt`` (a text, or messages), or its ``instruction``.
+
+    Arguments as of :func:`read_row`.
 
     Raises:
         InputError: the row has none of them, or ends in an answer.
     """
     given = row.get("messages") if row.get("messages") is not None else row.get("prompt")
     if isinstance(given, str):
-        return given
+        return _with_system([_message("user", given)], system) if templates_plain else given
     if given is None:
         if row.get("instruction") is None:
             raise InputError("a row needs messages, a prompt or an instruction")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fusionlab.data.chat.encoding import Encoder
-from fusionlab.data.chat.rows import Conversation, NothingToLearnError, Plain, Said
+from fusionlab.data.chat.rows import NothingToLearnError, Said
 from fusionlab.data.chat.split import Samples
 from fusionlab.data.local import no_progress_bars
 from fusionlab.data.tokens import Ragged
@@ -81,7 +81,7 @@ def encode_table(
             "input_ids": found.input_ids,
             "labels": found.labels,
             "prompt_ids": found.prompt_ids,
-            "answer": last_answer(said),
+            "answer": encoder.cutter.read(found.answer_ids),
             "is_cut": found.num_tokens > len(found.input_ids),
             "fault": "",
             "is_empty": False,
@@ -107,12 +107,3 @@ def rows_hash(table: Any) -> str:
     for rows in table.with_format("arrow").iter(1000):
         digest.update(repr(rows.select(sorted(table.column_names)).to_pylist()).encode())
     return digest.hexdigest()
-
-
-def last_answer(said: Said) -> str:
-    """The last answer as text, empty for a bare text."""
-    if isinstance(said, Plain):
-        return said.completion
-    if not isinstance(said, Conversation):
-        return ""
-    return str([message for message in said.messages if message["role"] == "assistant"][-1].get("content", ""))

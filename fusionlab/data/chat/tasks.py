@@ -18,16 +18,16 @@ from fusionlab.contracts import as_tokenizing
 from fusionlab.data.asking import ASKED_TASKS
 from fusionlab.data.base import TaskData, check_embedded, check_positive, embedded, embedded_name, refuse_keys
 from fusionlab.data.cache import cache_root
-from fusionlab.data.chat.checks import check_words, report_rows, shown
+from fusionlab.data.chat.checks import check_prompts, check_words, report_rows, shown
 from fusionlab.data.chat.cutting import Cutter
-from fusionlab.data.chat.encoding import IGNORED, Encoded, Encoder
+from fusionlab.data.chat.encoding import Encoder
 from fusionlab.data.chat.kinds import ChatTask, metric_of
 from fusionlab.data.chat.prompts import STDIN, PromptBatches, read_questions
 from fusionlab.data.chat.rows import Conversation, Message, Plain, Said, find_format, question, read_row
 from fusionlab.data.chat.sources import Source, is_ranked, open_source
 from fusionlab.data.chat.split import ChatSplit, PackedSplit
 from fusionlab.data.chat.tables import encode_table
-from fusionlab.data.chat.template import Template
+from fusionlab.data.chat.template import Template, read_template, template_of
 from fusionlab.data.known_tasks import TEXT_TASKS
 from fusionlab.data.rendering import check_text_task
 from fusionlab.data.sources import check_path
@@ -36,7 +36,7 @@ from fusionlab.data.tasks import Task, parse_tasks
 from fusionlab.errors import InputError, did_you_mean, name_list
 from fusionlab.tensors import hub
 
-_FORMAT = 3
+_FORMAT = 4
 """Raise to drop every cache, after a change to encoding."""
 _IMAGE_KEYS = ("image_column", "templates", "class_aliases")
 EMBEDDED_CHAT_TASKS: list[str | dict] = list(ASKED_TASKS)
@@ -165,9 +165,8 @@ class ChatTasks(TaskData):
     def encoder(self) -> Encoder:
         """What turns rows into tokens; a chat template that was given goes with the tokenizer from here on."""
         if self.chat_template_path is not None:
-            given = self.chat_template_path
-            self.tokenizer.chat_template = None if given == "none" else Path(given).expanduser().read_text()
-        source = self.tokenizer.get_chat_template() if self.tokenizer.chat_template else None
+            self.tokenizer.chat_template = read_template(self.chat_template_path)
+        source = template_of(self.tokenizer)
         if self.apply_chat_template and source is None:
             raise InputError(
                 "apply_chat_template needs a chat template, and the tokenizer has none; give chat_template_path"
@@ -215,7 +214,7 @@ class ChatTasks(TaskData):
         """
         if self.prompts is None:
             raise InputError("predict needs --data.prompts, a file of one JSON row a line, or - for the standard input")
-        questions = read_questions(self.prompts, self.encoder, self.system)
+        questions = read_questions(self.prompts, self.encoder, self.system, self.apply_chat_template)
         return PromptBatches(questions, self.eval_batch_size, self._end_ids)
 
     # loading
@@ -243,9 +242,10 @@ class ChatTasks(TaskData):
 
     def _task(self, task: Task, source: Source) -> ChatTask:
         words = source.label_words
-        answers = tuple(_learnt(self.encoder.encode(self._answered("x", word))) for word in words or ())
-        packed = self.max_length if self.packing else None
-        return ChatTask(task.name, source.kind, metric_of(task, source.kind), words, answers, self._end_ids, packed)
+        encoded = [self.encoder.encode(self._answered("x", word)) for word in words or ()]
+        answers, closing = (tuple(getattr(each, name) for each in encoded) for name in ("answer_ids", "num_closing"))
+        packed, metric = self.max_length if self.packing else None, metric_of(task, source.kind)
+        return ChatTask(task.name, source.kind, metric, words, answers, closing, self._end_ids, packed)
 
     def _split_of(self, task: str, source: Source, split: SplitName) -> ChatSplit | PackedSplit:
         table, numbers, targets = source.table(split)
@@ -258,6 +258,10 @@ class ChatTasks(TaskData):
         report_rows(encoded, numbers, (task, split), skips_empty=self.on_empty == "skip", max_length=self.max_length)
         samples, kept = encoded.samples(targets[chosen])
         check_words(samples, self.tasks[task].answer_ids, task, numbers[kept], self.max_length)
+        if split != "train" and self.tasks[task].metric != "perplexity":
+            check_prompts(samples, (task, split), numbers[kept], self.max_length)
+        lengths = (part.lengths.tolist() for part in (samples.input_ids, samples.prompts))
+        self.tasks[task] = self.tasks[task].with_lengths(*lengths)
         made = ChatSplit(samples, fixed_shapes=split != "train")
         return PackedSplit(made, self.max_length) if self.packing and split == "train" else made
 
@@ -284,10 +288,6 @@ class ChatTasks(TaskData):
 
 def _assistant(content: str) -> Message:
     return {"role": "assistant", "content": content}
-
-
-def _learnt(encoded: Encoded) -> tuple[int, ...]:
-    return tuple(label for label in encoded.labels if label != IGNORED)
 
 
 def _moment(date: str | None) -> datetime:

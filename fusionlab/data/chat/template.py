@@ -5,17 +5,27 @@ Both follow from how the template writes the conversation up to there, never fro
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from datetime import datetime
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 from fusionlab.data.chat.cutting import Cutter, Span
 from fusionlab.data.chat.rows import Message
-from fusionlab.errors import InputError
+from fusionlab.data.tables import decoded
+from fusionlab.errors import InputError, name_list
 
 _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
-_DATE_FORMATS = re.compile(r"strftime_now\(\s*(?:'([^']*)'|\"([^\"]*)\")\s*\)")
+_EXAMPLES: tuple[list[Message], ...] = (
+    [{"role": "user", "content": "x"}],
+    [{"role": "system", "content": "x"}, {"role": "user", "content": "x"}],
+)
+"""Conversations that wait for an answer, one of which a template takes."""
+_log = logging.getLogger(__name__)
+_DATE_PARTS = re.compile(r"(?<!\{)%-?[aAbBcdDFGHIjmMpSTuUVwWxXyYzZ]")
 
 
 class Template:
@@ -37,14 +47,14 @@ class Template:
         Raises:
             InputError: the template fails on it.
         """
-        return self._render(messages, asking, marks=False)[0]
+        text = self._render(messages, asking, marks=False)[0]
+        return text + self._unasked_header if asking else text
 
     def write_marked(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
         """The conversation as text, and the characters between ``{% generation %}`` marks."""
         return self._render(messages, asking=False, marks=True)
 
     def _render(self, messages: Sequence[Message], asking: bool, marks: bool) -> tuple[str, list[Span]]:
-        from jinja2 import TemplateError
         from transformers.utils.chat_template_utils import render_jinja_template
 
         if not messages:
@@ -57,18 +67,50 @@ class Template:
                 return_assistant_tokens_mask=marks,
                 **self.cutter.tokenizer.special_tokens_map,
             )
-        except (TemplateError, TypeError, KeyError, ValueError) as error:
+        except Exception as error:  # a template is a program, which can raise whatever it likes
             raise InputError(f"the chat template refuses it: {' '.join(str(error).split())}") from error
         return texts[0], spans[0] if marks else []
 
     @cached_property
+    def _around(self) -> tuple[str, str]:
+        """What is written before an answer and not where one is asked for, and what is written behind an answer."""
+        for asked in _EXAMPLES:
+            try:
+                before, header = (self._render(asked, asking, marks=False)[0] for asking in (False, True))
+                said, other = (self.write([*asked, {"role": "assistant", "content": answer}]) for answer in "yz")
+            except InputError:
+                continue
+            begin, end = said[: _common(said, other)], said[len(said) - _common(said[::-1], other[::-1]) :]
+            asks = header != before or not begin.startswith(before) or not begin[len(before) :].strip()
+            return ("", "") if said == other else ("" if asks else begin[len(before) :], end)
+        return "", ""
+
+    @cached_property
+    def _unasked_header(self) -> str:
+        """The header of an answer where the template has one and takes no ``add_generation_prompt``."""
+        header = self._around[0]
+        if header:
+            _log.warning(
+                "the chat template writes %r before an answer, but not where one is asked for (add_generation_prompt); "
+                "prompts end in it here",
+                header,
+            )
+        return header
+
+    @property
+    def closing(self) -> str:
+        """What is written behind an answer that nothing comes after."""
+        return self._around[1]
+
+    @cached_property
     def end_token(self) -> int | None:
-        """The special token that closes an answer; None where none does."""
-        question: list[Message] = [{"role": "user", "content": "x"}]
-        before = self.write(question, asking=True)
-        whole = self.write([*question, {"role": "assistant", "content": "y"}])
-        closing = self.cutter.tokens(whole[len(before) :]) if whole.startswith(before) else []
-        return next((token for token in closing if token in self.cutter.special), None)
+        """The first special token that is written behind an answer; None where there is none."""
+        return next((token for token in self.cutter.tokens(self.closing) if token in self.cutter.special), None)
+
+    @cached_property
+    def end(self) -> str:
+        """That token as text; empty where there is none."""
+        return "" if self.end_token is None else self.cutter.tokenizer.decode([self.end_token])
 
     def begin_of(self, messages: Sequence[Message], position: int, text: str) -> int:
         """The character of ``text``, which is the whole conversation, at which the answer in ``position`` begins.
@@ -77,6 +119,8 @@ class Template:
             InputError: the template writes what comes before it in another way once the conversation goes on.
         """
         before = self.write(messages[:position], asking=True)
+        if not before:
+            raise InputError("the chat template writes nothing before an answer, so that no prompt comes before it")
         if not text.startswith(before):
             raise InputError(
                 f"the chat template writes what comes before message {position + 1} in another way once the "
@@ -99,16 +143,15 @@ class Template:
         content = messages[position].get("content", "")
         following = [[*messages[: position + 1], {**messages[position + 1], "content": other}] for other in "xy"]
         first, second = (self.write(conversation) for conversation in following)
-        follows = next((i for i, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1]), 0)
-        end = "" if self.end_token is None else self.cutter.tokenizer.decode([self.end_token])
-        closed = text.rfind(end, begin, follows) if end else -1
+        follows = _common(first, second) if first != second else 0
+        closed = text.rfind(self.end, begin, follows) if self.end else -1
         if closed < 0 or not content.strip() or not text.startswith((content, content.strip()), begin):
             raise InputError(
                 f"the chat template writes message {position + 1} in another way once the conversation goes on, so "
                 f"that it does not tell where that answer ends; split the conversation, or use a template with "
                 f"{{% generation %}} marks (chat_template_path)"
             )
-        return closed + len(end)
+        return closed + len(self.end)
 
     def check_tool_calls(self, messages: Sequence[Message]) -> None:
         """Raise if a message has tool calls that the template does not write.
@@ -125,15 +168,50 @@ class Template:
             raise InputError("a message has tool_calls, which the chat template does not write; leave such rows out")
 
 
+def _common(first: str, second: str) -> int:
+    """How many characters two texts begin with that are the same."""
+    shorter = min(len(first), len(second))
+    return next((place for place in range(shorter) if first[place] != second[place]), shorter)
+
+
+def read_template(given: str) -> str | None:
+    """The template in a file; None for ``none``.
+
+    Raises:
+        InputError: it is not utf-8.
+    """
+    if given == "none":
+        return None
+    return decoded(Path(given).expanduser().read_bytes(), f"data.chat_template_path: {given}").replace("\r\n", "\n")
+
+
+def template_of(tokenizer: Any) -> str | None:
+    """The tokenizer's chat template, its default one where there are several; None where there is none.
+
+    Raises:
+        InputError: there are several, and none is called so.
+    """
+    own = tokenizer.chat_template
+    if isinstance(own, dict) and "default" not in own:
+        raise InputError(
+            f"the tokenizer has several chat templates and no default one: {name_list(own)}; give one as a file "
+            f"(chat_template_path)"
+        )
+    return tokenizer.get_chat_template() if own else None
+
+
 def with_date(source: str, moment: datetime) -> str:
     """``source`` with a fixed date where it would write today's, so that all of a run's samples have one.
 
     Example:
-        >>> with_date("{{ strftime_now('%Y') }}", datetime(2026, 1, 2))
-        "{%- macro strftime_now(format) -%}{{ {'%Y': '2026'}[format] }}{%- endmacro -%}{{ strftime_now('%Y') }}"
+        >>> with_date("{{ strftime_now('%Y') }}", datetime(2026, 1, 2)).split("in ")[1].split(".items")[0]
+        "{'%Y': '2026'}"
     """
-    formats = [single or double for single, double in _DATE_FORMATS.findall(source)]
-    if not formats:
+    if "strftime_now" not in source:
         return source
-    known = {form: moment.strftime(form) for form in formats}
-    return f"{{%- macro strftime_now(format) -%}}{{{{ {known!r}[format] }}}}{{%- endmacro -%}}{source}"
+    known = {part: moment.strftime(part) for part in sorted(set(_DATE_PARTS.findall(source)))}
+    return (
+        "{%- macro strftime_now(format) -%}{%- set now = namespace(text=format) -%}"
+        f"{{%- for part, value in {known!r}.items() -%}}{{%- set now.text = now.text.replace(part, value) -%}}"
+        f"{{%- endfor -%}}{{{{ now.text }}}}{{%- endmacro %}}\n{source}"
+    )
