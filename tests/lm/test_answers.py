@@ -136,6 +136,8 @@ def test_generation_stops_at_the_end_and_not_at_what_a_template_puts_before_an_a
     assert found == ["one<|im_end|>", "<think>\n\n</think>\n\ntwo<|im_end|>"]
     answers = data.splits["own"]["test"].samples.answers
     assert set(answers) == {"<think>\n\n</think>\n\nyes"}  # what generating just what was learnt gives
+    rows = [{"messages": [*row["messages"], {"role": "user", "content": "thanks"}]} for row in rows]
+    assert set(loaded(own, tmp_path, rows, {}).splits["own"]["test"].samples.answers) == {"yes"}  # as it stands there
 
 
 @pytest.mark.parametrize(
@@ -158,13 +160,27 @@ def test_splits_are_carved_whatever_messages_are(
     rows = [{"messages": makes[type(said)](place)} for place in range(60)]
     Dataset.from_list(rows).to_parquet(tmp_path / "own.parquet")
     tasks: list[str | dict[str, Any]] = [{"name": "own", "path": str(tmp_path / "own.parquet")}]
-    data = ChatTasks(tasks, tokenizer=tokenizer, cache_dir=str(tmp_path / "cache"))
+    own = with_template(tokenizer, CHATML)
+    data = ChatTasks(tasks, tokenizer=own, cache_dir=str(tmp_path / "cache"))
     if message is None:
         data.setup()
         assert sum(len(split) for split in data.splits["own"].values()) == 60
     else:
         with pytest.raises(InputError, match=message):
             data.setup("fit")
+
+
+def test_a_row_of_which_a_template_marks_nothing_is_refused(tokenizer: Any, tmp_path: Path) -> None:
+    unmarked = CHATML + "{% if false %}{% generation %}{% endgeneration %}{% endif %}"
+    for turns in (TALK, [*TALK, ("user", "bye")]):
+        with pytest.raises(InputError, match="no token is left to learn"):
+            chat_tasks(tokenizer, unmarked, tmp_path).encode("talk", {"messages": messages(turns)})
+
+
+def test_an_end_that_is_no_token_is_no_part_of_the_answer(tokenizer: Any, tmp_path: Path) -> None:
+    own = with_template(tokenizer, CHATML.replace("<|im_end|>", "<end>"))
+    rows = [{"messages": messages([("user", f"film {place}"), ("assistant", "yes")])} for place in range(3)]
+    assert set(loaded(own, tmp_path, rows, {}).splits["own"]["test"].samples.answers) == {"yes"}
 
 
 @pytest.mark.parametrize("completion", [" yes", " yes<|im_end|>"])
