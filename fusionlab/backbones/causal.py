@@ -15,7 +15,7 @@ from fusionlab.adapters.samples import SampleTokens
 from fusionlab.adapters.targets import LINEAR
 from fusionlab.backbones.answer_tree import AnswerTree
 from fusionlab.backbones.gguf import GGUF, dequantized
-from fusionlab.backbones.greedy import Output, Way, find_way, greedy, plain
+from fusionlab.backbones.greedy import Output, Way, find_ends, find_way, greedy, plain
 from fusionlab.backbones.masks import additive_masks, visible_within
 from fusionlab.backbones.packed import Apart, find_apart, windows_of
 from fusionlab.backbones.positions import check_positions
@@ -59,6 +59,7 @@ class CausalBackbone(nn.Module):
         self.model = model.requires_grad_(False).eval()
         self.tokenizer = tokenizer
         self.name, self.is_converted = name, is_converted
+        self.end_ids()  # which are refused where they are none
         self.sample_tokens = SampleTokens()
         """A sample's own are the tokens of its prompt."""
         self._side_by_side: bool | None = None
@@ -131,9 +132,7 @@ class CausalBackbone(nn.Module):
 
     def end_ids(self, more: Sequence[int] = ()) -> tuple[int, ...]:
         """The tokens that end an answer: the tokenizer's, those of ``generation_config``, and ``more``."""
-        own = getattr(self.model.generation_config, "eos_token_id", None)
-        listed = own if isinstance(own, list | tuple) else [own]
-        return tuple(dict.fromkeys(i for i in (self.tokenizer.eos_token_id, *listed, *more) if i is not None))
+        return find_ends(self.model.generation_config, self.tokenizer, self.name, more)
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fusionlab.backbones.choice import lowest_argmax
+from fusionlab.errors import InputError
 
 Output: TypeAlias = Callable[[Callable[[], Tensor]], Tensor]
 Way = Literal["cached", "together", "alone"]
@@ -22,6 +23,28 @@ _EXACT = 1e-3  # log-likelihoods of a way may differ by so much from those of ea
 def plain(call: Callable[[], Tensor]) -> Tensor:
     """Logits as the network itself computes them."""
     return call()
+
+
+def find_ends(defaults: Any, tokenizer: Any, name: str, more: Sequence[int] = ()) -> tuple[int, ...]:
+    """The tokens that end an answer: the tokenizer's, those of the model's defaults, and ``more``, each once.
+
+    Args:
+        defaults: the model's ``generation_config``, or None.
+        tokenizer: the matching tokenizer.
+        name: of the model.
+        more: further tokens.
+
+    Raises:
+        InputError: the defaults name something else than tokens by their ids.
+    """
+    own = getattr(defaults, "eos_token_id", None)
+    listed = own if isinstance(own, list | tuple) else [own]
+    if any(not isinstance(end, int | None) for end in listed):
+        raise InputError(
+            f"the generation_config.json of {name!r} has eos_token_id {own!r}; expected the id of a token, or a list "
+            f"of ids"
+        )
+    return tuple(dict.fromkeys(end for end in (tokenizer.eos_token_id, *listed, *more) if end is not None))
 
 
 @torch.no_grad()

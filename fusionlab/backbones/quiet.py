@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 from safetensors import SafetensorError
 
-UNREADABLE = (OSError, ValueError, RuntimeError, SafetensorError)
-"""What transformers raises for a model whose files are missing, cut short, or of other shapes than they say."""
+UNREADABLE = (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, SafetensorError)
+"""What transformers raises for a model whose files are missing, cut short, or of other kinds or shapes than said."""
 
 _CUT = ("deserializing header", "incomplete", "invalid load key", "failed finding central directory", "EOF")
 _NO_WEIGHTS = ("no file named", "not contain any weights")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 
 from fusionlab import ChatTasks
 from fusionlab.backbones.answer_tree import AnswerTree
@@ -133,6 +136,51 @@ def test_generation_stops_at_the_end_and_not_at_what_a_template_puts_before_an_a
     assert found == ["one<|im_end|>", "<think>\n\n</think>\n\ntwo<|im_end|>"]
     answers = data.splits["own"]["test"].samples.answers
     assert set(answers) == {"<think>\n\n</think>\n\nyes"}  # what generating just what was learnt gives
+    rows = [{"messages": [*row["messages"], {"role": "user", "content": "thanks"}]} for row in rows]
+    assert set(loaded(own, tmp_path, rows, {}).splits["own"]["test"].samples.answers) == {"yes"}  # as it stands there
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"role": "user", "content": "x"}, r"rows of train cannot be learnt .*messages must be a list of"),
+        (7, r"rows of train cannot be learnt .*messages must be a list of"),
+        ([{"role": "user", "content": "x", "at": datetime(2026, 1, 2)}, {"role": "assistant", "content": "y"}], None),
+    ],
+    ids=["one", "a number", "with times"],
+)
+def test_splits_are_carved_whatever_messages_are(
+    tokenizer: Any, tmp_path: Path, said: Any, message: str | None
+) -> None:
+    makes: dict[type, Callable[[int], Any]] = {
+        int: lambda place: place,
+        dict: lambda place: {**said, "content": f"x {place}"},
+        list: lambda place: [{**said[0], "content": f"x {place}"}, *said[1:]],
+    }
+    rows = [{"messages": makes[type(said)](place)} for place in range(60)]
+    Dataset.from_list(rows).to_parquet(tmp_path / "own.parquet")
+    tasks: list[str | dict[str, Any]] = [{"name": "own", "path": str(tmp_path / "own.parquet")}]
+    own = with_template(tokenizer, CHATML)
+    data = ChatTasks(tasks, tokenizer=own, cache_dir=str(tmp_path / "cache"))
+    if message is None:
+        data.setup()
+        assert sum(len(split) for split in data.splits["own"].values()) == 60
+    else:
+        with pytest.raises(InputError, match=message):
+            data.setup("fit")
+
+
+def test_a_row_of_which_a_template_marks_nothing_is_refused(tokenizer: Any, tmp_path: Path) -> None:
+    unmarked = CHATML + "{% if false %}{% generation %}{% endgeneration %}{% endif %}"
+    for turns in (TALK, [*TALK, ("user", "bye")]):
+        with pytest.raises(InputError, match="no token is left to learn"):
+            chat_tasks(tokenizer, unmarked, tmp_path).encode("talk", {"messages": messages(turns)})
+
+
+def test_an_end_that_is_no_token_is_no_part_of_the_answer(tokenizer: Any, tmp_path: Path) -> None:
+    own = with_template(tokenizer, CHATML.replace("<|im_end|>", "<end>"))
+    rows = [{"messages": messages([("user", f"film {place}"), ("assistant", "yes")])} for place in range(3)]
+    assert set(loaded(own, tmp_path, rows, {}).splits["own"]["test"].samples.answers) == {"yes"}
 
 
 @pytest.mark.parametrize("completion", [" yes", " yes<|im_end|>"])

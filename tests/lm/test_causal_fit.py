@@ -282,3 +282,33 @@ def test_models_that_cannot_be_trained_are_refused(
     assert main([*argv, "--trainer.default_root_dir", str(tmp_path / "run")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("generation_config.json", "[1]", "could not be loaded"),
+        ("generation_config.json", '{"eos_token_id": "</s>"}', "eos_token_id '</s>'; expected the id of a token, or"),
+        (
+            "generation_config.json",
+            '{"eos_token_id": [[2]]}',
+            r"eos_token_id \[\[2\]\]; expected the id of a token, or",
+        ),
+        ("config.json", "[1]", "could not be loaded"),
+        ("tokenizer_config.json", "[1]", "has no tokenizer that can be read"),
+        ("tokenizer.json", "[1]", "has no tokenizer that can be read"),
+    ],
+)
+def test_files_of_another_kind_are_refused(
+    causal_folder: Callable[[str], Path], tmp_path: Path, file: str, content: str, message: str
+) -> None:
+    import shutil
+
+    from fusionlab.backbones.causal import CausalBackbone
+    from fusionlab.errors import InputError
+
+    folder = tmp_path / "model"
+    shutil.copytree(causal_folder("llama"), folder)
+    (folder / file).write_text(content)
+    with pytest.raises(InputError, match=message):
+        CausalBackbone.load(str(folder), name="odd")

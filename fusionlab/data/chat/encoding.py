@@ -123,13 +123,16 @@ class Encoder:
         text, marked = template.write_marked(messages) if template.has_marks else (template.write(messages), [])
         begins = {place: template.begin_of(messages, place, text) for place in _answers(messages)}
         ids, spans, counts = self.cutter.cut(text, list(begins.values()))
-        answer, num_closing = self._last_answer(messages, text, ids, spans, counts[-1])
-        learnt = [(0, len(ids))]
+        learnt, as_learnt = [(0, len(ids))], self.assistant_only_loss and messages[-1]["role"] != "assistant"
         if self.assistant_only_loss:
             characters = self._learnt(
                 messages, text, {k: v for k, v in begins.items() if k >= said.first_answer}, marked
             )
             learnt = [self.cutter.within(ids, spans, *place) for place in characters]
+        if as_learnt and learnt:
+            answer, num_closing = tuple(ids[counts[-1] : learnt[-1][1]]), 0
+        else:
+            answer, num_closing = self._last_answer(messages, text, ids, spans, counts[-1])
         return _Whole(ids, learnt, counts[-1], answer, num_closing)
 
     def _learnt(

@@ -158,9 +158,11 @@ class ChatSource:
     def _input(self, row: Mapping[str, Any]) -> bytes:
         """What decides a row's split where the data lacks one: its columns but the answer, joined by a zero byte."""
         if self.kind == "messages":
-            return json.dumps((row["messages"] or [])[:-1], sort_keys=True, ensure_ascii=False).encode()
+            said = row["messages"] or []
+            asked = said[:-1] if isinstance(said, list) else said  # what is no list is refused when it is read
+            return json.dumps(asked, sort_keys=True, ensure_ascii=False, default=str).encode()
         values = (row.get(column) for column in _INPUTS[self.kind])
-        texts = (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in values)
+        texts = (v if isinstance(v, str) else json.dumps(v, ensure_ascii=False, default=str) for v in values)
         return "\0".join(texts).encode()
 
 

@@ -26,7 +26,7 @@ class Samples:
         input_ids: tokens of each sample.
         labels: of the same lengths, -100 where nothing is learnt.
         prompts: tokens of each prompt.
-        answers: the last answer of each as the text of its tokens, special ones left out.
+        answers: the last answer of each as the text of its tokens, without what closes it and special ones.
         targets: the label word's index (int64), the score (float32), or -1; shape ``(samples,)``.
     """
 

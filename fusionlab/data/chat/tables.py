@@ -81,7 +81,7 @@ def encode_table(
             "input_ids": found.input_ids,
             "labels": found.labels,
             "prompt_ids": found.prompt_ids,
-            "answer": encoder.cutter.read(found.answer_ids),
+            "answer": encoder.cutter.read(found.answer_ids[: len(found.answer_ids) - found.num_closing]),
             "is_cut": found.num_tokens > len(found.input_ids),
             "fault": "",
             "is_empty": False,
