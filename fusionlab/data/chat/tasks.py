@@ -63,7 +63,7 @@ class ChatTasks(TaskData):
         packing: train on several samples in a row, kept apart by their positions.
         completion_only_loss: learn completions, not their prompts.
         assistant_only_loss: learn the assistant's messages, not the others'.
-        apply_chat_template: also put plain-text prompts and completions through the chat template.
+        apply_chat_template: also put plain-text prompts (of ``predict`` too) and completions through the chat template.
         chat_template_path: file of a chat template in the place of the tokenizer's own, or ``none`` for none.
         system: system message of conversations that have none of their own.
         on_empty: rows with nothing to learn are an ``error``, or left out and counted (``skip``).
