@@ -276,7 +276,8 @@ class CausalBackbone(nn.Module):
             tokens of each answer, without the one that ended it.
         """
         check_positions(self.model, prompt_ids.shape[1] + max_new_tokens - 1, "a prompt with its generated answer")
-        self._way = self._way or find_way(self.model, self.model.config.get_text_config().vocab_size)
+        vocabulary = self.model.config.get_text_config().vocab_size
+        self._way = self._way or find_way(self.model, vocabulary, self.sample_tokens.reading)
         parts = [(prompt_ids, prompt_mask)]
         if self._way == "alone":
             parts = [(ids[mask][None], mask[mask][None]) for ids, mask in zip(prompt_ids, prompt_mask, strict=True)]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Literal, TypeAlias
 
@@ -14,6 +15,7 @@ from fusionlab.backbones.choice import lowest_argmax
 from fusionlab.errors import InputError
 
 Output: TypeAlias = Callable[[Callable[[], Tensor]], Tensor]
+Reading: TypeAlias = Callable[[Mapping[str, Tensor]], AbstractContextManager[Any]]
 Way = Literal["cached", "together", "alone"]
 """How prompts are answered: side by side with what was read kept, side by side anew each time, one after another."""
 _TRIED = ((3, 24), (11, 9))  # first token and length of the prompts that are tried
@@ -89,15 +91,16 @@ def greedy(
 
 
 @torch.no_grad()
-def find_way(model: Any, vocabulary: int) -> Way:
+def find_way(model: Any, vocabulary: int, reading: Reading) -> Way:
     """The fastest way that is exact, found by trying where a network carries a state along or takes no positions.
 
     Args:
         model: of transformers', in evaluation mode.
         vocabulary: ids that it has.
+        reading: within which prompts are read, whose mask it is given.
     """
-    names = inspect.signature(model.forward).parameters
-    if not getattr(model, "_is_stateful", False) and {"past_key_values", "position_ids"} <= set(names):
+    names = inspect.signature(model.forward).parameters.keys()
+    if not getattr(model, "_is_stateful", False) and "position_ids" in names and names & {"cache", "past_key_values"}:
         return "cached"
     device = model.get_input_embeddings().weight.device
     prompts = [torch.arange(start, start + size, device=device).remainder(vocabulary) for start, size in _TRIED]
@@ -105,10 +108,13 @@ def find_way(model: Any, vocabulary: int) -> Way:
     ids = torch.stack([torch.nn.functional.pad(prompt, (longest - len(prompt), 0)) for prompt in prompts])
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
     mask = torch.arange(longest, device=device) >= longest - lengths[:, None]
-    alone = torch.cat([_steps(model, prompt[None], mask[:1, -len(prompt) :], cached=False) for prompt in prompts])
+    whole = torch.ones_like(ids, dtype=torch.bool)
+    alone = torch.cat(
+        [_steps(model, prompt[None], whole[:1, : len(prompt)], reading, cached=False) for prompt in prompts]
+    )
     for way in ("cached", "together"):
         try:
-            moved = (_steps(model, ids, mask, cached=way == "cached") - alone).abs().max()
+            moved = (_steps(model, ids, mask, reading, cached=way == "cached") - alone).abs().max()
         except Exception as error:  # of whatever kind: the network cannot be asked so
             if isinstance(error, torch.OutOfMemoryError):
                 raise
@@ -119,7 +125,14 @@ def find_way(model: Any, vocabulary: int) -> Way:
     return "alone"
 
 
-def _steps(model: Any, prompt_ids: Tensor, prompt_mask: Tensor, *, cached: bool) -> Tensor:
+def _steps(
+    model: Any,
+    prompt_ids: Tensor,
+    prompt_mask: Tensor,
+    reading: Reading,
+    *,
+    cached: bool,
+) -> Tensor:
     """log p of every token at the first steps of the answers, shape ``(batch, steps, vocab)``."""
     seen: list[Tensor] = []
 
@@ -127,7 +140,8 @@ def _steps(model: Any, prompt_ids: Tensor, prompt_mask: Tensor, *, cached: bool)
         seen.append(call())
         return seen[-1]
 
-    greedy(model, prompt_ids, prompt_mask, 4, (-1,), output, cached=cached)
+    with reading({"": prompt_mask}):
+        greedy(model, prompt_ids, prompt_mask, 4, (-1,), output, cached=cached)
     return torch.stack([logits[:, -1].float().log_softmax(-1) for logits in seen], dim=1)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -62,6 +65,22 @@ def test_answers_are_those_of_each_prompt_alone(tokenizer: Any, kind: str, way: 
                 logits = backbone.model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -1]
             assert logits[token] >= logits.max() - 1e-4, "not the most likely token"
             tokens.append(token)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt2", "mixtral"])
+def test_networks_of_attention_alone_are_not_tried(causal_folder: Callable[[str], Path], kind: str) -> None:
+    backbone = CausalBackbone.load(str(causal_folder(kind)), name=kind)
+    forward, calls = backbone.model.forward, []
+
+    @functools.wraps(forward)
+    def counted(*arguments: Any, **more: Any) -> Any:
+        calls.append(more)
+        return forward(*arguments, **more)
+
+    backbone.model.forward = counted
+    backbone.generate(torch.tensor([[40, 41]]), torch.ones(1, 2, dtype=torch.bool), 1, (2,))
+    assert len(calls) == 1
+    assert backbone._way == "cached"
 
 
 def test_packing_that_a_network_cannot_be_asked_for_is_refused(tokenizer: Any) -> None:
