@@ -22,6 +22,7 @@ from fusionlab.backbones.positions import check_positions
 from fusionlab.backbones.quiet import UNREADABLE, quiet, reason_of
 from fusionlab.backbones.settings import function_settings
 from fusionlab.backbones.tokenizers import read_tokenizer
+from fusionlab.backbones.trying import tried
 from fusionlab.errors import InputError, name_list
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -63,6 +64,7 @@ class CausalBackbone(nn.Module):
         self.sample_tokens = SampleTokens()
         """A sample's own are the tokens of its prompt."""
         self._side_by_side: bool | None = None
+        self._windows = windows_of(model)
         self._tried = 0
         self._way: Way | None = None
         self._apart_by: Apart | None = None
@@ -196,7 +198,7 @@ class CausalBackbone(nn.Module):
         """
         check_positions(self.model, prompt_ids.shape[1] + max(tree.lengths) - 1, "a prompt with an answer")
         longest = prompt_ids.shape[1] + len(tree.inputs)
-        is_new = any(self._tried <= window < longest for window in windows_of(self.model))
+        is_new = any(self._tried <= window < longest for window in self._windows)
         if self._side_by_side is None or (self._side_by_side and is_new):
             self._tried = longest
             self._side_by_side = self._honours_masks(prompt_ids[:2], prompt_mask[:2], tree)
@@ -214,12 +216,10 @@ class CausalBackbone(nn.Module):
         """
         with torch.no_grad(), torch.autocast(prompt_ids.device.type, enabled=False):
             apart = self._apart(prompt_ids, prompt_mask, tree, plain)
-            try:
-                moved = (self._together(prompt_ids, prompt_mask, tree, plain) - apart).abs().max()
-            except Exception as error:  # of whatever kind: the architecture takes no such mask
-                if isinstance(error, torch.OutOfMemoryError):
-                    raise
+            together = tried(lambda: self._together(prompt_ids, prompt_mask, tree, plain))
+            if together is None:
                 return False
+            moved = (together - apart).abs().max()
             if self.model.dtype == torch.float32:
                 return bool(moved < _EXACT)
             seen = (self._together(prompt_ids, prompt_mask, tree, plain, is_masked=False) - apart).abs().max()

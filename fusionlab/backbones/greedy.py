@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fusionlab.backbones.choice import lowest_argmax
+from fusionlab.backbones.trying import tried
 from fusionlab.errors import InputError
 
 Output: TypeAlias = Callable[[Callable[[], Tensor]], Tensor]
@@ -113,14 +114,10 @@ def find_way(model: Any, vocabulary: int, reading: Reading) -> Way:
         [_steps(model, prompt[None], whole[:1, : len(prompt)], reading, cached=False) for prompt in prompts]
     )
     for way in ("cached", "together"):
-        try:
-            moved = (_steps(model, ids, mask, reading, cached=way == "cached") - alone).abs().max()
-        except Exception as error:  # of whatever kind: the network cannot be asked so
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            continue
+        steps = tried(partial(_steps, model, ids, mask, reading, cached=way == "cached"))
         rounding = 16 * torch.finfo(model.dtype).eps * float(alone.abs().max())
-        if moved < max(_EXACT, rounding if model.dtype != torch.float32 else 0):
+        bound = max(_EXACT, rounding if model.dtype != torch.float32 else 0)
+        if steps is not None and (steps - alone).abs().max() < bound:
             return way
     return "alone"
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from fusionlab.backbones.trying import tried
 from fusionlab.errors import InputError
 
 Apart = Literal["positions", "mask"]
@@ -37,12 +39,8 @@ def find_apart(model: nn.Module, vocabulary: int, logits: Logits, name: str, lon
         windows = [window + 8 for window in windows_of(model) if window < longest]
         length = max(_LEAST, min(windows, default=0))
         for way in ("positions", "mask"):
-            try:
-                if _is_exact(model, vocabulary, logits, way, length):
-                    return way
-            except Exception as error:  # of whatever kind: the architecture takes no such mask
-                if isinstance(error, torch.OutOfMemoryError):
-                    raise
+            if tried(partial(_is_exact, model, vocabulary, logits, way, length)):
+                return way
     raise InputError(
         f"data.packing: {name!r}, a {type(model).__name__}, does not keep samples of one row apart, neither by their "
         f"positions nor by a mask; leave packing off"

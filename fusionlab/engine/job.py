@@ -186,6 +186,11 @@ def peak_bytes(job: Job) -> tuple[int, str]:
     return held + tensor_bytes(info, num_tasks), f"the whole of {name} {info.shape}"
 
 
+def cache_bytes_of(memory_budget: int, num_tasks: int) -> int:
+    """What may be kept of each task vector that is computed as it is read: of all of them a quarter of the budget."""
+    return memory_budget // (4 * num_tasks)
+
+
 def enough(job: Job, threads: int) -> Resources:
     """Threads, and the default budget or the least that the job takes: for callers whose users were asked for none."""
     return Resources(threads, max(DEFAULT_MEMORY_BUDGET, peak_bytes(job)[0]))

@@ -31,7 +31,7 @@ from fusionlab.engine import (
     make_plan,
     run,
 )
-from fusionlab.engine.job import Coefficients, Sums, enough
+from fusionlab.engine.job import Coefficients, Sums, cache_bytes_of, enough
 from fusionlab.errors import InputError, name_list
 from fusionlab.fusion.adapted import parts_of, task_vector
 from fusionlab.fusion.base import AnyBase, Base
@@ -154,7 +154,7 @@ class Inputs:
         for task, vector in self.vectors.items():
             if task not in self.adapters:
                 vector = {name: self.base.stored[name] for name in units.tensors if name not in vector} | dict(vector)
-            weights = StateWeights(vector, units.tensors, DEFAULT_MEMORY_BUDGET // (4 * len(self.vectors)))
+            weights = StateWeights(vector, units.tensors, cache_bytes_of(DEFAULT_MEMORY_BUDGET, len(self.vectors)))
             inputs[task] = TaskInput(weights, is_task_vector=task in self.adapters)
         return inputs
 

@@ -41,6 +41,7 @@ from fusionlab.engine import (
     make_plan,
     run,
 )
+from fusionlab.engine.job import cache_bytes_of
 from fusionlab.errors import InputError
 from fusionlab.files import check_writable, path_of, write_folder
 from fusionlab.fusion.streamed import adapted_units, output_dtype, write_weights
@@ -70,7 +71,7 @@ def prepare(recipe: Recipe, found: StreamedRule | None = None) -> Prepared:
     rule, notes = _rule(recipe.rule if found is None else found, recipe)
     base = open_base(recipe.base, recipe.variant)
     budget = parse_size(recipe.memory_budget, "memory_budget")
-    cache_bytes = budget // (4 * len(recipe.finetuned))
+    cache_bytes = cache_bytes_of(budget, len(recipe.finetuned))
     inputs = {
         task: open_input(task, name, base, cache_bytes, recipe.variant, allow_other_base=recipe.allow_other_base)
         for task, name in recipe.finetuned.items()
@@ -177,7 +178,7 @@ def _job(
     units = UnitWeights(weights)
     if all(opened.adapter is not None for opened in inputs.values()):
         adapters = {task: (opened.adapter, opened.names) for task, opened in inputs.items()}
-        cache_bytes = parse_size(recipe.memory_budget, "memory_budget") // (4 * len(inputs))
+        cache_bytes = cache_bytes_of(parse_size(recipe.memory_budget, "memory_budget"), len(inputs))
         units, task_inputs = adapted_units(weights, adapters, cache_bytes)
     how, is_ignored = recipe.mismatched_tensors, ignored(base.architecture)
     plan = make_plan(units, task_inputs, mismatched_tensors=how, ties=ties, is_ignored=is_ignored)

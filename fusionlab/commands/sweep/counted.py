@@ -110,7 +110,7 @@ def _belongs(record: Mapping[str, Any], sweep: Sweep, identities: Mapping[tuple[
     """
     identity, rule = identities.get((record["method"], record["seed"])), sweep.rules.get(record["rule"])
     subset = tuple(record["fused_tasks"])
-    if identity is None or rule is None or subset not in set(sweep.subsets):
+    if identity is None or rule is None or subset not in sweep.subsets:
         return False
     is_test = record["kind"] == "point" and record["split"] == "test"
     if is_test and {row["task"] for row in record["values"]} != set(sweep.scored(subset)):
