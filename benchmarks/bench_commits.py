@@ -5,7 +5,8 @@
 Every measurement is a process of its own that has imported torch, Lightning, transformers and PEFT before its clock
 starts: seconds of the command itself, our own imports among them. A pair is both commits, one after the other, in turn
 the older or the newer one first; what counts is the ratio within a pair. One uncounted pair comes first, as a commit's
-compiled kernels are made then. The older commit is checked out beside the inputs, which the newer one makes.
+compiled kernels are made then. The older commit is checked out beside the inputs, and makes the run that the sweep
+reads.
 """
 
 from __future__ import annotations
@@ -75,8 +76,8 @@ def seconds(tree: Path, kind: str, folder: Path) -> float:
     return float(told[0][1])
 
 
-def make_inputs(folder: Path) -> None:
-    """Checkpoints of 0.3 billion parameters, and a run of four tangent models."""
+def make_inputs(folder: Path, older: Path) -> None:
+    """Checkpoints of 0.3 billion parameters, and a run of four tangent models, by ``older``: both commits read it."""
     from bench_fuse import make_checkpoints
 
     make_checkpoints(folder, 4, ["base", "model0", "model1", "model2"])
@@ -84,7 +85,7 @@ def make_inputs(folder: Path) -> None:
         own = ["--model.method", "tangent_lora", "--data.tasks", TASKS, "--trainer.max_steps", "20"]
         subprocess.run(
             [sys.executable, "-m", "fusionlab", "fit", *own, "--trainer.default_root_dir", str(folder / "tangents")],
-            env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True,
+            env=os.environ | {"PYTHONPATH": str(older)}, cwd=folder, check=True,
         )  # fmt: skip
 
 
@@ -112,7 +113,7 @@ def main() -> None:
     older = folder / "before"
     if not older.exists():
         subprocess.run(["git", "-C", ROOT, "worktree", "add", "--detach", older, options.before], check=True)
-    make_inputs(folder)
+    make_inputs(folder, older)
     trees = {"before": older, "after": ROOT}
     print("| kind | before, s | after, s | after / before | 95 % of the median |\n|---|---|---|---|---|")
     for kind in options.kinds:

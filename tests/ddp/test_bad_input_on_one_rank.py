@@ -80,7 +80,7 @@ def run(folder: Path, where: str, culprit: int, kind: str = "bad input", slow: i
 
 @pytest.mark.parametrize(
     ("where", "culprit", "slow"),
-    often([("setup", 1, None), ("setup", 1, 2), ("step", 0, 1), ("step", 2, None)], "setup-1-None", "step-0-1"),
+    often([("setup", 1, None), ("setup", 1, 2), ("step", 0, 1), ("step", 2, None)], "setup-1-None", "step-2-None"),
 )
 def test_one_message_and_no_traceback(tmp_path: Path, where: str, culprit: int, slow: int | None) -> None:
     outcomes = run(tmp_path, where, culprit, slow=slow)

@@ -214,7 +214,7 @@ def everything(world_size: int, folder: Path, t5: Path) -> dict[str, Any]:
         half = {"accumulate_grad_batches": 2, "gradient_clip_val": 10.0}
         results["accumulated"] = train(12 // world_size, world_size, **half)
         results["l_lora clipped"] = train(24 // world_size, world_size, method="l_lora", gradient_clip_val=0.01)
-        for precision in ("bf16-mixed", "bf16-true"):
+        for precision in ("bf16-mixed", "bf16-true") if world_size > 1 else ():
             results[precision] = train(24 // world_size, world_size, precision=precision, dropout=0.2)
         for method in METHODS:
             results[method] = train(24 // world_size, world_size, method=method)

@@ -34,6 +34,7 @@ def test_an_sdist_holds_the_package_and_its_weights(source: Path, tmp_path: Path
     assert {"pyproject.toml", "README.md", "LICENSE"} <= names
 
 
+@pytest.mark.slow
 def test_wheel_runs_from_another_folder(source: Path, tmp_path: Path) -> None:
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
     subprocess.run([*build, str(source)], check=True, capture_output=True)
