@@ -14,7 +14,7 @@ class Lines:
 
     Args:
         what: is going on.
-        total: how much there is to do; None where that is not known.
+        total: how much there is to do, an estimate maybe, which is not shown once it is passed; None where not known.
         done: what was done before, by an earlier run.
         show: a count as text.
         every: seconds between two lines.
@@ -57,11 +57,12 @@ class Lines:
             return
         self._last, seconds = now, now - self._begun
         parts = [self._show(done)]
-        if self.total:
-            parts = [f"{parts[0]} of {self._show(self.total)}", f"{min(1.0, done / self.total):.0%}"]
+        total = self.total if self.total and done <= self.total else None
+        if total:
+            parts = [f"{parts[0]} of {self._show(total)}", f"{done / total:.0%}"]
         parts.append(f"{seconds:.0f} s so far")
-        if self.total and done > self._before:
-            parts.append(f"about {max(0.0, seconds * (self.total - done) / (done - self._before)):.0f} s left")
+        if total and done > self._before:
+            parts.append(f"about {seconds * (total - done) / (done - self._before):.0f} s left")
         self._write(f"{self.what}: {', '.join([*parts, *filter(None, [detail])])}")
 
 
