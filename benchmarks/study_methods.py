@@ -34,6 +34,12 @@ RATES = {"full": 1e-3, "lora": 1e-2, "l_lora": 1e-2}
 """On the six sets; the best of three tried on validation of single tasks, learning_rates_2cpu_202611.md."""
 COLUMNS = ("rule", "mean ± s.d.", "share of single tasks", "over average ± s.e.", "inputs", "labels", "passes", "s")
 
+LEGEND = (
+    "`benchmarks/study_methods.py`. All tasks are fused, and scored on test; coefficients are chosen on validation.",
+    "Means over tasks, then over seeds; s.d. and s.e. are over seeds, differences paired by seed. `inputs`, `labels`,",
+    "`passes`: what the rule or search looked at (training inputs for RegMean, Fisher and WEMoE, validation for the",
+    "others), a seed; `s`: seconds a seed of finding, fusing and scoring, on a core that other work may share.",
+)
 
 # runs
 
@@ -126,7 +132,7 @@ def of_rules(rows: Sequence[Mapping[str, Any]], costs: Sequence[Mapping[str, Any
 
 def report(record: Path) -> str:
     """Markdown from the slices of a record: a table for each suite and method; what knows the task stands apart."""
-    lines = ["# Every rule and search, one table", ""]
+    lines = ["# Every rule and search, one table", "", *LEGEND, ""]
     for path in sorted(record.glob("*.json")):
         each = json.loads(path.read_text())
         singles = [statistics.fmean(one["values"].values()) for one in each["single_task"].values()]
@@ -142,7 +148,8 @@ def report(record: Path) -> str:
             lines += [f"| {' | '.join(cells(name, each['rules']))} |" for name in ordered]
             lines.append("")
         if each["missing"]:
-            lines += [f"Not there: {', '.join(sorted({line['rule'] for line in each['missing']}))}.", ""]
+            absent = sorted({f"{line['rule']} of seed {line['seed']}" for line in each["missing"]})
+            lines += [f"Not there: {', '.join(absent)}.", ""]
     return "\n".join(lines)
 
 
