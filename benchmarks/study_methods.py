@@ -7,7 +7,7 @@
 The rules are those of configs/sweep/methods.yaml; coefficients are chosen on validation, numbers are on test. The
 embedded suite is that configuration as it is. The six sets start from small-clip (stage ``backbone``): tiny-clip after
 full fine-tuning on cifar100, as tiny-clip itself is near chance on them; 200 steps of 32 images and at most 1,000
-samples a split.
+samples a split. WEMoE is for `full` alone: it routes MLPs, which adapters of q and v projections leave as they are.
 
 Each suite and method is a sweep with a ledger of its own, which goes on where it was stopped. ``report`` writes what
 the output folder has to the record, one file a suite and method, and README.md from all that the record has.
@@ -79,8 +79,10 @@ def sweep(options: argparse.Namespace) -> None:
     for suite in options.suites:
         for method in options.methods:
             folder = options.output / f"{suite}-{method}"
-            config = yaml.safe_load(RULES.read_text()) | {
-                "output": str(folder), "methods": [method], "seeds": options.seeds,
+            content = yaml.safe_load(RULES.read_text())
+            rules = content["rules"] | ({"wemoe": "wemoe"} if method == "full" else {})
+            config = content | {
+                "output": str(folder), "methods": [method], "seeds": options.seeds, "rules": rules,
                 "fit": fit_of(options, suite, method), "sizes": [8 if suite == "embedded" else len(IMAGES)],
             }  # fmt: skip
             path = options.output / f"{suite}-{method}.yaml"

@@ -53,8 +53,7 @@ def workbench(config: Mapping[str, Any], runs: Sequence[Path] = ()) -> Workbench
     Raises:
         InputError: what the module or the data refuses.
     """
-    model, data, trainer = (dict(config.get(key) or {}) for key in ("model", "data", "trainer"))
-    module_class = class_of(model.get("class_path", "ClipModule"), "fusionlab.modules")
+    data, trainer = (dict(config.get(key) or {}) for key in ("data", "trainer"))
     data_class = class_of(data.get("class_path", "ImageTasks"), "fusionlab.data")
     kept = {name: trainer[name] for name in ("accelerator", "precision") if trainer.get(name) is not None}
     attached = Trainer(
@@ -65,7 +64,7 @@ def workbench(config: Mapping[str, Any], runs: Sequence[Path] = ()) -> Workbench
         enable_model_summary=False,
         **kept,
     )
-    made = attached.precision_plugin.convert_module(module_class(**known_arguments("model", module_class, model)))
+    made = attached.precision_plugin.convert_module(module_of(config))
     attached.strategy.connect(made)
     made.trainer = attached
     made.to(attached.strategy.root_device)
@@ -80,6 +79,17 @@ def workbench(config: Mapping[str, Any], runs: Sequence[Path] = ()) -> Workbench
     module.prepare_tasks(source.tasks)
     module.eval()
     return Workbench(module, source, point_hash(module.base_model))
+
+
+def module_of(config: Mapping[str, Any]) -> Any:
+    """The LightningModule of a configuration, as it is made.
+
+    Raises:
+        InputError: what the module refuses.
+    """
+    model = dict(config.get("model") or {})
+    module_class = class_of(model.get("class_path", "ClipModule"), "fusionlab.modules")
+    return module_class(**known_arguments("model", module_class, model))
 
 
 def class_of(path: str, package: str) -> type:

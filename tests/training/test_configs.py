@@ -61,8 +61,8 @@ def test_image_configs_name_known_tasks() -> None:
             assert list(ImageTasks(named).definitions) == named
 
 
-def test_one_config_has_every_rule_and_search_of_several_models() -> None:
-    text = (ROOT / "configs" / "sweep" / "methods.yaml").read_text()
+def test_two_configs_have_every_rule_and_search_of_several_models() -> None:
+    text = "".join((ROOT / "configs" / "sweep" / name).read_text() for name in ("methods.yaml", "wemoe.yaml"))
     known = {*known_rules(), *known_task_known_rules(), *known_searches()}
     absent = {name for name in known if not re.search(rf"\b{name}\b", text)}
     of_two_models_or_one = {"slerp", "nuslerp", "passthrough"}

@@ -25,7 +25,7 @@ from fusionlab.commands.sweep.identity import Point, RunIdentity
 from fusionlab.commands.sweep.jobs import Job, Work, works
 from fusionlab.commands.sweep.ledger import Ledger
 from fusionlab.commands.sweep.recipe import SweepRecipe
-from fusionlab.commands.sweep.sources import RunSource, load_finetuned, run_config, sources
+from fusionlab.commands.sweep.sources import RunSource, check_routed, load_finetuned, run_config, sources
 from fusionlab.commands.sweep.worker import RunWorker, validation_point
 from fusionlab.errors import InputError, name_list
 from fusionlab.evaluation.rows import Row
@@ -36,7 +36,7 @@ from fusionlab.memory import peak_bytes
 from fusionlab.reporting import check_reference, single_task_values
 from fusionlab.rules import AnyRule, is_open, with_coefficient
 from fusionlab.runs.leases import remove_unfinished
-from fusionlab.search import START, Looks, Running, Search, check_data, looks_for, scored_at_once
+from fusionlab.search import START, Looks, Running, Search, Wemoe, check_data, looks_for, scored_at_once
 from fusionlab.search.workbench import Workbench, workbench
 
 _log = logging.getLogger(__name__)
@@ -86,9 +86,9 @@ class Sweep:
         self._workers: dict[str, RunWorker] = {}
         self._size_starts: dict[tuple[str, str, int], dict[str, float]] = {}
         self._advance: Advance = lambda count: None
-        for source in self.sources:
-            if source.is_finished:
-                self.finetuned(source)
+        loaded = {source.name: self.finetuned(source) for source in self.sources if source.is_finished}
+        if any(isinstance(rule, Wemoe) for rule in self.rules.values()):
+            check_routed(self.sources, loaded, self.bench)
 
     def scored(self, subset: tuple[str, ...]) -> tuple[str, ...]:
         """The tasks whose test splits a fused model is scored on."""

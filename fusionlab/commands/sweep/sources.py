@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -12,7 +12,7 @@ import yaml
 from fusionlab.adapters import Adapter, Method
 from fusionlab.commands import fit
 from fusionlab.commands.sweep.recipe import Space, SweepRecipe
-from fusionlab.contracts import ModuleDefaults
+from fusionlab.contracts import ModuleDefaults, as_module
 from fusionlab.errors import InputError, name_list
 from fusionlab.evaluation.rows import read_rows
 from fusionlab.files import write_text
@@ -20,7 +20,8 @@ from fusionlab.fusion.finetuned import Finetuned
 from fusionlab.layout import ADAPTERS, CONFIG, FINETUNED, FITS, RESULTS, RUNS
 from fusionlab.runs.folder import RunFolder, changed_keys
 from fusionlab.runs.loading import load_weights
-from fusionlab.search.workbench import Workbench
+from fusionlab.search import TrainingRuns, check_mlps
+from fusionlab.search.workbench import Workbench, module_of
 
 # what may differ between the configuration that a run was fitted with, and the one that it is scored with
 _SCORING = (
@@ -117,6 +118,21 @@ def _sources(recipe: SweepRecipe) -> list[RunSource]:
         method = config["model"].get("init_args", {}).get("method", ModuleDefaults.method)
         grouped.setdefault((method, int(config["seed_everything"])), []).append(folder)
     return [RunSource(method, seed, tuple(folders)) for (method, seed), folders in grouped.items()]
+
+
+def check_routed(runs: Sequence[RunSource], loaded: Mapping[str, Finetuned], bench: Workbench) -> None:
+    """Raise if a run has trained, or will train, no MLP that could be routed; ``loaded`` are the finished ones.
+
+    Raises:
+        InputError: which layers it trains instead.
+    """
+    for source in runs:
+        if source.name in loaded:
+            TrainingRuns(loaded[source.name], bench.module, bench.data).mlps()
+        else:
+            made = as_module(module_of(source.config or {}))
+            made.add_adapters(list(bench.data.tasks)[:1])
+            check_mlps(made)
 
 
 def run_config(folder: Path) -> dict[str, Any]:

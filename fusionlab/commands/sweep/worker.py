@@ -18,7 +18,7 @@ from fusionlab.fusion.finetuned import Finetuned, Fused
 from fusionlab.keys import FORMULAS, plain
 from fusionlab.layout import MODELS
 from fusionlab.memory import peak_bytes
-from fusionlab.rules import AnyRule, from_config, to_config
+from fusionlab.rules import AnyRule, TaskArithmetic, from_config, to_config
 from fusionlab.search import Found, Running, Search, TrainingRuns, ValidationProblem
 from fusionlab.search import to_config as search_config
 from fusionlab.search.validation import NOTHING, Cost
@@ -91,13 +91,21 @@ class RunWorker:
         """
         keys = {task: self.identity.of_single(task) for task in self.finetuned.tasks}
         missing = [task for task, key in keys.items() if singles.get(key) is None]
-        models = {task: Candidate(self.finetuned.weights[task], (task,), {}) for task in missing}
-        for task, rows in score_candidates(self.bench.module, self.bench.data, models, "test").items():
-            [row] = primary_rows(rows)
+        for task, row in self._single_rows(missing).items():
             record = {"schema": SCHEMA, "kind": "single", "method": self.source.method, "seed": self.source.seed}
             singles.put(keys[task], record | {"values": [self._value(row)]})
         records = {task: singles.get(key) for task, key in keys.items()}
         return {task: record["values"][0]["value"] for task, record in records.items()}  # type: ignore[index]
+
+    def _single_rows(self, tasks: Sequence[str]) -> dict[str, Row]:
+        """By task. Where outputs add up, the passes are those that points need: each task vector whole, alone."""
+        plans = {task: self.finetuned.plan(TaskArithmetic(1.0), (task,)) for task in tasks}
+        self._models.score_together(((plan, [task]) for task, plan in plans.items()), "test")
+        found = {task: self._models.rows(plan, "test").get(task) for task, plan in plans.items()}
+        rows = {task: row for task, row in found.items() if row is not None}
+        models = {task: Candidate(self.finetuned.weights[task], (task,), {}) for task in tasks if task not in rows}
+        scored = score_candidates(self.bench.module, self.bench.data, models, "test") if models else {}
+        return rows | {task: row for task, of in scored.items() for row in primary_rows(of)}
 
     def _value(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """What a record keeps of a result row."""
