@@ -26,7 +26,9 @@ from fusionlab.callbacks import (
     TrainOnly,
     WholeCheckpointIO,
 )
+from fusionlab.commands.arguments import refuse_empty_arguments
 from fusionlab.commands.checkpoint import checkpoint_to_go_on_from
+from fusionlab.commands.empty import refuse_empty
 from fusionlab.commands.flags import add_flags, take_whole_numbers_first
 from fusionlab.commands.folders import folder_for_a_trial, folder_of, next_run_folder
 from fusionlab.commands.given import check_given
@@ -101,6 +103,8 @@ class FusionCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Choose the run folder; the trainer writes nowhere else."""
         config = self.config[self.subcommand]
+        refuse_empty(self._subcommand_parsers[self.subcommand], config)
+        refuse_empty_arguments(config)
         if config.seed_everything is True or config.seed_everything is False:
             raise InputError("seed_everything must be a number, so that the run can be repeated")
         given = [*self.given, *(["dry_run"] if config.dry_run else [])]  # of a file too: it must not become a true run

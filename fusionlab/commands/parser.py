@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import jsonargparse
 import yaml
 
+from fusionlab.commands.empty import refuse_empty
 from fusionlab.commands.messages import readable
 from fusionlab.errors import InputError, did_you_mean
 from fusionlab.files import path_of
@@ -85,6 +86,7 @@ def _parsed(
     except ArgumentError as error:
         raise InputError(readable(str(error), flag_names(parser), command)) from error
     found.pop("config")
+    refuse_empty(parser, found)
     return found
 
 

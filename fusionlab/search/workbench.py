@@ -100,7 +100,13 @@ def class_of(path: str, package: str) -> type:
 
 def arguments_of(owner: type) -> list[str]:
     """The names of a class's arguments, with those that it hands on to its base."""
-    return list(jsonargparse.ArgumentParser().add_class_arguments(owner, as_group=False, fail_untyped=False))
+    return list(parser_of(owner)[1])
+
+
+def parser_of(owner: type) -> tuple[jsonargparse.ArgumentParser, list[str]]:
+    """A parser of a class's arguments, and their names."""
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    return parser, parser.add_class_arguments(owner, as_group=False, fail_untyped=False)
 
 
 def known_arguments(key: str, owner: type, given: Mapping[str, Any]) -> dict[str, Any]:

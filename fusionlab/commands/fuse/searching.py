@@ -125,6 +125,7 @@ class Looking:
 
 def look(recipe: Recipe, search: Search) -> Looking:
     """Open and check all that the search looks at; see :func:`with_rule_found`."""
+    from fusionlab.commands.arguments import check_arguments
     from fusionlab.fusion.by_task import weights_of
     from fusionlab.fusion.finetuned import Finetuned
     from fusionlab.runs.loading import load_weights
@@ -136,7 +137,9 @@ def look(recipe: Recipe, search: Search) -> Looking:
     prepared = prepare(replace(recipe, rule=_STAND_IN))
     needed = _bytes_in_memory(prepared)
     _check_budget(recipe, needed)
-    bench = workbench({"model": _model_of(recipe), "data": _with_class(recipe.data)}, _runs(prepared))
+    config = {"model": _model_of(recipe), "data": _with_class(recipe.data)}
+    check_arguments(config)
+    bench = workbench(config, _runs(prepared))
     missing = [task for task in prepared.inputs if task not in bench.data.tasks]
     if missing or len(bench.data.tasks) != len(prepared.inputs):
         raise InputError(

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
+from fusionlab.commands.arguments import check_arguments
 from fusionlab.commands.sweep.choosing import (
     SPLITS,
     NotScoredError,
@@ -63,6 +64,7 @@ class Sweep:
         self.sources = sources(recipe)
         for source in self.sources:
             source.check_fitted(self.output)
+        check_arguments(self.config)
         self.bench: Workbench = workbench(self.config, self._first_run())
         self.tasks = tuple(self.bench.data.tasks)
         if recipe.full_reference is not None:

@@ -130,6 +130,9 @@ class SweepRecipe:
         own = self._fit()
         config = _overlay(own, self.by_method.get(method, {}))
         model = config.setdefault("model", {})
+        for key in ("model", "data", "trainer"):
+            if not isinstance(config.get(key, {}), Mapping):
+                raise InputError(f"fit.{key}: expected keys, got {config[key]!r}; give some, or leave it out")
         if "class_path" not in model:
             config["model"] = {"class_path": "ClipModule", "init_args": model.get("init_args", {})}
         chooses = "method" in arguments_of(class_of(config["model"]["class_path"], "fusionlab.modules"))

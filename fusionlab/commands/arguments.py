@@ -1,0 +1,51 @@
+"""The arguments of a module and its data, checked as ``fit`` checks them, for commands that make these themselves."""
+
+from __future__ import annotations
+
+from argparse import ArgumentError
+from collections.abc import Mapping
+from typing import Any
+
+import jsonargparse
+
+from fusionlab.commands.empty import refuse_empty
+from fusionlab.commands.messages import readable
+from fusionlab.errors import InputError
+from fusionlab.search.workbench import class_of, known_arguments, parser_of
+
+PLACES = {"model": ("ClipModule", "fusionlab.modules"), "data": ("ImageTasks", "fusionlab.data")}
+"""The class that is made where none is named, and the package where a name without a path is looked for."""
+
+
+def check_arguments(config: Mapping[str, Any]) -> None:
+    """Raise for an unknown, empty or wrong argument of the module or the data.
+
+    Args:
+        config: ``model`` and ``data``, each with ``class_path`` and ``init_args``.
+
+    Raises:
+        InputError: the key, what it expects, and what it got.
+    """
+    for key, (default, package) in PLACES.items():
+        given = config.get(key, {})
+        if not isinstance(given, Mapping):
+            raise InputError(f"{key}: expected class_path and init_args, got {given!r}")
+        owner = class_of(given.get("class_path", default), package)
+        arguments = known_arguments(key, owner, given)
+        parser, _ = parser_of(owner)
+        try:
+            parser.parse_object(arguments)
+        except ArgumentError as error:
+            raise InputError(f"{key}.{readable(str(error), (), 'fit')}") from error
+        refuse_empty(parser, arguments, f"{key}.")
+
+
+def refuse_empty_arguments(config: jsonargparse.Namespace) -> None:
+    """Raise for an empty argument of the module or the data, whose types are checked already.
+
+    Raises:
+        InputError: the key, what it expects, and its default.
+    """
+    for key, (_, package) in PLACES.items():
+        parser, _ = parser_of(class_of(config[key].class_path, package))
+        refuse_empty(parser, config[key].get("init_args") or {}, f"{key}.")
