@@ -114,12 +114,14 @@ class _Rows:
         }
         self.by_task = {split: dict.fromkeys(sweep.tasks, 0.0) for split in self._sizes}
         self.points, self._is_linear = 0.0, is_linear
-        self._add("test", sweep.tasks, TANGENT_FORWARDS if is_linear else 1.0)  # each fine-tuned model on its own task
+        if not is_linear:
+            self._add("test", sweep.tasks, 1.0)  # each fine-tuned model on its own task
         for rule in sweep.rules.values():
             for subset in sweep.subsets:
                 self._count(sweep, rule, subset)
-        if is_linear and any(map(is_sum, sweep.rules.values())):
-            for split in self._sizes:
+        if is_linear:  # of one pass for each task vector the fine-tuned models are scored too
+            looks = any(map(is_sum, sweep.rules.values()))
+            for split in self._sizes if looks else ("test",):
                 self._add(split, sweep.tasks, 1 + TANGENT_FORWARDS * len(sweep.tasks))
 
     def _count(self, sweep: Sweep, rule: AnyRule | Search, subset: tuple[str, ...]) -> None:
