@@ -11,10 +11,7 @@ import jsonargparse
 from fusionlab.commands.empty import refuse_empty
 from fusionlab.commands.messages import readable
 from fusionlab.errors import InputError
-from fusionlab.search.workbench import class_of, known_arguments, parser_of
-
-PLACES = {"model": ("ClipModule", "fusionlab.modules"), "data": ("ImageTasks", "fusionlab.data")}
-"""The class that is made where none is named, and the package where a name without a path is looked for."""
+from fusionlab.search.workbench import class_given, known_arguments, parser_of
 
 
 def check_arguments(config: Mapping[str, Any]) -> None:
@@ -26,11 +23,11 @@ def check_arguments(config: Mapping[str, Any]) -> None:
     Raises:
         InputError: the key, what it expects, and what it got.
     """
-    for key, (default, package) in PLACES.items():
+    for key in ("model", "data"):
         given = config.get(key, {})
         if not isinstance(given, Mapping):
             raise InputError(f"{key}: expected class_path and init_args, got {given!r}")
-        owner = class_of(given.get("class_path", default), package)
+        owner = class_given(key, given)
         arguments = known_arguments(key, owner, given)
         parser, _ = parser_of(owner)
         try:
@@ -46,6 +43,6 @@ def refuse_empty_arguments(config: jsonargparse.Namespace) -> None:
     Raises:
         InputError: the key, what it expects, and its default.
     """
-    for key, (_, package) in PLACES.items():
-        parser, _ = parser_of(class_of(config[key].class_path, package))
+    for key in ("model", "data"):
+        parser, _ = parser_of(class_given(key, config[key]))
         refuse_empty(parser, config[key].get("init_args") or {}, f"{key}.")

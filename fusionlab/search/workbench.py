@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def workbench(config: Mapping[str, Any], runs: Sequence[Path] = ()) -> Workbench
         InputError: what the module or the data refuses.
     """
     data, trainer = (dict(config.get(key) or {}) for key in ("data", "trainer"))
-    data_class = class_of(data.get("class_path", "ImageTasks"), "fusionlab.data")
+    data_class = class_given("data", data)
     kept = {name: trainer[name] for name in ("accelerator", "precision") if trainer.get(name) is not None}
     attached = Trainer(
         devices=1,
@@ -88,8 +89,14 @@ def module_of(config: Mapping[str, Any]) -> Any:
         InputError: what the module refuses.
     """
     model = dict(config.get("model") or {})
-    module_class = class_of(model.get("class_path", "ClipModule"), "fusionlab.modules")
+    module_class = class_given("model", model)
     return module_class(**known_arguments("model", module_class, model))
+
+
+def class_given(key: str, given: Mapping[str, Any]) -> Any:
+    """The class of ``model`` or ``data``; where none is named, the one that `fit` takes."""
+    default, package = {"model": ("ClipModule", "fusionlab.modules"), "data": ("ImageTasks", "fusionlab.data")}[key]
+    return class_of(given.get("class_path", default), package)
 
 
 def class_of(path: str, package: str) -> type:
@@ -103,6 +110,7 @@ def arguments_of(owner: type) -> list[str]:
     return list(parser_of(owner)[1])
 
 
+@cache
 def parser_of(owner: type) -> tuple[jsonargparse.ArgumentParser, list[str]]:
     """A parser of a class's arguments, and their names."""
     parser = jsonargparse.ArgumentParser(exit_on_error=False)

@@ -126,13 +126,15 @@ def check_routed(runs: Sequence[RunSource], loaded: Mapping[str, Finetuned], ben
     Raises:
         InputError: which layers it trains instead.
     """
-    for source in runs:
-        if source.name in loaded:
-            TrainingRuns(loaded[source.name], bench.module, bench.data).mlps()
-        else:
-            made = as_module(module_of(source.config or {}))
-            made.add_adapters(list(bench.data.tasks)[:1])
-            check_mlps(made)
+    for finetuned in loaded.values():
+        TrainingRuns(finetuned, bench.module, bench.data).mlps()
+    to_fit = {
+        source.method: source.config for source in runs if source.name not in loaded
+    }  # seeds train the same layers
+    for config in to_fit.values():
+        made = as_module(module_of(config or {}))
+        made.add_adapters(list(bench.data.tasks)[:1])
+        check_mlps(made)
 
 
 def run_config(folder: Path) -> dict[str, Any]:
