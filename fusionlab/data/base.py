@@ -36,7 +36,7 @@ class TaskData(LightningDataModule, DataDefaults, ABC):
     Args:
         definitions: the tasks by name, completed.
         batch_size: samples of each task in a training batch of one process.
-        eval_batch_size: samples in an evaluation batch.
+        eval_batch_size: samples in an evaluation batch at most; those of a set are of one size.
         max_samples: use at most this many samples of each split, a fixed random choice.
         cache_dir: folder for decoded images and tokens; by default ``$FUSIONLAB_CACHE``, else ``~/.cache/fusionlab``.
         seed: seed of the order of training samples.

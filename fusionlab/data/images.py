@@ -107,7 +107,7 @@ class ImageTasks(TaskData):
         tasks: names known to the package, or mappings ``{name, path, ...}`` where path is a hub id, or a local folder
             or file of parquet, csv, tsv, json or images in one folder per class; all embedded tasks by default.
         batch_size: images of each task in a training batch of one process.
-        eval_batch_size: images in an evaluation batch.
+        eval_batch_size: images in an evaluation batch at most; those of a set are of one size.
         image_size: side of the square images in pixels; by default what the backbone takes, processed as its
             checkpoint says.
         on_bad_image: ``error`` names the images that do not decode and stops, ``skip`` leaves them out.

@@ -51,7 +51,7 @@ class TextTasks(TaskData):
             mappings ``{name, path, input_columns, template, label_words | target_column, metric}`` where path is a hub
             id, or a local folder or file of parquet, csv, tsv or json; all embedded tasks by default.
         batch_size: texts of each task in a training batch of one process.
-        eval_batch_size: texts in an evaluation batch.
+        eval_batch_size: texts in an evaluation batch at most; those of a set are of one size.
         prompts: how GLUE's tasks are put: ``paper`` as in arXiv 2310.04742, ``natural`` as questions.
         max_tokens: longer inputs are cut, counted and reported.
         texts: file with one text a line, or ``-`` for the standard input, for ``predict``.

@@ -53,17 +53,23 @@ def test_seeds_are_fixed_numbers() -> None:
     assert derive_seed("ab", "c") != derive_seed("a", "bc")
 
 
-@pytest.mark.parametrize(("num_samples", "batch_size", "world_size"), [(10, 4, 1), (10, 4, 3), (3, 8, 2), (16, 4, 5)])
+@pytest.mark.parametrize(
+    ("num_samples", "batch_size", "world_size", "size"),
+    [(10, 4, 1, 4), (9, 4, 3, 3), (3, 8, 2, 3), (16, 4, 5, 4), (160, 128, 2, 80), (1, 4, 1, 1), (0, 4, 2, 0)],
+)
 def test_ranks_together_see_every_sample_once_in_batches_of_one_shape(
-    num_samples: int, batch_size: int, world_size: int
+    num_samples: int, batch_size: int, world_size: int, size: int
 ) -> None:
-    seen = []
+    seen, padding = [], 0
     for rank in range(world_size):
         for indices, mask in evaluation_batches(num_samples, batch_size, rank=rank, world_size=world_size):
-            assert indices.shape == mask.shape == (batch_size,)
+            assert indices.shape == mask.shape == (size,)
             assert indices[~mask].eq(0).all()
             seen += indices[mask].tolist()
+            padding += int((~mask).sum())
     assert sorted(seen) == list(range(num_samples))
+    batches = -(-num_samples // batch_size)
+    assert padding == batches * size - num_samples < max(1, batches)
 
 
 def test_the_batches_of_many_ranks_are_those_of_one() -> None:

@@ -58,7 +58,7 @@ class ChatTasks(TaskData):
             parquet, csv, tsv or json; with ``input_columns``, ``template``, ``label_words`` or ``target_column`` for a
             ranked task or a score.
         batch_size: samples (rows of packed samples) of each task in a training batch of one process.
-        eval_batch_size: samples in an evaluation batch.
+        eval_batch_size: samples in an evaluation batch at most; those of a set are of one size.
         max_length: tokens of a sample at most; longer ones are cut at the end, counted and reported.
         packing: train on several samples in a row, kept apart by their positions.
         completion_only_loss: learn completions, not their prompts.
