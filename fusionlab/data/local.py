@@ -207,7 +207,7 @@ def input_errors(task: Task, what: str) -> Iterator[None]:
 
     try:
         yield
-    except (DatasetsError, *hub_errors()) as error:
+    except (DatasetsError, RecursionError, OverflowError, *hub_errors()) as error:  # the middle two of a line of JSON
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if not is_local(task) and not isinstance(error, InputError):
             reason = hub_refusal(error) or reason

@@ -97,20 +97,32 @@ class TextSource:
         return texts[rows]
 
     def render(self, row: Mapping[str, Any]) -> str:
-        """What the model reads of one raw row."""
+        """What the model reads of one raw row.
+
+        Raises:
+            InputError: the row has not all columns, or what is in one is no text, number or time.
+        """
+        said = {}
         for column in _FIELD.findall(self.template):
             _check_column(self.task, row, column, "text")
-        return _rendered(self.template, {name: [_text(value)] for name, value in row.items()}, 0)
+            if isinstance(row[column], bytes | list | tuple | dict):
+                raise InputError(f"task {self.task.name!r}: column {column!r} holds no text but {row[column]!r}")
+            said[column] = [_text(row[column])]
+        return _rendered(self.template, said, 0)
 
     def answer(self, row: Mapping[str, Any]) -> str:
         """What it should answer to one raw row.
 
         Raises:
-            InputError: the row has no label, or none of the task's.
+            InputError: the row has no label, or none of the task's; or no score.
         """
         if self.label_words is None or self._labels is None:
-            _check_column(self.task, row, str(self.task.target_column), "score")
-            return f"{float(row[str(self.task.target_column)]):.1f}"
+            column = str(self.task.target_column)
+            _check_column(self.task, row, column, "score")
+            score = _score(row[column])
+            if not math.isfinite(score):
+                raise InputError(f"task {self.task.name!r}: the row has no number in {column!r}, but {row[column]!r}")
+            return _said_score(score)
         _check_column(self.task, row, self._labels.column, "label")
         label = row[self._labels.column]
         place = self._labels.place(label)
@@ -130,12 +142,11 @@ class TextSource:
         self._check_not_empty(split, parts)
         remainders = np.array([remainder("\0".join(part).encode()) for part in parts], np.uint8)
         rendered = [_rendered(self.template, columns, row) for row in range(len(parts))]
-        targets = self._scores(split) if self._labels is None else self._labels.by_split[split]
-        if self.label_words is None:
-            answers = [f"{score:.1f}" for score in targets.tolist()]
-        else:
-            answers = [self.label_words[label] for label in targets.tolist()]
-        return Texts(rendered, answers, targets), remainders
+        if self.label_words is None or self._labels is None:
+            scores = self._scores(split)
+            return Texts(rendered, list(map(_said_score, scores.tolist())), scores.astype(np.float32)), remainders
+        labels = self._labels.by_split[split]
+        return Texts(rendered, [self.label_words[label] for label in labels.tolist()], labels), remainders
 
     def _check_not_empty(self, split: str, parts: Sequence[tuple[str, ...]]) -> None:
         empty = [str(row) for row, texts in enumerate(parts) if not any(text.strip() for text in texts)]
@@ -152,8 +163,8 @@ class TextSource:
         column = task.target_column or ""
         _check_column(task, table.features, column, "score")
         feature = table.features[column]
-        scores = np.array([_score(value) for value in table[column][:]], np.float32)
-        bad = [str(row) for row in np.flatnonzero(~np.isfinite(scores))]
+        scores = np.array([_score(value) for value in table[column][:]])
+        bad = [str(row) for row in np.flatnonzero(~np.isfinite(scores.astype(np.float32)))]
         if not isinstance(feature, Value) or (len(bad) == len(scores) and feature.dtype.endswith("string")):
             raise InputError(f"target_column {column!r} of task {task.name!r} holds no numbers but {feature}")
         if bad:
@@ -233,12 +244,14 @@ def _check_text(task: Task, features: Mapping[str, Any], column: str) -> None:
     from datasets import ClassLabel, Value
 
     _check_column(task, features, column, "text")
-    if not isinstance(features[column], Value | ClassLabel):
-        raise InputError(f"task {task.name!r}: column {column!r} holds no text but {features[column]}; name another")
+    feature = features[column]
+    if not isinstance(feature, Value | ClassLabel) or "binary" in str(feature.dtype):
+        raise InputError(f"task {task.name!r}: column {column!r} holds no text but {feature}; name another")
 
 
 def _text(value: Any) -> str:
-    return "" if value is None else str(value)
+    """A cell as text; empty where there is none, which tables of numbers say by NaN."""
+    return "" if value is None or value != value else str(value)
 
 
 def _score(value: Any) -> float:
@@ -246,6 +259,10 @@ def _score(value: Any) -> float:
     if isinstance(value, str):
         return float(value) if _NUMBER.fullmatch(value) else math.nan
     return float(value) if isinstance(value, int | float) else math.nan
+
+
+def _said_score(score: float) -> str:
+    return f"{score:.1f}"
 
 
 def _rendered(template: str, columns: Mapping[str, Sequence[str]], row: int) -> str:

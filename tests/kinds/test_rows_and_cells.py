@@ -13,7 +13,11 @@ import datasets
 import pytest
 from task_files import images, png, table, texts
 
+from fusionlab.data.rendering import TextSource
+from fusionlab.data.tasks import Task
 from fusionlab.errors import InputError
+
+INTEGER, LARGE_BINARY = datasets.Value("int64"), datasets.Value("large_binary")
 
 # cells
 
@@ -140,6 +144,12 @@ BROKEN = {
     "latin-1 in json": ("jsonl", '{"text": "a", "label": 0}\n{"text": "ä", "label": 1}\n', r"not utf-8: line 2"),
     "utf-16": ("tsv", "text\tlabel\na\t0\n", r"not utf-8: line 1 holds the byte 0xff"),
     "utf-16 without a mark": ("csv", "text,label\na,0\n", r"line 1 holds a zero byte"),
+    "lists in lists": ("jsonl", '{"text": "a", "label": 0, "x": ' + "[" * 20_000 + "]" * 20_000 + "}\n", "maximum rec"),
+    "an integer of 80 bits": (
+        "jsonl",
+        '{"text": "a", "label": 0, "x": {"y": 1234567890123456789012345}}\n',
+        "too large",
+    ),
 }
 ENCODINGS = {
     "latin-1": "latin-1",
@@ -357,3 +367,33 @@ def test_lists_and_objects_are_no_text(tmp_path: Path, cells: str) -> None:
     (tmp_path / "set/all.jsonl").write_text("\n".join(lines))
     with pytest.raises(InputError, match=r"column 'text' holds no text but|the values of 'text' are of several kinds"):
         texts(tmp_path / "set/all.jsonl")
+
+
+def test_bytes_are_no_text_and_a_number_that_is_none_is_an_empty_cell(tmp_path: Path) -> None:
+    rows = {"text": [b"a film", b"b"], "label": [0, 1]}
+    folder = table(tmp_path / "set/test.parquet", rows, datasets.Features(text=LARGE_BINARY, label=INTEGER))
+    with pytest.raises(InputError, match=r"column 'text' holds no text but Value\('large_binary'\)"):
+        texts(folder)
+    rows = {"text": ["a", "b"], "number": [1.5, float("nan")], "label": [0, 1]}
+    columns = datasets.Features(text=datasets.Value("string"), number=datasets.Value("float64"), label=INTEGER)
+    read = texts(table(tmp_path / "other/test.parquet", rows, columns), template="{text} {number}")
+    assert list(read.inputs) == ["a 1.5", "b "]
+
+
+def test_a_raw_row_is_read_as_a_row_of_the_table(tmp_path: Path) -> None:
+    rows = {"text": ["a", "b", "c"], "score": [0.45, 1.15, 0.85]}
+    columns = datasets.Features(text=datasets.Value("string"), score=datasets.Value("float64"))
+    folder = table(tmp_path / "set/test.parquet", rows, columns)
+    task = Task(name="own", path=str(folder), template="{text}", target_column="score", test="test")
+    source = TextSource(task, None, tmp_path / "cache")
+    read = source.texts("test")
+    for row, (text, score) in enumerate(zip(rows["text"], rows["score"], strict=True)):
+        raw = {"text": text, "score": score}
+        assert (source.render(raw), source.answer(raw)) == (read.inputs[row], read.answers[row])
+        assert source.answer(raw) == f"{score:.1f}"
+    for bad in (None, "x", "", [1.0], float("nan")):
+        with pytest.raises(InputError, match=r"the row has no number in 'score', but"):
+            source.answer({"text": "a", "score": bad})
+    for bad in (["a"], {"k": 1}, b"a"):
+        with pytest.raises(InputError, match=r"column 'text' holds no text but"):
+            source.render({"text": bad, "score": 1})

@@ -140,3 +140,65 @@ def test_plain_questions_go_through_the_template_where_plain_rows_do(
     learnt = data.encode("talk", {"prompt": "a film?", "completion": "yes"})
     assert batch["prompt_ids"][0].tolist() == learnt["prompt_ids"]
     assert [*learnt["prompt_ids"], *batch["choices"][0][0]] == learnt["input_ids"][:-1]
+
+
+MARKED = (
+    "{{ '<|im_start|>' + m['role'] + '\n' }}{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] + "
+    "'<|im_end|>' }}{% endgeneration %}{{ '\n' }}{% else %}{{ m['content'] + '<|im_end|>\n' }}{% endif %}"
+)
+AROUND = "{% for m in messages %}X{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+WITHIN = {
+    "nothing": AROUND.replace("X", MARKED),
+    "a macro": "{% macro say(m) %}" + MARKED + "{% endmacro %}" + AROUND.replace("X", "{{ say(m) }}"),
+    "a set": AROUND.replace("X", "{%- set x -%}" + MARKED + "{% endset %}{{ x }}"),
+    "a filter": AROUND.replace("X", "{% filter string %}" + MARKED + "{% endfilter %}"),
+    "a comment": AROUND.replace("X", "{# {% generation %}{% endgeneration %} #}" + MARKED.replace(
+        "{% generation %}", "").replace("{% endgeneration %}", "")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("within", WITHIN)
+def test_marks_are_followed_or_answers_found_without_them(tokenizer: Any, tmp_path: Path, within: str) -> None:
+    turns = [("user", "hello there"), ("assistant", "one two three"), ("user", "go"), ("assistant", "four five six")]
+    data = chat_tasks(tokenizer, WITHIN[within], tmp_path)
+    found = learnt_texts(tokenizer, data.encode("talk", {"messages": messages(turns)}))
+    assert found == ["one two three<|im_end|>", "four five six<|im_end|>"]
+
+
+@pytest.mark.parametrize("answer", ["a<|endoftext|>", "<|im_end|>", "b c<|im_start|>", "a\n"])
+def test_where_no_special_token_closes_answers_one_in_an_answer_does_not(
+    tokenizer: Any, tmp_path: Path, answer: str
+) -> None:
+    template = (
+        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    )
+    row = {"messages": messages([("user", "x"), ("assistant", answer), ("user", "y"), ("assistant", answer)])}
+    found = learnt_texts(tokenizer, chat_tasks(tokenizer, template, tmp_path).encode("talk", row))
+    assert found == [f"{answer}\n", f"{answer}\n"]
+
+
+def test_arguments_that_a_call_does_not_have_are_not_learnt(tokenizer: Any, tmp_path: Path) -> None:
+    """A table gives every call the arguments of all, without a value."""
+    calls = "{{ '<|im_start|>assistant\n' + (m.tool_calls | tojson) + '<|im_end|>\n' }}"
+    template = CHATML.replace(
+        "{% for m in messages %}", "{% for m in messages %}{% if m.tool_calls %}" + calls + "{% else %}"
+    ).replace("{% endfor %}", "{% endif %}{% endfor %}", 1)
+    own = copy.deepcopy(tokenizer)
+    own.chat_template = template
+    rows = [
+        {"messages": [
+            {"role": "user", "content": f"q{row}"},
+            {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]},
+        ]}
+        for row, arguments in enumerate([{"zip": 5}, {"city": {"name": "x"}}, {"city": {"part": "y"}}, {"zip": 7}])
+    ]  # fmt: skip
+    for split in ("train", "validation", "test"):
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = ChatTasks([{"name": "talk", "path": str(tmp_path)}], tokenizer=own, cache_dir=str(tmp_path / "cache"))
+    data.setup()
+    samples = data.splits["talk"]["train"].samples
+    for place, row in enumerate(rows):
+        ids = data.encode("talk", row)["input_ids"]
+        assert list(samples.input_ids[place]) == ids
+        assert "null" not in tokenizer.decode(ids)

@@ -82,11 +82,19 @@ class Cutter:
             ids, spans = joint, found
         return ids, spans, counts
 
-    def within(self, ids: Sequence[int], spans: Sequence[Span], start: int, end: int) -> Span:
-        """The tokens that lie wholly between two characters, without the white space after a closing special token."""
+    def within(self, ids: Sequence[int], spans: Sequence[Span], start: int, end: int, closes: bool) -> Span:
+        """The tokens that lie wholly between two characters, those of an answer.
+
+        Args:
+            ids: all tokens.
+            spans: the characters of each.
+            start: the first character.
+            end: the character after the last.
+            closes: whether a special token closes answers, after which white space is left out.
+        """
         inside = [i for i, (first, last) in enumerate(spans) if first >= start and last <= end and last > first]
-        if not inside:
-            return 0, 0
+        if not inside or not closes:
+            return (inside[0], inside[-1] + 1) if inside else (0, 0)
         last = inside[-1]
         while last > inside[0] and ids[last] not in self.special and not self.tokenizer.decode([ids[last]]).strip():
             last -= 1

@@ -128,7 +128,7 @@ class Encoder:
             characters = self._learnt(
                 messages, text, {k: v for k, v in begins.items() if k >= said.first_answer}, marked
             )
-            learnt = [self.cutter.within(ids, spans, *place) for place in characters]
+            learnt = [self.cutter.within(ids, spans, *place, template.closes) for place in characters]
         if as_learnt and learnt:
             answer, num_closing = tuple(ids[counts[-1] : learnt[-1][1]]), 0
         else:
@@ -159,7 +159,7 @@ class Encoder:
             ids, spans, (*_, prompt) = self.cutter.cut(
                 text, [template.begin_of(messages[: last + 1], place, text) for place in _answers(messages)]
             )
-        _, end = self.cutter.within(ids, spans, 0, len(text))
+        _, end = self.cutter.within(ids, spans, 0, len(text), template.closes)
         said = len(text.removesuffix(template.closing))
         return tuple(ids[prompt:end]), sum(first >= said for first, _ in spans[prompt:end])
 

@@ -158,14 +158,14 @@ def _with_system(messages: Sequence[Message], system: str | None) -> tuple[Messa
 
 
 def _messages(value: Any, column: str) -> list[Message]:
-    """The messages of a row, keys without a value left out (tables give every message the keys of all)."""
+    """The messages of a row; keys without a value, also in tool calls, are left out: tables give each all of them."""
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
         raise InputError(f"{column} must be a list of {{role, content}}, got {value!r}")
     messages = []
     for entry in value:
         if not isinstance(entry, Mapping):
             raise InputError(f"{column} must be a list of {{role, content}}, got the entry {entry!r}")
-        message = {key: content for key, content in entry.items() if content is not None}
+        message = _with_values(entry)
         role, content = message.get("role"), message.get("content")
         if not isinstance(role, str):
             raise InputError(f"a message of {column} has no role: {entry!r}")
@@ -179,6 +179,13 @@ def _messages(value: Any, column: str) -> list[Message]:
             raise InputError(f"a message of {column} ({role}) has no content")
         messages.append(message)
     return messages
+
+
+def _with_values(value: Any) -> Any:
+    """A mapping without the keys that have no value, at any depth."""
+    if isinstance(value, Mapping):
+        return {key: _with_values(within) for key, within in value.items() if within is not None}
+    return [_with_values(within) for within in value] if isinstance(value, list) else value
 
 
 def _message(role: str, content: str) -> Message:

@@ -36,7 +36,7 @@ from fusionlab.data.tasks import Task, parse_tasks
 from fusionlab.errors import InputError, did_you_mean, name_list
 from fusionlab.tensors import hub
 
-_FORMAT = 4
+_FORMAT = 5
 """Raise to drop every cache, after a change to encoding."""
 _IMAGE_KEYS = ("image_column", "templates", "class_aliases")
 EMBEDDED_CHAT_TASKS: list[str | dict] = list(ASKED_TASKS)

@@ -18,7 +18,6 @@ from fusionlab.data.chat.rows import Message
 from fusionlab.data.tables import decoded
 from fusionlab.errors import InputError, name_list
 
-_MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _EXAMPLES: tuple[list[Message], ...] = (
     [{"role": "user", "content": "x"}],
     [{"role": "system", "content": "x"}, {"role": "user", "content": "x"}],
@@ -39,7 +38,7 @@ class Template:
 
     def __init__(self, source: str, cutter: Cutter, moment: datetime) -> None:
         self.source, self.cutter = with_date(source, moment), cutter
-        self.has_marks = _MARKS.search(source) is not None
+        self.has_marks = has_marks(source)
 
     def write(self, messages: Sequence[Message], *, asking: bool = False) -> str:
         """The conversation as text; ``asking`` for an answer it ends in the header of one.
@@ -107,6 +106,11 @@ class Template:
         """The first special token that is written behind an answer; None where there is none."""
         return next((token for token in self.cutter.tokens(self.closing) if token in self.cutter.special), None)
 
+    @property
+    def closes(self) -> bool:
+        """Whether a special token closes an answer; where none does, one that an answer holds itself is no end."""
+        return self.end_token is not None
+
     @cached_property
     def end(self) -> str:
         """That token as text; empty where there is none."""
@@ -166,6 +170,40 @@ class Template:
             message.pop("tool_calls", None)
         if self.write(messages) == self.write(without):
             raise InputError("a message has tool_calls, which the chat template does not write; leave such rows out")
+
+
+def has_marks(source: str) -> bool:
+    """Whether a template marks answers by ``{% generation %}`` where the marks can be followed.
+
+    Within a macro, a call, a filter or the block of a ``set``, transformers counts the characters of the block alone,
+    so that its marks lie too early.
+
+    Example:
+        >>> answer = "{% generation %}{{ x }}{% endgeneration %}"
+        >>> has_marks(answer), has_marks("{# " + answer + " #}"), has_marks("{% set y %}" + answer + "{% endset %}")
+        (True, False, False)
+    """
+    from jinja2 import Environment, TemplateSyntaxError
+
+    try:
+        tokens = [(kind, word) for _, kind, word in Environment().lex(source) if kind != "whitespace"]
+    except TemplateSyntaxError:  # told with the first row that it refuses
+        return False
+    depth, marks = 0, []
+    for place, (kind, _word) in enumerate(tokens):
+        if kind != "block_begin":
+            continue
+        tag = tokens[place + 1][1]
+        until = next(end for end in range(place, len(tokens)) if tokens[end][0] == "block_end")
+        is_block = tag in ("macro", "call", "filter") or (tag == "set" and ("operator", "=") not in tokens[place:until])
+        depth += is_block - (tag in ("endmacro", "endcall", "endfilter", "endset"))
+        marks += [depth] if tag == "generation" else []
+    if any(marks):
+        _log.warning(
+            "the chat template's {% generation %} marks lie within a macro, call, filter or set block, where they "
+            "cannot be followed; answers are found by what the template writes before and after them"
+        )
+    return bool(marks) and not any(marks)
 
 
 def _common(first: str, second: str) -> int:
