@@ -26,3 +26,16 @@ def check_evaluation(evaluation: Evaluation | dict[str, Evaluation], tasks: Coll
 def is_generated(evaluation: Evaluation | dict[str, Evaluation], task: str) -> bool:
     """Whether the answers of a task with label words are generated; ranked where it is not named."""
     return (evaluation.get(task) if isinstance(evaluation, dict) else evaluation) == "generate"
+
+
+def check_generated(longest: int, max_new_tokens: int, task: str) -> None:
+    """Raise if a label word of so many tokens cannot be generated.
+
+    Raises:
+        InputError: with both numbers.
+    """
+    if longest > max_new_tokens:
+        raise InputError(
+            f"the longest label word of task {task!r} has {longest} tokens, but max_new_tokens is {max_new_tokens}; "
+            f"raise it"
+        )

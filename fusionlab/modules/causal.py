@@ -25,7 +25,7 @@ from fusionlab.errors import InputError
 from fusionlab.evaluation.metrics import Accuracy, Perplexity, RankedAccuracy, ScoreCorrelation
 from fusionlab.files import write_folder
 from fusionlab.layout import BASE
-from fusionlab.modules.answering import Evaluation, check_evaluation, is_generated
+from fusionlab.modules.answering import Evaluation, check_evaluation, check_generated, is_generated
 from fusionlab.modules.applying import Linearized
 from fusionlab.modules.base import FusionModule
 from fusionlab.tensors import save_state
@@ -113,8 +113,8 @@ class CausalModule(FusionModule):
         """Take the tasks' label words as tokens, on this device.
 
         Raises:
-            InputError: label words of the same tokens, an ``evaluation`` for no task, or packed samples that the
-                architecture does not keep apart.
+            InputError: label words of the same tokens, or that are longer than what is generated or read at once; an
+                ``evaluation`` for no task, or packed samples that the architecture does not keep apart.
         """
         check_evaluation(self.evaluation, tasks)
         self.tasks = dict(tasks)
@@ -131,12 +131,28 @@ class CausalModule(FusionModule):
             self.trees[name] = tree
 
     def _check_lengths(self, task: Any) -> None:
-        """Raise an InputError if a sample, or a prompt with what is generated, is longer than the network reads."""
-        model = self.backbone.model
+        """Raise an InputError if a sample, or a prompt with its answer, is longer than the network reads or writes."""
+        model, metric = self.backbone.model, self.metric_name(task.name)
         check_positions(model, task.longest, f"a sample of task {task.name!r}")
-        if self.metric_name(task.name) not in ("accuracy", "perplexity"):
+        if metric == "accuracy":
+            whole = task.longest_prompt + max(map(len, task.answer_ids)) - 1
+            check_positions(model, whole, f"a prompt of task {task.name!r} with its longest label word")
+        elif metric != "perplexity":
             whole = task.longest_prompt + self.max_new_tokens - 1
             check_positions(model, whole, f"a prompt of task {task.name!r} with its generated answer")
+            answers = zip(task.answer_ids, task.num_closing, strict=True)
+            check_generated(max((len(ids) - end for ids, end in answers), default=0), self.max_new_tokens, task.name)
+
+    def on_predict_start(self) -> None:
+        """As every module, after questions that are longer than the network reads are refused.
+
+        Raises:
+            InputError: one is.
+        """
+        for question in self.trainer.predict_dataloaders.questions:
+            more = max(map(len, question.choices)) if question.choices else self.max_new_tokens
+            check_positions(self.backbone.model, len(question.prompt_ids) + more - 1, "a prompt with its answer")
+        super().on_predict_start()
 
     def metric_name(self, task: str) -> str:
         """What the task is scored by: that of its rows, or exact match where its label words are generated."""

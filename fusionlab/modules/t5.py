@@ -18,7 +18,7 @@ from fusionlab.backbones.t5 import NO_FLOAT16, T5Backbone
 from fusionlab.backbones.tokenizers import generating
 from fusionlab.errors import InputError
 from fusionlab.evaluation.metrics import Accuracy, ScoreCorrelation
-from fusionlab.modules.answering import Evaluation, check_evaluation, is_generated
+from fusionlab.modules.answering import Evaluation, check_evaluation, check_generated, is_generated
 from fusionlab.modules.applying import Linearized
 from fusionlab.modules.base import FusionModule
 
@@ -87,11 +87,8 @@ class T5Module(FusionModule):
             if task.label_words is None:
                 continue
             answers = self.backbone.answers(task.label_words, name)
-            if self.metric_names[name] == "exact_match" and max(answers.lengths) > self.max_new_tokens:
-                raise InputError(
-                    f"the longest label word of task {name!r} has {max(answers.lengths)} tokens, but max_new_tokens is "
-                    f"{self.max_new_tokens}; raise it"
-                )
+            if self.metric_names[name] == "exact_match":
+                check_generated(max(answers.lengths), self.max_new_tokens, name)
             self.answers[name] = answers.to(self.device)
 
     def _metric_name(self, name: str, task: Any) -> str:

@@ -118,7 +118,11 @@ def test_half_a_character_is_refused(tokenizer: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("line", "message"),
-    [('{"prompt": "x \\ud800"}', "line 1: a text holds"), ("[" * 100_000, "line 1 is not JSON: maximum recursion")],
+    [
+        ('{"prompt": "x \\ud800"}', "line 1: a text holds"),
+        ('{"prompt": "x", "id": "\\ud800"}', "line 1: a text holds"),
+        ("[" * 100_000, "line 1 is not JSON: maximum recursion"),
+    ],
 )
 def test_questions_that_cannot_be_read_are_refused_by_their_line(
     tokenizer: Any, tmp_path: Path, line: str, message: str

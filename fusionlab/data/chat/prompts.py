@@ -63,6 +63,9 @@ def read_questions(path: str, encoder: Encoder, system: str | None, templates_pl
 
 
 def _question(row: dict[str, Any], encoder: Encoder, system: str | None, templates_plain: bool) -> Question:
+    half = next((sign for sign in json.dumps(row, ensure_ascii=False) if "\ud800" <= sign <= "\udfff"), None)
+    if half is not None:
+        raise InputError(f"a text holds {half!r}, half of a character; mend or remove it")
     templated = encoder.template is not None
     asked = read_question(row, templated=templated, system=system, templates_plain=templates_plain)
     prompt = encoder.encode_prompt(asked)
