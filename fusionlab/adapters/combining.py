@@ -32,7 +32,8 @@ def combine(adapters: Mapping[str, Adapter], coefficients: Coefficients) -> Adap
             all names not given. A task not named has λ = 0.
 
     Raises:
-        InputError: no adapter, unknown tasks or names, or ``tangent_lora`` mixed with other methods.
+        InputError: no adapter, unknown tasks or names, ``tangent_lora`` mixed with other methods, or coefficients that
+            lead beyond the factors' dtype.
     """
     _check(adapters, coefficients)
     first, alike = next(iter(adapters.values())), _alike(adapters)
@@ -41,6 +42,11 @@ def combine(adapters: Mapping[str, Adapter], coefficients: Coefficients) -> Adap
     factors = {
         module: _combine_module(module, adapters, _of(coefficients, module, fused_attention)) for module in modules
     }
+    for module, of_module in factors.items():
+        if not (of_module.lora_a.isfinite().all() and of_module.lora_b.isfinite().all()):
+            raise InputError(
+                f"{module}: the fused factors overflow {of_module.lora_b.dtype}; take smaller coefficients."
+            )
     if any(adapter.method == "tangent_lora" for adapter in adapters.values()):
         grown = [module for module in modules if factors[module].rank != first.ranks.get(module)]
         if not alike or grown:

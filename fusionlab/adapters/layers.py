@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fusionlab.adapters.factors import Factors, Layout
 from fusionlab.adapters.fused_attention import STORED_OUT
-from fusionlab.adapters.refusals import check_names
+from fusionlab.adapters.refusals import MERGE, check_names
 from fusionlab.errors import InputError
 
 PREFIX = "base_model.model."
@@ -54,6 +54,11 @@ def pair_up(tensors: Mapping[str, Tensor], config: Mapping[str, Any], where: str
         parts.setdefault((match["module"], is_embedding), {})[match["part"] or match["of_embedding"]] = tensor
     if not parts:
         raise InputError(f"the adapter {where!r} has no lora_A and lora_B weights")
+    if config.get("ensure_weight_tying") and any(is_embedding for _, is_embedding in parts):
+        raise InputError(
+            f"the adapter {where!r} has ensure_weight_tying=True: what it changes in an embedding, it changes in what "
+            f"is tied to it; {MERGE}"
+        )
     check_names([f"{module}.lora_embedding_" for module, of in parts if of and (module, False) in parts], where)
     factors = {}
     for (module, is_embedding), pair in parts.items():

@@ -35,14 +35,14 @@ _HARMLESS = {
         "fan_in_fan_out",
     ),
 }
-_MERGE = "merge it (PEFT's merge_and_unload), save it with its tokenizer and fuse full models"
+MERGE = "merge it (PEFT's merge_and_unload), save it with its tokenizer and fuse full models"
 _WHOLE = "whole weights (as PEFT saves them where tokens were added or modules trained)"
 _REASONS = {
     "use_dora": "DoRA rescales the columns of the weight",
     "lora_bias": "biases inside the adapter are trained too",
-    "modules_to_save": f"whole modules are trained beside the adapter; {_MERGE}",
+    "modules_to_save": f"whole modules are trained beside the adapter; {MERGE}",
     "layer_replication": "layers are repeated",
-    "trainable_token_indices": f"token embeddings are trained too; {_MERGE}",
+    "trainable_token_indices": f"token embeddings are trained too; {MERGE}",
     "target_parameters": "bare parameters are adapted instead of linear layers",
     "alora_invocation_tokens": "aLoRA acts on some tokens only",
     "use_bdlora": "the factors are block-diagonal",
@@ -107,5 +107,5 @@ def check_names(others: Sequence[str], where: str) -> None:
     named = [kind for pattern, kind in kinds.items() if any(re.search(pattern, name) for name in others)]
     raise InputError(
         f"the adapter {where!r} has {', '.join(named) or 'tensors'} beside lora_A and lora_B: {name_list(others, 3)}; "
-        f"expected a plain low-rank sum W + s·B·A; {_MERGE}"
+        f"expected a plain low-rank sum W + s·B·A; {MERGE}"
     )

@@ -62,6 +62,13 @@ class Job:
     known: Sums = field(default_factory=dict)
     cosines: bool = True
 
+    @property
+    def known_to_rule(self) -> Sums:
+        """What the rule may take for what it would measure: not norms of whole task vectors for those of parts."""
+        if not measures_parts(self.rule):
+            return self.known
+        return {key: of for key, of in self.known.items() if not is_product(key)}
+
     def statistics(self, sums: Sums, counts: Mapping[str, Tensor] | None = None) -> Statistics:
         """What measuring passes found, as the rule is handed it."""
         return Statistics(tuple(self.inputs), self.plan.fused, sums, counts or {}, self.plan.model)
@@ -159,9 +166,27 @@ def inner_linear_rule(rule: object) -> LinearRule | None:
     return rule if isinstance(rule, LinearRule) else None
 
 
+def measures_parts(rule: object) -> bool:
+    """Whether norms or inner products that the rule measures are of what a transform leaves of the task vectors."""
+    while (rule := getattr(rule, "rule", None)) is not None:
+        own = not rule.measures_untransformed
+        if own and any(is_product(f"{quantity}/") for quantities in rule.passes for quantity in quantities):
+            return True
+    return False
+
+
+def is_product(key: str) -> bool:
+    """Whether sums of this key are squared norms or inner products."""
+    return key.startswith(("squared_norm/", "inner_product/"))
+
+
 def num_reads(job: Job) -> int:
     """How often the inputs are read: measuring passes that are not known yet, and the fusing pass."""
-    needed = [quantities for quantities in job.rule.passes if not all_known(job.known, quantities, job, job.plan.fused)]
+    needed = [
+        quantities
+        for quantities in job.rule.passes
+        if not all_known(job.known_to_rule, quantities, job, job.plan.fused)
+    ]
     return len(needed) + 1
 
 

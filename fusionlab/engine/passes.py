@@ -23,8 +23,11 @@ from fusionlab.engine.job import (
     Outcome,
     Resources,
     Sink,
+    Sums,
     all_known,
     inner_linear_rule,
+    is_product,
+    measures_parts,
 )
 from fusionlab.engine.masking import keep_apart
 from fusionlab.engine.reading import Block, count_changes, count_exact, put_back
@@ -108,12 +111,7 @@ class _Engine:
 
     def measure(self, names: Sequence[str]) -> Statistics:
         """The rule's measuring passes over ``names``, but for those whose sums are known."""
-        known = {
-            key: {name: of[name] for name in names}
-            for key, of in self.job.known.items()
-            if all_known(self.job.known, (key.partition("/")[0],), self.job, names)
-        }
-        statistics = self.job.statistics(known)
+        statistics = self.job.statistics(self._known(self.job.known_to_rule, names))
         for quantities in self.job.rule.passes:
             if all_known(statistics.sums, quantities, self.job, names):
                 continue
@@ -140,7 +138,8 @@ class _Engine:
     def fuse(self, names: Sequence[str], statistics: Statistics, sink: Sink | None) -> None:
         """The fusing pass over ``names``, with what is still missing of norms and inner products."""
         self.choose(names, statistics)
-        with_norms = not all_known(statistics.sums, ("squared_norm",), self.job, names)
+        whole = self._known(self.job.known, names) if measures_parts(self.job.rule) else statistics.sums
+        with_norms = not all_known(whole, ("squared_norm",), self.job, names)
         with_products = self.job.cosines and len(self.tasks) > 1
 
         def visit(block: Block, base: Tensor, vectors: TaskVectors) -> dict[str, Tensor]:
@@ -164,8 +163,8 @@ class _Engine:
         names = self._changed(names, sink)
         idle = sink is None and not with_norms and not with_products
         found = Found() if idle else self.visits.run(names, visit, fuse_bfloat16)
-        for key, by_name in {**statistics.sums, **found.sums()}.items():
-            if key.startswith(("squared_norm/", "inner_product/")):
+        for key, by_name in {**whole, **found.sums()}.items():
+            if is_product(key):
                 self.sums.setdefault(key, {}).update(by_name)
         self.remarks.update(statistics.remarks)
         if "changed" in found.counts:
@@ -224,6 +223,14 @@ class _Engine:
             for key in (f"squared_norm/{task}" for task in self.tasks):
                 self.sums.setdefault(key, {}).update(dict.fromkeys(alone, ()))
         return [name for name in names if name not in alone]
+
+    def _known(self, known: Sums, names: Sequence[str]) -> dict[str, dict[str, tuple[float, ...]]]:
+        """Of the sums that are known of all tasks, those of ``names``."""
+        return {
+            key: {name: of[name] for name in names}
+            for key, of in known.items()
+            if all_known(known, (key.partition("/")[0],), self.job, names)
+        }
 
     def _kept(self, name: str) -> None:
         self.remarks[name] = ("holds NaN or Inf that nothing changes, copied as it is",)

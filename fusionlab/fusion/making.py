@@ -41,7 +41,7 @@ from fusionlab.fusion.routing import with_experts
 from fusionlab.fusion.units import UnitWeights
 from fusionlab.linearize import LinearizedState
 from fusionlab.rules import AnyRule, LinearRule, StreamedRule, TaskArithmetic, TaskKnownRule, with_usual_threshold
-from fusionlab.rules.config import to_config
+from fusionlab.rules.config import scale_of_base
 from fusionlab.rules.matrix_rule import MatrixRule
 from fusionlab.rules.routed import RoutedMlps
 from fusionlab.rules.weighted_by_grams import WeightedByGrams, makes_adapters
@@ -80,10 +80,10 @@ def fuse_weights(
 
 def _check_keeps_the_base(rule: StreamedRule) -> None:
     """Raise for a rule that also changes what no task has trained: in memory only what was trained is made anew."""
-    config = to_config(rule)
-    if config["class_path"].lower().endswith("passthrough") and config["init_args"].get("scale", 1.0) != 1.0:
+    scale = scale_of_base(rule)
+    if scale != 1.0:
         raise InputError(
-            f"passthrough.scale {config['init_args']['scale']} scales the whole model, trained or not; give it to the "
+            f"passthrough.scale {scale} scales the whole model, trained or not; give it to the "
             f"command fuse, which writes whole models, or leave scale out"
         )
 

@@ -264,14 +264,8 @@ class CausalModule(FusionModule):
         return self._generated(batch, self.tasks[task].end_ids)
 
     def _generated(self, batch: dict[str, Any], end_ids: tuple[int, ...]) -> list[str]:
-        answers = self.backbone.generate(
-            batch["prompt_ids"],
-            batch["prompt_mask"],
-            self.max_new_tokens,
-            self.backbone.end_ids(end_ids),
-            self.output,
-            cached=not self.is_linearized,
-        )
+        asked, ends = (batch["prompt_ids"], batch["prompt_mask"]), self.backbone.end_ids(end_ids)
+        answers = self.backbone.generate(*asked, self.max_new_tokens, ends, self.output, cached=not self.is_linearized)
         return [self.backbone.decode(answer) for answer in answers]
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[dict[str, Any]]:

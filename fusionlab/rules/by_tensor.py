@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import zip_longest
@@ -64,16 +64,36 @@ class ByTensor:
 
     @cached_property
     def _any(self) -> list[Rule]:
-        """The rule with every number of every setting once, beside the first ones of the others."""
+        """The rule with every number of every setting once, beside some of the others that it takes together with it.
+
+        Which of them meet in a tensor, :meth:`table` asks; so weights that cross, 0 to 1 and 1 to 0, are no fault here.
+        """
         values = {
             what: [n for entry in entries(each, what) for n in entry.values] for what, each in self.settings.items()
         }
-        firsts = {what: numbers[0] for what, numbers in values.items()}
+        longest = max(map(len, values.values()))
+        steps = [
+            {what: numbers[min(step, len(numbers) - 1)] for what, numbers in values.items()} for step in range(longest)
+        ]
         return [
-            self._build(partial(_chosen, firsts | {what: number}))
+            self._taken([step | {what: number} for step in steps])
             for what, numbers in values.items()
             for number in dict.fromkeys(numbers)
         ]
+
+    def _taken(self, choices: Sequence[Mapping[str, float]]) -> Rule:
+        """The rule with the first of the choices that it takes.
+
+        Raises:
+            InputError: it takes none; why not the first.
+        """
+        faults = []
+        for choice in choices:
+            try:
+                return self._build(partial(_chosen, choice))
+            except InputError as error:
+                faults.append(error)
+        raise faults[0]
 
     @property
     def sample(self) -> Rule:

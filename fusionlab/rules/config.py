@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import re
 import types
 from collections.abc import Mapping
@@ -14,9 +15,12 @@ from fusionlab import rules
 from fusionlab.errors import InputError, did_you_mean, name_list
 from fusionlab.rules.base import LinearRule, Rule
 from fusionlab.rules.by_tensor import ByTensor, LinearByTensor
+from fusionlab.rules.checks import by_task
 from fusionlab.rules.routed import RoutedMlps
 from fusionlab.rules.settings import settings_in
 from fusionlab.rules.task_known import AnyRule, TaskKnownRule
+
+_BY_TASK = re.compile(r"(^|\| )Mapping\[str, float\]($| )")  # how a field says that it has one number or one a task
 
 
 def from_config(config: str | Mapping[str, Any] | AnyRule) -> AnyRule:
@@ -83,6 +87,34 @@ def to_config(rule: AnyRule) -> dict[str, Any]:
     return {"class_path": path, "init_args": init_args}
 
 
+def scale_of_base(rule: AnyRule) -> Any:
+    """What the rule multiplies the whole model by, trained or not; 1.0 for rules that leave the base as it is.
+
+    Example:
+        >>> scale_of_base(from_config({"class_path": "passthrough", "init_args": {"scale": 0.5}}))
+        0.5
+        >>> scale_of_base(from_config("average"))
+        1.0
+    """
+    if isinstance(inner := getattr(rule, "rule", None), Rule):
+        return scale_of_base(inner)
+    return to_config(rule)["init_args"].get("scale", 1.0) if rule_name(rule) == "passthrough" else 1.0
+
+
+def check_tasks(rule: AnyRule, tasks: tuple[str, ...]) -> None:
+    """Raise if a number of the rule, or of one inside, is given by task and not for these very tasks.
+
+    Raises:
+        InputError: naming what is missing or unknown.
+    """
+    rule = rule.sample if isinstance(rule, ByTensor) else rule
+    for item in fields(rule) if is_dataclass(rule) else ():
+        if _BY_TASK.search(str(item.type)):
+            by_task(getattr(rule, item.name) or 0.0, tasks, f"{rule_name(rule)}.{item.name}")
+    if isinstance(inner := getattr(rule, "rule", None), Rule):
+        check_tasks(inner, tasks)
+
+
 def rule_name(rule: AnyRule | type) -> str:
     """The snake case of the class, as configs write it.
 
@@ -147,6 +179,8 @@ def _find_class(path: str) -> type:
     makes = hasattr(found, "fuse") or all(hasattr(found, name) for name in ("unify", "masks", "scales"))
     if not isinstance(found, type) or not all(hasattr(found, name) for name in ("measure", "passes")) or not makes:
         raise InputError(f"rule {path!r} is not a fusion rule: it has no measure, fuse and passes.")
+    if inspect.isabstract(found) or issubclass(found, ByTensor):
+        raise InputError(f"rule {path!r} is what rules are made of; name one of them: {name_list(known)}.")
     return found
 
 
@@ -162,7 +196,12 @@ def _arguments(rule_class: type, init_args: Mapping[str, Any]) -> dict[str, Any]
     needed = [key for key, item in parameters.items() if item.default is item.empty and key not in init_args]
     if needed:
         raise InputError(f"{name}: init_args lacks {name_list(needed)}.")
-    return {key: _convert(f"{name}.{key}", value, hints.get(key, Any)) for key, value in init_args.items()}
+    found = {key: _convert(f"{name}.{key}", value, hints.get(key, Any)) for key, value in init_args.items()}
+    for key, value in found.items() if rule_class in _every().values() else ():
+        numbers = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else [value]
+        if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+            raise InputError(f"{name}.{key}: expected finite numbers, got {value}.")
+    return found
 
 
 def _convert(what: str, value: Any, hint: Any) -> Any:

@@ -24,7 +24,8 @@ class Della(Dropping):
     Within a row (of a tensor with more dimensions: all that belongs to one index of the first; a vector is one row) p
     grows evenly from density − epsilon of the smallest |τ| to density + epsilon of the largest; of equal magnitudes
     the one that comes first is smaller. Draws are those of DARE: one SplitMix64 generator per (seed, task, parameter),
-    in flat order. MetaGPT's norms are those before the drop. Works on whole tensors, whose rows it ranks.
+    in flat order. MetaGPT's norms are those before the drop. Works on whole tensors, whose rows it ranks. A task of
+    density 1 keeps all entries, as in mergekit.
 
     Args:
         rule: what is done with the remaining entries.
@@ -34,8 +35,8 @@ class Della(Dropping):
         rescale: by 1/p_i (``probability``), so that every tensor keeps its L1 norm (``l1``), or ``none``.
 
     Raises:
-        InputError: density − epsilon or density + epsilon not between 0 and 1, an unknown choice, or a second
-            transform before MetaGPT.
+        InputError: density − epsilon or density + epsilon not between 0 and 1 (but for a density of 1), an unknown
+            choice, or a second transform before MetaGPT.
 
     Source: DELLA-Merging, arXiv 2406.11617, section 3.1 (MagPrune).
     """
@@ -48,7 +49,7 @@ class Della(Dropping):
 
     def __post_init__(self) -> None:
         for density in check_rates("della.density", self.density):
-            if not 0 < density - abs(self.epsilon) <= density + abs(self.epsilon) < 1:
+            if density != 1 and not 0 < density - abs(self.epsilon) <= density + abs(self.epsilon) < 1:
                 raise InputError(
                     f"della: density - epsilon and density + epsilon must lie between 0 and 1, got density {density} "
                     f"and epsilon {self.epsilon}."
@@ -64,6 +65,9 @@ class Della(Dropping):
         """1 where an entry remains, else 0."""
         masks = scratch.empty_like(task_vectors.stacked)
         for row, task, kept in zip(masks, task_vectors.tasks, self._probabilities(task_vectors), strict=True):
+            if of_task(self.density, task, "della.density") == 1:
+                row.fill_(1)
+                continue
             bits = self.draws(name, task, row, task_vectors.start)
             torch.ge(bits, ((0.5 - kept) * 2.0**64).long(), out=row.view(-1))
         return masks
@@ -77,6 +81,9 @@ class Della(Dropping):
         """p of every entry, float64 and flat, task by task."""
         for task, task_vector in task_vectors.items():
             density = of_task(self.density, task, "della.density")
+            if density == 1:
+                yield torch.ones(task_vector.numel(), dtype=torch.float64, device=task_vector.device)
+                continue
             rows = magnitudes.sizes(task_vector).reshape(len(task_vector) if task_vector.dim() > 1 else 1, -1)
             ranks = torch.empty_like(rows, dtype=torch.float64)
             order = rows.argsort(dim=1, stable=True)

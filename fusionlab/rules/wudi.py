@@ -55,9 +55,10 @@ class Wudi(MatrixRule):
     def __post_init__(self) -> None:
         if self.solver not in ("gradient", "adam", "closed_form"):
             raise InputError(f"wudi.solver: expected gradient, adam or closed_form, got {self.solver!r}.")
-        if self.num_steps < 1 or not self.learning_rate > 0:
+        if self.num_steps < 1 or not 0 < self.learning_rate < 1e6:
             raise InputError(
-                f"wudi: num_steps and learning_rate must be positive, got {self.num_steps}, {self.learning_rate}."
+                f"wudi: num_steps and learning_rate must be positive, the latter below 1e6, got {self.num_steps}, "
+                f"{self.learning_rate}."
             )
 
     @property

@@ -43,11 +43,15 @@ class Ties:
         sources = {name: tie.source for name, tie in declared.items()}
         models = (base, *(item.weights for item in inputs.values() if not item.is_task_vector))
         changes = tuple(item.weights for item in inputs.values() if item.is_task_vector and not item.of_models)
-        possible, tied, apart = {}, {}, {}
+        possible, tied = {}, {}
+        apart: dict[str, str] = {}
         for name, source in sources.items():
             one = all(_is_one(sources, weights, name, source) for weights in models)
             known_apart = not one and all({name, source} <= weights.tensors.keys() for weights in models)
-            if known_apart or not declared[name].allowed():
+            if not declared[name].allowed():
+                continue
+            if known_apart:
+                apart |= {name: source} if _is_one(sources, base, name, source) else {}
                 continue
             possible[name] = source
             if one and all(_changes_as_one(weights, name, source) for weights in changes):
@@ -66,8 +70,9 @@ class Ties:
         return _held_as(self.possible, weights, name)
 
     def names(self, base: Weights, inputs: Mapping[str, TaskInput]) -> dict[str, str]:
-        """The base's names, and those that it leaves to a tie and an input holds apart -> where the base has them."""
+        """The base's names, and those that it leaves to a tie which an input undoes -> where the base has them."""
         wanted = dict.fromkeys(name for item in inputs.values() for name in item.weights.tensors)
+        wanted |= dict.fromkeys(name for pair in self.apart.items() for name in pair)
         missing = [name for name in wanted if name not in base.tensors and name not in self.first]
         apart = {name: held for name in missing if (held := self.held_as(name, base)) is not None}
         return {name: name for name in base.tensors} | apart

@@ -189,3 +189,38 @@ def test_a_block_that_keeps_its_number_may_be_filtered_by_it() -> None:
 def test_what_cannot_be_expressed_is_refused_by_key(content: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         translate(content)
+
+
+def test_a_value_for_some_names_only_is_for_these_only() -> None:
+    content = {"merge_method": "slerp", "base_model": "base", "models": [{"model": "a"}]}
+    some = translate(content | {"parameters": {"t": [{"filter": "mlp", "value": 0.9}]}})
+    rule = rules.from_config(some["rule"])
+    of = {name: {"mlp.w": tensor["w"], "other.w": tensor["w"].clone()} for name, tensor in states().items()}
+    with pytest.raises(InputError, match=r"slerp\.t has no value for other\.w"):
+        fuse(rule, of["base"], finetuned={"base": of["base"], "a": of["a"]})
+    both = translate(content | {"parameters": {"t": [{"filter": "mlp", "value": 0.9}, {"value": 0.0}]}})
+    made = fuse(rules.from_config(both["rule"]), of["base"], finetuned={"base": of["base"], "a": of["a"]}).state
+    torch.testing.assert_close(made["other.w"], of["base"]["other.w"])
+    assert not torch.allclose(made["mlp.w"], of["base"]["mlp.w"], atol=0.1)
+
+
+@pytest.mark.parametrize("method", ["linear", "nuslerp", "task_arithmetic"])
+def test_weights_that_cross_are_taken_as_they_meet(method: str) -> None:
+    parameters = {"normalize": True} if method == "task_arithmetic" else {}
+    models = [{"model": name, "parameters": {"weight": w}} for name, w in (("a", [0, 1]), ("b", [1, 0]))]
+    content = {"merge_method": method, "models": models, "parameters": parameters}
+    recipe = translate(content | ({} if method == "linear" else {"base_model": "base"}))
+    of = {name: {f"layers.{i}.w": tensor["w"].clone() for i in range(2)} for name, tensor in states().items()}
+    finetuned = {task: of[path] for task, path in recipe["finetuned"].items()}
+    made = fuse(rules.from_config(recipe["rule"]), of[recipe["base"]], finetuned=finetuned).state
+    torch.testing.assert_close(made["layers.0.w"], of["b"]["layers.0.w"])
+    torch.testing.assert_close(made["layers.1.w"], of["a"]["layers.1.w"])
+
+
+@pytest.mark.parametrize("method", ["della", "della_linear"])
+def test_a_model_of_density_1_is_left_whole(method: str) -> None:
+    content = config(method, {"epsilon": 0.1, "rescale": False, "normalize": False})
+    for model, density in zip(content["models"], (1.0, 0.5), strict=True):
+        model["parameters"] |= {"density": density, "weight": 1.0 if density == 1 else 0.0}
+    base, update, _ = deltas("w")
+    torch.testing.assert_close(fused(content)["w"], base + update)

@@ -15,6 +15,7 @@ from fusionlab.engine.job import inner_linear_rule
 from fusionlab.errors import InputError, did_you_mean, name_list
 from fusionlab.rules import StreamedRule
 from fusionlab.rules.by_tensor import ByTensor
+from fusionlab.rules.config import check_tasks, scale_of_base
 from fusionlab.rules.weighted_by_fisher import WeightedByFisher
 from fusionlab.rules.weighted_by_grams import WeightedByGrams
 from fusionlab.tensors.identity import equal_matrices
@@ -57,6 +58,14 @@ def check_disk(output: Path, needed: int) -> None:
 
 def try_rule(job: Job) -> None:
     """Let the rule meet these tasks and names on tiny tensors, so that what does not fit is known at once."""
+    check_tasks(job.rule, tuple(job.inputs))
+    scale, untouched = scale_of_base(job.rule), [name for name in job.plan.copied if name not in job.plan.aliases]
+    partial = any(item.is_task_vector or item.is_part for item in job.inputs.values())
+    if scale != 1.0 and untouched and partial:
+        raise InputError(
+            f"passthrough.scale {scale} scales the whole model, and the inputs leave {len(untouched)} of its tensors "
+            f"to the base, such as {untouched[0]}; give full models, or leave scale out."
+        )
     if isinstance(job.rule, WeightedByGrams | WeightedByFisher):
         job.rule.check(tuple(job.inputs), job.plan.fused)
         return

@@ -114,7 +114,7 @@ def _open_masks(task: str, name: str, path: Path, base: Opened, *, allow_other_b
     _refuse_tangent(task, path)
     record = own_record(path)
     weights = open_masked(path, (record.get("masks") or {}).get("scales", {})).of(task)
-    names = {each: each for each in weights.tensors}
+    names = {each: _name_in(base, each) for each in weights.tensors}
     rounded = (None, torch.bfloat16, torch.float16)
     made_for, notes = record.get("base_hash"), []
     if not any(base_hash(base.weights, names, dtype) == made_for for dtype in rounded):
@@ -168,10 +168,16 @@ def _open_adapter(
 
 def _of_base(base: Opened, name: str) -> Tensor | None:
     """The base's tensor of this name, or the one that it is tied to."""
-    if name not in base.weights.tensors:
-        tie = base.architecture.may_be_tied(base.weights.tensors).get(name)
-        name = name if tie is None else tie.source
+    name = _name_in(base, name)
     return base.weights.read(name) if name in base.weights.tensors else None
+
+
+def _name_in(base: Opened, name: str) -> str:
+    """The name in the base's files, where it may be that of what it is tied to."""
+    if name in base.weights.tensors:
+        return name
+    tie = base.architecture.may_be_tied(base.weights.tensors).get(name)
+    return name if tie is None else tie.source
 
 
 def _refuse_tangent(task: str, path: Path) -> None:

@@ -14,6 +14,7 @@ from fusionlab.rules.settings import comes_before_blocks, stack_and_index
 from fusionlab.tensors.lazy import JoinedWeights, Weights
 
 _BY_BLOCK = re.compile(r"^layer|layer_types$|^no_rope_layers$")  # keys of lists with an entry a block
+_NUMBERS = re.compile(r"\d+")
 _DEPTH = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 
 
@@ -28,7 +29,8 @@ def stacked(what: str, parts: Sequence[Part], models: Mapping[str, Opened]) -> O
         models: every model that they name, open.
 
     Raises:
-        InputError: an adapter, models of several kinds, several stacks of blocks, or blocks that there are not.
+        InputError: an adapter, models of several kinds, several stacks of blocks, blocks that there are not, or a
+            configuration that speaks of them by number, so that no model of it loads the stack.
     """
     depths = {name: _depth(what, opened) for name, opened in models.items()}
     for part in parts:
@@ -61,7 +63,51 @@ def stacked(what: str, parts: Sequence[Part], models: Mapping[str, Opened]) -> O
     files = dict.fromkeys(file for opened in models.values() for file in opened.files)
     text = " + ".join(f"{part['model']}[{part['layers'][0]}:{part['layers'][1]}]" for part in parts)
     config = _config(start.config, parts, models, depths, total)
-    return replace(start, name=text, files=tuple(files), weights=JoinedWeights(found), config=config, is_remade=True)
+    if any(name in found and name not in start.weights.tensors for name in start.architecture.may_be_tied(found)):
+        config["tie_word_embeddings"] = False  # the last model's head is one of its own
+    made = replace(start, name=text, files=tuple(files), weights=JoinedWeights(found), config=config, is_remade=True)
+    _check_loads(what, start, made)
+    return made
+
+
+def _check_loads(what: str, start: Opened, made: Opened) -> None:
+    """Raise if transformers' own class does not read of the stack what it reads of the first model, names told apart.
+
+    What the class has under other names in memory, as experts that it puts together, is not compared.
+
+    Raises:
+        InputError: naming what does not fit.
+    """
+    try:
+        if start.architecture.model is None:
+            return
+        elsewhere = {_NUMBERS.sub("#", name) for names in _misfits(start) for name in names}
+    except InputError:  # transformers makes no model of the first one's either
+        return
+    try:
+        found = _misfits(made)
+    except InputError as error:
+        raise InputError(
+            f"{what}: {error}. Its config.json speaks of blocks by number; stack another model."
+        ) from error
+    missing, unread = ([name for name in names if _NUMBERS.sub("#", name) not in elsewhere] for names in found)
+    if missing or unread:
+        raise InputError(
+            f"{what}: the stack would not load: {name_list(missing or unread)} {'lack' if missing else 'have no place'}"
+            f". Its config.json speaks of blocks by number (as mlp_only_layers); stack another model, or other blocks."
+        )
+
+
+def _misfits(opened: Opened) -> tuple[list[str], list[str]]:
+    """Names that the model lacks in the shape of its class, and those that its class does not have.
+
+    Raises:
+        InputError: transformers makes no model of the configuration.
+    """
+    own = {name: tuple(tensor.shape) for name, tensor in opened.architecture.model.state_dict().items()}
+    tied = opened.architecture.may_be_tied(own)
+    missing = [name for name, shape in own.items() if name not in tied and opened.shapes.get(name) != shape]
+    return missing, [name for name in opened.shapes if name not in own]
 
 
 def _depth(what: str, opened: Opened) -> int:

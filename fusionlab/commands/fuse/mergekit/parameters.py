@@ -84,8 +84,10 @@ class Parameters:
         """
         where = f"parameters.{name}" + (f" of {task!r}" if task else "")
         chains = [self._chain(name, task, each, where) for each in self.inputs.slices]
-        if all(chain == chains[0] and len(chain) == 1 and not isinstance(chain[0]["value"], list) for chain in chains):
-            return chains[0][0]["value"]
+        plain = chains[0][0]
+        is_plain = "filter" not in plain and not isinstance(plain["value"], list)
+        if is_plain and all(chain == [plain] for chain in chains):
+            return plain["value"]
         if len(chains) == 1:
             return chains[0] if "filter" in chains[0][0] else chains[0][0]["value"]
         inside = zip(chains, self.inputs.slices, strict=True)
