@@ -38,7 +38,7 @@ def fuse_in_core_space(
     """The adapter that ``rule`` makes of adapters, to the rounding of float64 that of the dense task vectors.
 
     Decompositions are in float64; the factors are cast once to float32 or wider, with lora_alpha = rank. Convolutions,
-    which are no matrices, get λ times the mean. Weights that a base stores transposed are seen as it stores them.
+    which are no matrices, get λ times the mean. Weights are seen as ``(out, in)``, embeddings as they are stored.
 
     Args:
         rule: one for which :func:`fusionlab.rules.weighted_by_grams.makes_adapters` holds.
@@ -115,7 +115,8 @@ def _fuse_module(rule: MatrixRule, module: str, adapters: Mapping[str, Adapter])
         return _Fused(_factors(first, left_basis, core, basis), gram, ())
     if rule.sides == "left":
         stacked, basis = stacked @ right_basis.T, None
-    matrices = TaskMatrices(tuple(adapters), stacked, (first.stored_shape[0], first.stored_shape[1]))
+    shape = first.shape[::-1] if first.layout == "embedding" else first.shape
+    matrices = TaskMatrices(tuple(adapters), stacked, shape)
     core = rule.fuse_matrices(matrices).mul_(rule.scaling_coefficient)
     return _Fused(_factors(first, left_basis, core, basis), gram, tuple(matrices.cuts.near))
 
@@ -165,13 +166,13 @@ def check_finite(task: str, module: str, *parts: Tensor) -> None:
 
 
 def _terms(task: str, adapter: Adapter, module: str) -> tuple[Tensor, Tensor] | None:
-    """(left, right) of τ = left @ right as the base stores the weight, float64; None where it is zero."""
+    """(left, right) of τ = left @ right ``(out, in)``, of an embedding as it is stored, float64; None where it is 0."""
     if module not in adapter.factors:
         return None
     left, right = adapter.terms(module, torch.float64)
     left = adapter.factors[module].scaling * left
     check_finite(task, module, left, right)
-    return (right.T, left.T) if adapter.factors[module].layout in ("transposed", "embedding") else (left, right)
+    return (right.T, left.T) if adapter.factors[module].layout == "embedding" else (left, right)
 
 
 def _in_basis(parts: Sequence[Tensor | None]) -> tuple[list[Tensor], Tensor]:
@@ -198,7 +199,7 @@ def _factors(first: Factors, left: Tensor, core: Tensor, right: Tensor | None) -
         rows, columns = left, core if right is None else core @ right.T
     else:
         rows, columns = left @ core, right.T
-    if first.layout in ("transposed", "embedding"):
+    if first.layout == "embedding":
         rows, columns = columns.T, rows.T
     dtype = torch.promote_types(first.lora_a.dtype, torch.float32)
     return first.with_matrices(columns.to(dtype).contiguous(), rows.to(dtype).contiguous(), float(columns.shape[0]))

@@ -55,6 +55,7 @@ class Statistics:
         sums: key -> parameter -> the sum of its partials as an exact expansion (``sums.exact_sum``).
         counts: key -> int64 tensor, added up over all blocks.
         model: every tensor of the model, fused or not, for rules that count its blocks; ``names`` where it is empty.
+        transposed: weights of linear layers that are stored ``(in, out)``, for rules that tell their sides apart.
         remarks: parameter -> what the user should know of how it was fused.
     """
 
@@ -63,6 +64,7 @@ class Statistics:
     sums: Mapping[str, Mapping[str, tuple[float, ...]]] = field(default_factory=dict)
     counts: Mapping[str, Tensor] = field(default_factory=dict)
     model: tuple[str, ...] = ()
+    transposed: frozenset[str] = frozenset()
     remarks: dict[str, tuple[str, ...]] = field(default_factory=dict, compare=False)
     _memory: dict[Hashable, object] = field(default_factory=dict, repr=False, compare=False)
 

@@ -52,6 +52,7 @@ class Job:
         dtypes: name -> dtype of the output.
         known: sums measured earlier, e.g. read from ``fusion_stats.json``.
         cosines: also measure the inner products of all pairs of task vectors.
+        transposed: weights of linear layers that are stored ``(in, out)``; asked for rules on matrices only.
     """
 
     rule: StreamedRule
@@ -61,6 +62,7 @@ class Job:
     dtypes: Mapping[str, torch.dtype]
     known: Sums = field(default_factory=dict)
     cosines: bool = True
+    transposed: frozenset[str] = frozenset()
 
     @property
     def known_to_rule(self) -> Sums:
@@ -71,7 +73,7 @@ class Job:
 
     def statistics(self, sums: Sums, counts: Mapping[str, Tensor] | None = None) -> Statistics:
         """What measuring passes found, as the rule is handed it."""
-        return Statistics(tuple(self.inputs), self.plan.fused, sums, counts or {}, self.plan.model)
+        return Statistics(tuple(self.inputs), self.plan.fused, sums, counts or {}, self.plan.model, self.transposed)
 
 
 @dataclass(frozen=True)

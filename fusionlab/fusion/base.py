@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TypeAlias
 
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from fusionlab.adapters import base_state
 from fusionlab.backbones.layout import Layout
@@ -49,6 +50,13 @@ class Base:
     def stored(self) -> dict[str, Tensor]:
         """Its tensors as they are on disk."""
         return self.layout.to_disk(self.state)
+
+    @cached_property
+    def transposed(self) -> frozenset[str]:
+        """Weights of linear layers that are stored ``(in, out)``, by name on disk; not known without a model."""
+        parts = () if self.model is None else self.model.named_modules()
+        names = (f"{name.removesuffix('.base_layer')}.weight" for name, part in parts if isinstance(part, Conv1D))
+        return frozenset(self.layout.names.get(name, name) for name in names)
 
     @cached_property
     def weights(self) -> StateWeights:

@@ -134,7 +134,7 @@ class Inputs:
         inputs = self._engine_inputs(units)
         plan = self._touched_plan if whole else self._plan
         dtypes = {name: _kept_dtype(info, dtype) for name, info in units.tensors.items()}
-        return Job(rule, units, inputs, plan, dtypes, known or {}, cosines)
+        return Job(rule, units, inputs, plan, dtypes, known or {}, cosines, self.base.transposed)
 
     @cached_property
     def _touched_units(self) -> UnitWeights:

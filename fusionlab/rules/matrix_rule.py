@@ -16,7 +16,7 @@ Sides = Literal["both", "left", "none"]
 
 
 class MatrixRule(ABC):
-    """A rule on whole matrices: θ₀ + λ times what it makes of the task matrices, in float64.
+    """A rule on whole matrices ``(out, in)``: θ₀ + λ times what it makes of the task matrices, in float64.
 
     Tensors that are not matrices get λ times the mean task vector. ``sides`` says in which orthonormal bases of its two
     sides a weight may be handed to the rule: if the rule turns with the bases of ``both``, the ``left``, or ``none``.
@@ -58,9 +58,13 @@ class MatrixRule(ABC):
         """θ₀ + λ times the update."""
         if base.dim() != 2:
             return mean(task_vectors).mul_(self.scaling_coefficient).add_(base)
-        shape = (base.shape[0], base.shape[1])
-        matrices = TaskMatrices(task_vectors.tasks, task_vectors.stacked.double(), shape, base.dtype)
+        is_transposed = name in statistics.transposed
+        stacked = task_vectors.stacked.double()
+        stacked = stacked.transpose(1, 2).contiguous() if is_transposed else stacked
+        shape = (stacked.shape[1], stacked.shape[2])
+        matrices = TaskMatrices(task_vectors.tasks, stacked, shape, base.dtype)
         update = self.fuse_matrices(matrices).to(base.dtype)
+        update = update.T.contiguous() if is_transposed else update
         statistics.remark(name, matrices.cuts.near)
         return update.mul_(self.scaling_coefficient).add_(base)
 

@@ -65,10 +65,15 @@ TOO_MANY = {"more ranks than rows"}
 
 
 def dense(rule: Any, made: list[Adapter]) -> dict[str, Tensor]:
-    """What the engine makes of the task vectors written out, float64."""
-    vectors = {f"task {number}": dict(each.task_vector()) for number, each in enumerate(made)}
+    """What the engine makes of the task vectors written out, float64, of linear layers as ``(out, in)``."""
+    is_transposed = any(factors.layout == "transposed" for each in made for factors in each.factors.values())
+
+    def turned(state: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value.T.contiguous() if is_transposed else value for name, value in state.items()}
+
+    vectors = {f"task {number}": turned(dict(each.task_vector())) for number, each in enumerate(made)}
     base = {name: torch.zeros_like(value) for vector in vectors.values() for name, value in vector.items()}
-    return fuse(rule, base, vectors).state
+    return turned(fuse(rule, base, vectors).state)
 
 
 def condition(made: list[Adapter]) -> float:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from fusionlab.commands.fuse.opened import Opened
-from fusionlab.engine import Job, Outcome, Resources
+from fusionlab.engine import Job, Outcome, Plan, Resources
+from fusionlab.rules.by_tensor import ByTensor
 from fusionlab.rules.matrix_rule import MatrixRule
 from fusionlab.rules.weighted_by_grams import makes_adapters
 
@@ -64,9 +65,26 @@ def core_bytes(inputs: Mapping[str, Opened]) -> int:
 
 def inner_matrix_rule(rule: object) -> MatrixRule | None:
     """The rule on matrices itself or inside transforms; None if there is none."""
+    rule = rule.sample if isinstance(rule, ByTensor) else rule
     while not isinstance(rule, MatrixRule) and hasattr(rule, "rule"):
-        rule = rule.rule
+        rule = rule.rule.sample if isinstance(rule.rule, ByTensor) else rule.rule
     return rule if isinstance(rule, MatrixRule) else None
+
+
+def transposed(rule: object, base: Opened, plan: Plan) -> frozenset[str]:
+    """For a rule on matrices, the weights of linear layers that the base stores ``(in, out)``; nothing for others."""
+    if inner_matrix_rule(rule) is None:
+        return frozenset()
+    matrices = (name for name in plan.fused if name.endswith(".weight") and len(base.shapes.get(name, ())) == 2)
+    return frozenset(name for name in matrices if base.architecture.is_transposed(name.removesuffix(".weight")))
+
+
+def _sides(job: Job, name: str) -> tuple[int, int] | None:
+    """``(out, in)`` of a weight; None where it is no matrix."""
+    shape = job.base.tensors[name].shape
+    if len(shape) != 2:
+        return None
+    return (shape[1], shape[0]) if name in job.transposed else (shape[0], shape[1])
 
 
 def check_ranks(job: Job, inputs: Mapping[str, Opened]) -> None:
@@ -77,8 +95,7 @@ def check_ranks(job: Job, inputs: Mapping[str, Opened]) -> None:
     """
     rule = inner_matrix_rule(job.rule)
     for name in job.plan.fused if rule is not None else ():
-        shape = job.base.tensors[name].shape
-        if len(shape) == 2:
+        if (shape := _sides(job, name)) is not None:
             found = {task: rows for task, opened in inputs.items() if (rows := _rows(opened, name, shape)) is not None}
             ranks = [rank for rank, _ in found.values()]
             distinct: list[torch.Tensor | None] = []
@@ -87,7 +104,7 @@ def check_ranks(job: Job, inputs: Mapping[str, Opened]) -> None:
                 known = lora_a is not None and any(each is not None and torch.equal(each, lora_a) for each in distinct)
                 joint += 0 if known else rank
                 distinct.append(lora_a)
-            rule.check_ranks(name, (shape[0], shape[1]), ranks, min(shape[1], joint))  # type: ignore[union-attr]
+            rule.check_ranks(name, shape, ranks, min(shape[1], joint))  # type: ignore[union-attr]
 
 
 def _rows(opened: Opened, name: str, shape: tuple[int, ...]) -> tuple[int, torch.Tensor | None] | None:
@@ -106,9 +123,9 @@ def _rows(opened: Opened, name: str, shape: tuple[int, ...]) -> tuple[int, torch
 def forecast(job: Job, inputs: Mapping[str, Opened], threads: int) -> str | None:
     """How long the rule's steps will take, from one layer's product timed now; None where it takes few operations."""
     rule = inner_matrix_rule(job.rule)
-    shapes = [job.base.tensors[name].shape for name in job.plan.fused]
-    flops = {(shape[0], shape[1]): rule.flops((shape[0], shape[1])) for shape in shapes if rule and len(shape) == 2}
-    total = sum(flops[shape[0], shape[1]] for shape in shapes if len(shape) == 2 and flops)
+    shapes = [shape for name in job.plan.fused if (shape := _sides(job, name)) is not None]
+    flops = {} if rule is None else {shape: rule.flops(shape) for shape in shapes}
+    total = sum(flops.get(shape, 0.0) for shape in shapes)
     if not total or in_core_space(job.rule, inputs):
         return None
     rows, width = max(flops, key=lambda shape: flops[shape])

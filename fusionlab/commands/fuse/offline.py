@@ -27,6 +27,7 @@ from fusionlab.commands.fuse.matrix_rules import (
     fuse_cores,
     in_core_space,
     names_on_disk,
+    transposed,
 )
 from fusionlab.commands.fuse.opened import Opened
 from fusionlab.commands.fuse.prepared import Prepared
@@ -189,7 +190,8 @@ def _job(
         dtypes = {name: output_dtype(info, dtype) for name, info in infos.items()}
     looked_up = input_dtype is None and not (recipe.hash and recipe.dry_run)  # a dry run reads no content
     known = known_sums(base, inputs, plan) if looked_up else {}
-    return Job(rule, units, task_inputs, plan, dtypes, known, recipe.cosines), ties.apart
+    sides = transposed(rule, base, plan)
+    return Job(rule, units, task_inputs, plan, dtypes, known, recipe.cosines, sides), ties.apart
 
 
 def _output_tensors(job: Job, base: Opened) -> dict[str, TensorInfo]:
