@@ -16,6 +16,8 @@ from fusionlab.errors import InputError
 from fusionlab.rules.base import Granularity, LinearRule, Rule, StatisticsScope, unmeasured
 from fusionlab.rules.settings import blocks_of, entries, settings_in, value_at, with_values
 
+_FOR_NONE = "(no block, 0 tensors)"
+
 
 @dataclass(frozen=True)
 class ByTensor:
@@ -165,6 +167,10 @@ class ByTensor:
                 where = f"blocks {layers[0]}-{layers[-1]}" if layers else "no block"
                 found.append(f"{what}, {entry.pattern or '*'}: {values} ({where}, {len(chosen)} tensors)")
         return found
+
+    def unused(self, statistics: Statistics) -> list[str]:
+        """The lines of settings for some tensors that are for none, as with a pattern that is in no name."""
+        return [line for line in self.table(statistics) if line.endswith(_FOR_NONE) and ", *: " not in line]
 
     def measure(self, name: str, base: Tensor, task_vectors: TaskVectors, earlier: Statistics) -> dict[str, Tensor]:
         """What the rule of this parameter measures."""

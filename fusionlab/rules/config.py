@@ -47,7 +47,7 @@ def from_config(config: str | Mapping[str, Any] | AnyRule) -> AnyRule:
     if unknown:
         raise InputError(f"rule: unknown key {unknown[0]!r}; arguments of the rule belong under init_args.")
     rule_class = _find_class(config["class_path"])
-    init_args = config.get("init_args") or {}
+    init_args = {} if config.get("init_args") is None else config["init_args"]
     if not _has_settings(rule_class, init_args):
         rule: AnyRule = rule_class(**_arguments(rule_class, init_args))
         return rule

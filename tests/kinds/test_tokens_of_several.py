@@ -145,6 +145,10 @@ def test_chat_template(given: str, root: Path, tmp_path: Path) -> None:
         ({}, "has a vocabulary of 7 rows, the base one of 8"),
         ({"tokenizer": {"source": "union"}}, "'tokenizer' in"),
         ({"tokenizer_source": "union", "chat_template": "chatml"}, "chat_template: expected auto, a Jinja template or"),
+        (
+            {"tokenizer_source": "union", "chat_template": "{% for m in messages %}{{ m }"},
+            "chat_template: it is no Jinja",
+        ),
         ({"tokenizer_source": "nowhere"}, "nowhere"),
     ],
 )

@@ -180,6 +180,16 @@ def test_the_plan_shows_what_holds_where(tmp_path: Path, capsys: pytest.CaptureF
     assert rules.from_config(stored["rule"]) == rules.from_config(RECIPE)
 
 
+def test_a_pattern_that_is_in_no_name_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [{"filter": "zzz", "value": 0.1}, {"filter": "mlp", "value": 0.5}, {"filter": "w", "value": 1.0}]
+    recipe = {"base": folder(tmp_path / "base", BASE), "rule": of("slerp", t=[*lines, {"value": 0.0}])}
+    recipe["finetuned"] = {"a": folder(tmp_path / "a", TUNED["a"]), "base": folder(tmp_path / "b", BASE)}
+    assert run(tmp_path, recipe, "--dry_run") == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if "it is for none of the tensors" in line]
+    assert len(told) == 1
+    assert "slerp.t, zzz: 0.1 (no block, 0 tensors): it is for none of the tensors" in told[0]
+
+
 @pytest.mark.parametrize("is_dry", [True, False])
 def test_a_tensor_without_a_value_is_known_before_any_work(
     is_dry: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]

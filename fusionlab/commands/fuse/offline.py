@@ -48,6 +48,7 @@ from fusionlab.files import check_writable, path_of, write_folder
 from fusionlab.fusion.streamed import adapted_units, output_dtype, write_weights
 from fusionlab.fusion.units import UnitWeights
 from fusionlab.rules import LinearRule, StreamedRule, TaskKnownRule
+from fusionlab.rules.by_tensor import ByTensor
 from fusionlab.rules.matrix_rule import has_core
 from fusionlab.tensors.identity import Ties
 from fusionlab.tensors.lazy import NamedWeights
@@ -98,6 +99,8 @@ def prepare(recipe: Recipe, found: StreamedRule | None = None) -> Prepared:
     check_ranks(job, inputs)
     if has_core(rule) and prepared.in_core_space and rule.over_adapters:
         notes.append(rule.over_adapters)
+    if isinstance(rule, ByTensor):
+        notes += [f"{line}: it is for none of the tensors" for line in rule.unused(job.statistics({}))]
     notes += [*tie_notes(base, untied), *report.unread_notes(base, inputs), *report.tokenizer_notes(base, inputs)]
     return replace(prepared, notes=tuple(notes), carried=report.carried(prepared))
 

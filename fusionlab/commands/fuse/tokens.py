@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ _FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", 
 _TEMPLATE = "chat_template.jinja"
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 _SHORTEST = 20  # characters of a template
+_MARKS = re.compile(r"\{%[-+]?\s*(end)?generation\s*[-+]?%\}")
 
 
 @dataclass(frozen=True)
@@ -193,7 +195,7 @@ def chat_template(given: str, models: Mapping[str, Opened]) -> str:
     """The template that ``given`` stands for: its text, a file, or ``auto``, the one that most of the models have.
 
     Raises:
-        InputError: neither, or no model has one.
+        InputError: neither, no model has one, or it is no Jinja.
     """
     if given == "auto":
         found = Counter(text for opened in models.values() if (text := _template_of(opened.path)) is not None)
@@ -201,11 +203,22 @@ def chat_template(given: str, models: Mapping[str, Opened]) -> str:
             raise InputError("chat_template: auto, but none of the models has one; give a template or a file.")
         return found.most_common(1)[0][0]
     if "{" in given and len(given) >= _SHORTEST:
-        return given
+        return _checked(given)
     path = path_of(given)
     if not path.is_file():
         raise InputError(f"chat_template: expected auto, a Jinja template or the file of one, got {given!r}.")
-    return path.read_text()
+    return _checked(path.read_text())
+
+
+def _checked(template: str) -> str:
+    from jinja2 import TemplateSyntaxError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    try:  # as transformers, whose own tag marks answers
+        ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"]).parse(_MARKS.sub("", template))
+    except TemplateSyntaxError as error:
+        raise InputError(f"chat_template: it is no Jinja template: line {error.lineno}: {error.message}") from error
+    return template
 
 
 def _template_of(path: Path) -> str | None:
