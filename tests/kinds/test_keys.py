@@ -187,7 +187,7 @@ DECIDES: dict[str, dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
         "ranking": ({"ranking": "per_token"}, {}),
         "ranking by bytes": ({"ranking": "per_byte"}, {"ranking": "per_token"}),
         "generated": (GENERATED, {}),
-        "length of what is generated": ({**GENERATED, "max_new_tokens": 3}, GENERATED),
+        "length of what is generated": ({**GENERATED, "max_new_tokens": 9}, GENERATED),
         "precision": ({"precision": "bf16-mixed"}, {}),
         "dtype": ({"dtype": "bfloat16"}, {}),
     },

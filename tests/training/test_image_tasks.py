@@ -95,7 +95,7 @@ def test_embedded_images_are_resized_to_the_backbone() -> None:
     data = ImageTasks(["glyphs"], image_size=48)
     data.setup("test")
     batch = next(data.eval_batches("glyphs", "test"))
-    assert batch["images"].shape == (128, 3, 48, 48)
+    assert batch["images"].shape == (100, 3, 48, 48)  # 400 in four batches of one size
     assert batch["images"].dtype == torch.uint8
 
 
