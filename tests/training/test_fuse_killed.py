@@ -111,6 +111,7 @@ def kill(folder: Path, kills: int) -> None:
     assert "interrupted while writing" in run(KILLER, str(folder), str(kills), "5")
 
 
+@pytest.mark.slow
 def test_killed_three_times_leaves_all_or_nothing(tmp_path: Path) -> None:
     kill(tmp_path, 3)
 

@@ -198,6 +198,7 @@ def test_a_checkpoint_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.Monk
     assert torch.load(path, weights_only=True) == {"step": 1}
 
 
+@pytest.mark.slow
 def test_another_number_of_processes_resumes_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = tmp_path / "run"
     with socket.socket() as probe:

@@ -234,6 +234,7 @@ def test_report_of_a_sweep_and_its_run(swept: Path, tmp_path: Path) -> None:
     assert all(float(found) >= 0 for found in rest)  # all three tasks are one subset: it has no spread
 
 
+@pytest.mark.slow
 def test_results_are_of_this_recipe_not_of_an_earlier_one_in_the_same_ledger(swept: Path, tmp_path: Path) -> None:
     shutil.copytree(swept, tmp_path / "copy")
     rules = RECIPE["rules"] | {
