@@ -45,7 +45,8 @@ def combine(adapters: Mapping[str, Adapter], coefficients: Coefficients) -> Adap
     for module, of_module in factors.items():
         if not (of_module.lora_a.isfinite().all() and of_module.lora_b.isfinite().all()):
             raise InputError(
-                f"{module}: the fused factors overflow {of_module.lora_b.dtype}; take smaller coefficients."
+                f"{module}: the fused factors overflow {of_module.lora_b.dtype}, or an adapter has NaN or Inf; take "
+                f"smaller coefficients, or leave that adapter out."
             )
     if any(adapter.method == "tangent_lora" for adapter in adapters.values()):
         grown = [module for module in modules if factors[module].rank != first.ranks.get(module)]

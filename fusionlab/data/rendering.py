@@ -8,6 +8,8 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from fusionlab.errors import InputError, did_you_mean, name_list
 
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
 _FIELD = re.compile(r"\{([^{}]+)\}")
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ class TextSource:
         said = {}
         for column in _FIELD.findall(self.template):
             _check_column(self.task, row, column, "text")
-            if isinstance(row[column], bytes | list | tuple | dict):
+            if isinstance(row[column], bytes | list | tuple | dict | np.ndarray):
                 raise InputError(f"task {self.task.name!r}: column {column!r} holds no text but {row[column]!r}")
             said[column] = [_text(row[column])]
         return _rendered(self.template, said, 0)
@@ -120,7 +123,7 @@ class TextSource:
             column = str(self.task.target_column)
             _check_column(self.task, row, column, "score")
             score = _score(row[column])
-            if not math.isfinite(score):
+            if not abs(score) <= _LARGEST:
                 raise InputError(f"task {self.task.name!r}: the row has no number in {column!r}, but {row[column]!r}")
             return _said_score(score)
         _check_column(self.task, row, self._labels.column, "label")
@@ -164,7 +167,7 @@ class TextSource:
         _check_column(task, table.features, column, "score")
         feature = table.features[column]
         scores = np.array([_score(value) for value in table[column][:]])
-        bad = [str(row) for row in np.flatnonzero(~np.isfinite(scores.astype(np.float32)))]
+        bad = [str(row) for row in np.flatnonzero(~(np.abs(scores) <= _LARGEST))]
         if not isinstance(feature, Value) or (len(bad) == len(scores) and feature.dtype.endswith("string")):
             raise InputError(f"target_column {column!r} of task {task.name!r} holds no numbers but {feature}")
         if bad:
@@ -251,14 +254,14 @@ def _check_text(task: Task, features: Mapping[str, Any], column: str) -> None:
 
 def _text(value: Any) -> str:
     """A cell as text; empty where there is none, which tables of numbers say by NaN."""
-    return "" if value is None or value != value else str(value)
+    return "" if value is None or (isinstance(value, Real) and value != value) else str(value)
 
 
 def _score(value: Any) -> float:
     """A number, or a text that is one; else NaN."""
     if isinstance(value, str):
         return float(value) if _NUMBER.fullmatch(value) else math.nan
-    return float(value) if isinstance(value, int | float) else math.nan
+    return float(value) if isinstance(value, Real | Decimal) else math.nan
 
 
 def _said_score(score: float) -> str:

@@ -138,6 +138,7 @@ class _Engine:
     def fuse(self, names: Sequence[str], statistics: Statistics, sink: Sink | None) -> None:
         """The fusing pass over ``names``, with what is still missing of norms and inner products."""
         self.choose(names, statistics)
+        # what the rule measured counts where it measured whole task vectors
         whole = self._known(self.job.known, names) if measures_parts(self.job.rule) else statistics.sums
         with_norms = not all_known(whole, ("squared_norm",), self.job, names)
         with_products = self.job.cosines and len(self.tasks) > 1

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Literal
+from collections.abc import Collection, Sequence
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from fusionlab.errors import InputError, did_you_mean
 
 Evaluation = Literal["rank", "generate"]
+
+
+@runtime_checkable
+class Asked(Protocol):
+    """Batches of questions that are known before any is answered."""
+
+    questions: Sequence[Any]
 
 
 def check_evaluation(evaluation: Evaluation | dict[str, Evaluation], tasks: Collection[str]) -> None:

@@ -25,7 +25,7 @@ from fusionlab.errors import InputError
 from fusionlab.evaluation.metrics import Accuracy, Perplexity, RankedAccuracy, ScoreCorrelation
 from fusionlab.files import write_folder
 from fusionlab.layout import BASE
-from fusionlab.modules.answering import Evaluation, check_evaluation, check_generated, is_generated
+from fusionlab.modules.answering import Asked, Evaluation, check_evaluation, check_generated, is_generated
 from fusionlab.modules.applying import Linearized
 from fusionlab.modules.base import FusionModule
 from fusionlab.tensors import save_state
@@ -149,7 +149,8 @@ class CausalModule(FusionModule):
         Raises:
             InputError: one is.
         """
-        for question in self.trainer.predict_dataloaders.questions:
+        asked = self.trainer.predict_dataloaders
+        for question in asked.questions if isinstance(asked, Asked) else ():
             more = max(map(len, question.choices)) if question.choices else self.max_new_tokens
             check_positions(self.backbone.model, len(question.prompt_ids) + more - 1, "a prompt with its answer")
         super().on_predict_start()

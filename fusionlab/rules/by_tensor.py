@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import zip_longest
@@ -14,9 +14,7 @@ from fusionlab import rules
 from fusionlab.blocks.task_vectors import Statistics, TaskVectors
 from fusionlab.errors import InputError
 from fusionlab.rules.base import Granularity, LinearRule, Rule, StatisticsScope, unmeasured
-from fusionlab.rules.settings import blocks_of, entries, settings_in, value_at, with_values
-
-_FOR_NONE = "(no block, 0 tensors)"
+from fusionlab.rules.settings import Entry, blocks_of, entries, settings_in, value_at, with_values
 
 
 @dataclass(frozen=True)
@@ -153,24 +151,33 @@ class ByTensor:
         Raises:
             InputError: as :meth:`at`, of any of them.
         """
-        blocks = blocks_of(statistics.model or statistics.names)
         for name in statistics.names:
             self.at(name, statistics)
         found = []
+        for what, entry, chosen, blocks in self._lines(statistics):
+            values = " .. ".join(f"{value:g}" for value in entry.values)
+            where = f"blocks {min(blocks)}-{max(blocks)}" if blocks else "no block"
+            found.append(f"{what}, {entry.pattern or '*'}: {values} ({where}, {len(chosen)} tensors)")
+        return found
+
+    def unused(self, statistics: Statistics) -> list[str]:
+        """The patterns that no fused tensor has in its name where they are asked for, with the setting of each."""
+        used: dict[str, bool] = {}
+        for what, entry, chosen, _ in self._lines(statistics):
+            if entry.pattern:
+                told = f"{what}, {entry.pattern}"
+                used[told] = used.get(told, False) or bool(chosen)
+        return [told for told, is_used in used.items() if not is_used]
+
+    def _lines(self, statistics: Statistics) -> Iterator[tuple[str, Entry, list[str], set[int]]]:
+        """Of every line of a setting: the setting's name, the line, the tensors that it is for, and their blocks."""
+        blocks = blocks_of(statistics.model or statistics.names)
         for what, setting in self.settings.items():
             names = list(statistics.names)
             for entry in entries(setting, what):
                 chosen = [name for name in names if entry.matches(name, blocks.get(name))]
                 names = [name for name in names if name not in chosen]
-                values = " .. ".join(f"{value:g}" for value in entry.values)
-                layers = sorted({blocks[name][0] for name in chosen if name in blocks})
-                where = f"blocks {layers[0]}-{layers[-1]}" if layers else "no block"
-                found.append(f"{what}, {entry.pattern or '*'}: {values} ({where}, {len(chosen)} tensors)")
-        return found
-
-    def unused(self, statistics: Statistics) -> list[str]:
-        """The lines of settings for some tensors that are for none, as with a pattern that is in no name."""
-        return [line for line in self.table(statistics) if line.endswith(_FOR_NONE) and ", *: " not in line]
+                yield what, entry, chosen, {blocks[name][0] for name in chosen if name in blocks}
 
     def measure(self, name: str, base: Tensor, task_vectors: TaskVectors, earlier: Statistics) -> dict[str, Tensor]:
         """What the rule of this parameter measures."""

@@ -108,7 +108,7 @@ def check_tasks(rule: AnyRule, tasks: tuple[str, ...]) -> None:
         InputError: naming what is missing or unknown.
     """
     rule = rule.sample if isinstance(rule, ByTensor) else rule
-    for item in fields(rule) if is_dataclass(rule) else ():
+    for item in fields(rule) if is_dataclass(rule) and type(rule) in _every().values() else ():
         if _BY_TASK.search(str(item.type)):
             by_task(getattr(rule, item.name) or 0.0, tasks, f"{rule_name(rule)}.{item.name}")
     if isinstance(inner := getattr(rule, "rule", None), Rule):

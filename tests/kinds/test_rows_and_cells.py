@@ -6,10 +6,12 @@ import csv
 import json
 import logging
 import re
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 from task_files import images, png, table, texts
 
@@ -391,9 +393,11 @@ def test_a_raw_row_is_read_as_a_row_of_the_table(tmp_path: Path) -> None:
         raw = {"text": text, "score": score}
         assert (source.render(raw), source.answer(raw)) == (read.inputs[row], read.answers[row])
         assert source.answer(raw) == f"{score:.1f}"
-    for bad in (None, "x", "", [1.0], float("nan")):
+    for number in (np.float32(1.5), np.int64(3), Decimal("1.5")):
+        assert source.answer({"text": "a", "score": number}) == f"{float(number):.1f}"
+    for bad in (None, "x", "", [1.0], float("nan"), 1e39):
         with pytest.raises(InputError, match=r"the row has no number in 'score', but"):
             source.answer({"text": "a", "score": bad})
-    for bad in (["a"], {"k": 1}, b"a"):
+    for bad in (["a"], {"k": 1}, b"a", np.array([1, 2])):
         with pytest.raises(InputError, match=r"column 'text' holds no text but"):
             source.render({"text": bad, "score": 1})

@@ -67,3 +67,14 @@ def test_flags_give_infinite_numbers_as_numbers(number: float) -> None:
     for name, init_args in (("lines", {"beta": number}), ("metagpt", {"scope": "tensor", "multiplier": [0.1, number]})):
         with pytest.raises(InputError, match=rf"{name}\.\w+: expected finite numbers, got"):
             rules.from_config({"class_path": name, "init_args": init_args})
+
+
+def test_a_scale_of_what_the_adapters_change_only(folder: Path, tmp_path: Path) -> None:
+    scale = [{"filter": "q_proj", "value": 0.5}, {"value": 1.0}]
+    recipe = {
+        "base": str(folder / "base"), "finetuned": {"a": str(folder / "a")}, "save": "weights",
+        "rule": {"class_path": "passthrough", "init_args": {"scale": scale}}, "output": str(tmp_path / "out"),
+    }  # fmt: skip
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert main(["fuse", "--config", str(tmp_path / "recipe.yaml")]) == 0
+    assert main(["fuse", "--config", str(tmp_path / "recipe.yaml"), "--rule.init_args.scale", "0.5"]) == 2

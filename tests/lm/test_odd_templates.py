@@ -30,6 +30,9 @@ NEEDS_SYSTEM = "{% if messages[0]['role'] != 'system' %}{{ raise_exception('syst
         ("{{ 1 / 0 }}", "refuses it: division by zero"),
         ("{{ '{}{}'.format('x') }}", "refuses it: "),
         ("{% for %}", "refuses it: Expected an expression"),
+        ("{% for m in messages", "refuses it: "),
+        ("abc {%", "refuses it: "),
+        ("{% generation %}{{ x }}{% endgeneration %}{% if a", "refuses it: "),
         ("{{ messages[0]['content']['parts'][0]['text'] }}", "refuses it: "),
     ],
 )

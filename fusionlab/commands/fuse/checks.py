@@ -59,12 +59,12 @@ def check_disk(output: Path, needed: int) -> None:
 def try_rule(job: Job) -> None:
     """Let the rule meet these tasks and names on tiny tensors, so that what does not fit is known at once."""
     check_tasks(job.rule, tuple(job.inputs))
-    scale, untouched = scale_of_base(job.rule), [name for name in job.plan.copied if name not in job.plan.aliases]
-    partial = any(item.is_task_vector or item.is_part for item in job.inputs.values())
-    if scale != 1.0 and untouched and partial:
+    untouched = [name for name in job.plan.copied if name not in job.plan.aliases]
+    scaled = [name for name in untouched if _scale_at(job, name) != 1.0]
+    if scaled and any(item.is_task_vector or item.is_part for item in job.inputs.values()):
         raise InputError(
-            f"passthrough.scale {scale} scales the whole model, and the inputs leave {len(untouched)} of its tensors "
-            f"to the base, such as {untouched[0]}; give full models, or leave scale out."
+            f"passthrough.scale {_scale_at(job, scaled[0])} scales the whole model, and the inputs leave {len(scaled)} "
+            f"of the tensors that it is for to the base, such as {scaled[0]}; give full models, or leave scale out."
         )
     if isinstance(job.rule, WeightedByGrams | WeightedByFisher):
         job.rule.check(tuple(job.inputs), job.plan.fused)
@@ -78,6 +78,16 @@ def try_rule(job: Job) -> None:
             linear.coefficients(name, statistics.tasks, statistics)
         return
     engine.try_rule(job.rule, job.inputs, job.plan.fused[:2])
+
+
+def _scale_at(job: Job, name: str) -> float:
+    """What the rule would multiply a tensor of the base by; 1 where it says nothing of it."""
+    if not isinstance(job.rule, ByTensor):
+        return float(scale_of_base(job.rule))
+    try:
+        return float(scale_of_base(job.rule.at(name, job.statistics({}))))
+    except InputError:  # it has no value there
+        return 1.0
 
 
 def tie_notes(base: Opened, untied: Mapping[str, str]) -> list[str]:

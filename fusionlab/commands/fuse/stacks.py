@@ -66,35 +66,38 @@ def stacked(what: str, parts: Sequence[Part], models: Mapping[str, Opened]) -> O
     if any(name in found and name not in start.weights.tensors for name in start.architecture.may_be_tied(found)):
         config["tie_word_embeddings"] = False  # the last model's head is one of its own
     made = replace(start, name=text, files=tuple(files), weights=JoinedWeights(found), config=config, is_remade=True)
-    _check_loads(what, start, made)
+    _check_loads(what, models, made)
     return made
 
 
-def _check_loads(what: str, start: Opened, made: Opened) -> None:
-    """Raise if transformers' own class does not read of the stack what it reads of the first model, names told apart.
+def _check_loads(what: str, models: Mapping[str, Opened], made: Opened) -> None:
+    """Raise if transformers' own class does not read of the stack what it reads of the models, names told apart.
 
-    What the class has under other names in memory, as experts that it puts together, is not compared.
+    What their classes have under other names in memory, as experts that they put together, or do not read is not
+    compared.
 
     Raises:
         InputError: naming what does not fit.
     """
     try:
-        if start.architecture.model is None:
+        if any(opened.architecture.model is None for opened in models.values()):
             return
-        elsewhere = {_NUMBERS.sub("#", name) for names in _misfits(start) for name in names}
-    except InputError:  # transformers makes no model of the first one's either
+        misfits = (names for opened in models.values() for names in _misfits(opened))
+        elsewhere = {_NUMBERS.sub("#", name) for names in misfits for name in names}
+    except InputError:  # transformers makes no model of one of them either
         return
     try:
         found = _misfits(made)
     except InputError as error:
         raise InputError(
-            f"{what}: {error}. Its config.json speaks of blocks by number; stack another model."
+            f"{what}: {error}. Its config.json may speak of blocks by number; stack another model."
         ) from error
     missing, unread = ([name for name in names if _NUMBERS.sub("#", name) not in elsewhere] for names in found)
     if missing or unread:
         raise InputError(
-            f"{what}: the stack would not load: {name_list(missing or unread)} {'lack' if missing else 'have no place'}"
-            f". Its config.json speaks of blocks by number (as mlp_only_layers); stack another model, or other blocks."
+            f"{what}: the stack would not load: {name_list(missing or unread)} "
+            f"{'are not there for' if missing else 'have no place in'} a model of its config.json, which may speak of "
+            f"blocks by number (as by mlp_only_layers); stack another model, or other blocks."
         )
 
 

@@ -34,7 +34,7 @@ class ChatTask:
         end_ids: tokens that end an answer beside those that the model itself says.
         packed_length: tokens of a training row that holds several samples; None where a row is one sample.
         longest: tokens of the longest sample that was loaded.
-        longest_prompt: tokens of the longest prompt that was loaded.
+        longest_prompt: tokens of the longest prompt that was loaded to be answered, which those of training are not.
     """
 
     name: str

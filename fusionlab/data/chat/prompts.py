@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from fusionlab.data.tokens import Ragged
 from fusionlab.errors import InputError
 
 STDIN = "-"
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -63,9 +65,8 @@ def read_questions(path: str, encoder: Encoder, system: str | None, templates_pl
 
 
 def _question(row: dict[str, Any], encoder: Encoder, system: str | None, templates_plain: bool) -> Question:
-    half = next((sign for sign in json.dumps(row, ensure_ascii=False) if "\ud800" <= sign <= "\udfff"), None)
-    if half is not None:
-        raise InputError(f"a text holds {half!r}, half of a character; mend or remove it")
+    if (half := _HALF.search(json.dumps(row, ensure_ascii=False))) is not None:
+        raise InputError(f"a text holds {half[0]!r}, half of a character; mend or remove it")
     templated = encoder.template is not None
     asked = read_question(row, templated=templated, system=system, templates_plain=templates_plain)
     prompt = encoder.encode_prompt(asked)

@@ -260,8 +260,8 @@ class ChatTasks(TaskData):
         check_words(samples, self.tasks[task].answer_ids, task, numbers[kept], self.max_length)
         if split != "train" and self.tasks[task].metric != "perplexity":
             check_prompts(samples, (task, split), numbers[kept], self.max_length)
-        lengths = (part.lengths.tolist() for part in (samples.input_ids, samples.prompts))
-        self.tasks[task] = self.tasks[task].with_lengths(*lengths)
+        asked = samples.prompts.lengths.tolist() if split != "train" else []  # training prompts are not answered
+        self.tasks[task] = self.tasks[task].with_lengths(samples.input_ids.lengths.tolist(), asked)
         made = ChatSplit(samples, fixed_shapes=split != "train")
         return PackedSplit(made, self.max_length) if self.packing and split == "train" else made
 

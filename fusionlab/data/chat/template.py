@@ -193,8 +193,10 @@ def has_marks(source: str) -> bool:
     for place, (kind, _word) in enumerate(tokens):
         if kind != "block_begin":
             continue
+        until = next((end for end in range(place, len(tokens)) if tokens[end][0] == "block_end"), None)
+        if until is None:  # an open tag, told with the first row too
+            return False
         tag = tokens[place + 1][1]
-        until = next(end for end in range(place, len(tokens)) if tokens[end][0] == "block_end")
         is_block = tag in ("macro", "call", "filter") or (tag == "set" and ("operator", "=") not in tokens[place:until])
         depth += is_block - (tag in ("endmacro", "endcall", "endfilter", "endset"))
         marks += [depth] if tag == "generation" else []
