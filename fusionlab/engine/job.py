@@ -184,11 +184,8 @@ def is_product(key: str) -> bool:
 
 def num_reads(job: Job) -> int:
     """How often the inputs are read: measuring passes that are not known yet, and the fusing pass."""
-    needed = [
-        quantities
-        for quantities in job.rule.passes
-        if not all_known(job.known_to_rule, quantities, job, job.plan.fused)
-    ]
+    known = job.known_to_rule
+    needed = [quantities for quantities in job.rule.passes if not all_known(known, quantities, job, job.plan.fused)]
     return len(needed) + 1
 
 

@@ -48,10 +48,11 @@ class Ties:
         for name, source in sources.items():
             one = all(_is_one(sources, weights, name, source) for weights in models)
             known_apart = not one and all({name, source} <= weights.tensors.keys() for weights in models)
-            if not declared[name].allowed():
+            undone = known_apart and _is_one(sources, base, name, source)
+            if (known_apart and not undone) or not declared[name].allowed():
                 continue
-            if known_apart:
-                apart |= {name: source} if _is_one(sources, base, name, source) else {}
+            if undone:
+                apart[name] = source
                 continue
             possible[name] = source
             if one and all(_changes_as_one(weights, name, source) for weights in changes):

@@ -15,6 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fusionlab.__main__ import main
+from fusionlab.engine import StateWeights, TaskInput
+from fusionlab.tensors.architecture import Tie
+from fusionlab.tensors.identity import Ties
 
 CONFIG = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -147,3 +150,13 @@ def test_a_stack_of_a_model_with_tensors_that_loading_ignores(tmp_path: Path) ->
     recipe = {"base": parts, "finetuned": {"stack": parts}, "rule": "passthrough", "output": str(tmp_path / "out")}
     (tmp_path / "stack.yaml").write_text(json.dumps(recipe))
     assert main(["fuse", "--config", str(tmp_path / "stack.yaml")]) == 0
+
+
+def test_the_configuration_is_not_asked_where_the_base_tells() -> None:
+    def fail() -> bool:
+        raise AssertionError("asked")
+
+    declared = {HEAD: Tie(EMBEDDING, fail)}
+    base, tuned = (StateWeights({EMBEDDING: torch.zeros(2) + i, HEAD: torch.ones(2) + i}) for i in range(2))
+    found = Ties.between(declared, base, {"a": TaskInput(tuned)})
+    assert (found.possible, found.first, found.apart) == ({}, {}, {})

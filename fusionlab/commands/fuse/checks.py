@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from fusionlab import engine, rules
+from fusionlab.blocks.task_vectors import Statistics
 from fusionlab.commands.fuse.opened import Opened
 from fusionlab.engine import Job, Resources
 from fusionlab.engine.job import inner_linear_rule
@@ -59,13 +60,8 @@ def check_disk(output: Path, needed: int) -> None:
 def try_rule(job: Job) -> None:
     """Let the rule meet these tasks and names on tiny tensors, so that what does not fit is known at once."""
     check_tasks(job.rule, tuple(job.inputs))
-    untouched = [name for name in job.plan.copied if name not in job.plan.aliases]
-    scaled = [name for name in untouched if _scale_at(job, name) != 1.0]
-    if scaled and any(item.is_task_vector or item.is_part for item in job.inputs.values()):
-        raise InputError(
-            f"passthrough.scale {_scale_at(job, scaled[0])} scales the whole model, and the inputs leave {len(scaled)} "
-            f"of the tensors that it is for to the base, such as {scaled[0]}; give full models, or leave scale out."
-        )
+    if any(item.is_task_vector or item.is_part for item in job.inputs.values()):
+        _check_scale(job)
     if isinstance(job.rule, WeightedByGrams | WeightedByFisher):
         job.rule.check(tuple(job.inputs), job.plan.fused)
         return
@@ -80,12 +76,27 @@ def try_rule(job: Job) -> None:
     engine.try_rule(job.rule, job.inputs, job.plan.fused[:2])
 
 
-def _scale_at(job: Job, name: str) -> float:
+def _check_scale(job: Job) -> None:
+    """Raise if the rule would multiply tensors of the base that no input holds.
+
+    Raises:
+        InputError: with the first of them.
+    """
+    statistics = job.statistics({})
+    untouched = (name for name in job.plan.copied if name not in job.plan.aliases)
+    scaled = {name: scale for name in untouched if (scale := _scale_at(job.rule, name, statistics)) != 1.0}
+    if scaled:
+        first = next(iter(scaled))
+        raise InputError(
+            f"passthrough.scale {scaled[first]} scales the whole model, and the inputs leave {len(scaled)} of the "
+            f"tensors that it is for to the base, such as {first}; give full models, or leave scale out."
+        )
+
+
+def _scale_at(rule: StreamedRule, name: str, statistics: Statistics) -> float:
     """What the rule would multiply a tensor of the base by; 1 where it says nothing of it."""
-    if not isinstance(job.rule, ByTensor):
-        return float(scale_of_base(job.rule))
     try:
-        return float(scale_of_base(job.rule.at(name, job.statistics({}))))
+        return float(scale_of_base(rule.at(name, statistics) if isinstance(rule, ByTensor) else rule))
     except InputError:  # it has no value there
         return 1.0
 

@@ -65,10 +65,14 @@ def core_bytes(inputs: Mapping[str, Opened]) -> int:
 
 def inner_matrix_rule(rule: object) -> MatrixRule | None:
     """The rule on matrices itself or inside transforms; None if there is none."""
-    rule = rule.sample if isinstance(rule, ByTensor) else rule
-    while not isinstance(rule, MatrixRule) and hasattr(rule, "rule"):
-        rule = rule.rule.sample if isinstance(rule.rule, ByTensor) else rule.rule
-    return rule if isinstance(rule, MatrixRule) else None
+    while not isinstance(rule, MatrixRule):
+        if isinstance(rule, ByTensor):
+            rule = rule.sample
+        elif hasattr(rule, "rule"):
+            rule = rule.rule
+        else:
+            return None
+    return rule
 
 
 def transposed(rule: object, base: Opened, plan: Plan) -> frozenset[str]:

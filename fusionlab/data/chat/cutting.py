@@ -93,12 +93,15 @@ class Cutter:
             closes: whether a special token closes answers, after which white space is left out.
         """
         inside = [i for i, (first, last) in enumerate(spans) if first >= start and last <= end and last > first]
-        if not inside or not closes:
-            return (inside[0], inside[-1] + 1) if inside else (0, 0)
+        if not inside:
+            return 0, 0
         last = inside[-1]
-        while last > inside[0] and ids[last] not in self.special and not self.tokenizer.decode([ids[last]]).strip():
+        while closes and last > inside[0] and ids[last] not in self.special and self._is_blank(ids[last]):
             last -= 1
         return inside[0], (last if ids[last] in self.special else inside[-1]) + 1
+
+    def _is_blank(self, token: int) -> bool:
+        return not self.tokenizer.decode([token]).strip()
 
     def _piece(self, ids: list[int], before: str, piece: str) -> tuple[list[int], list[Span]]:
         """Tokens of ``piece`` by itself that read as it after ``ids``."""
@@ -123,14 +126,23 @@ class Cutter:
     def _called(self, text: str, **more: bool) -> Any:
         try:
             return self.tokenizer(text, add_special_tokens=False, verbose=False, **more)
-        except TypeError as error:  # what tokenizers make of a text that has no utf-8
-            half = next((repr(sign) for sign in text if "\ud800" <= sign <= "\udfff"), None)
-            if half is None:
-                raise
-            raise InputError(f"a text holds {half}, half of a character; mend or remove it") from error
+        except TypeError:  # what tokenizers make of a text that has no utf-8
+            refuse_halves(text)
+            raise
 
     def _decoded(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def refuse_halves(text: str) -> None:
+    """Raise if a text has no utf-8.
+
+    Raises:
+        InputError: it holds half of a character.
+    """
+    half = next((sign for sign in text if "\ud800" <= sign <= "\udfff"), None)
+    if half is not None:
+        raise InputError(f"a text holds {half!r}, half of a character; mend or remove it")
 
 
 def _begin(tokenizer: Any) -> list[int]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from fusionlab.data.chat.cutting import refuse_halves
 from fusionlab.data.chat.encoding import Encoder
 from fusionlab.data.chat.rows import Conversation, Message, Plain, read_question
 from fusionlab.data.tables import lines_of
@@ -17,7 +17,6 @@ from fusionlab.data.tokens import Ragged
 from fusionlab.errors import InputError
 
 STDIN = "-"
-_HALF = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -65,8 +64,7 @@ def read_questions(path: str, encoder: Encoder, system: str | None, templates_pl
 
 
 def _question(row: dict[str, Any], encoder: Encoder, system: str | None, templates_plain: bool) -> Question:
-    if (half := _HALF.search(json.dumps(row, ensure_ascii=False))) is not None:
-        raise InputError(f"a text holds {half[0]!r}, half of a character; mend or remove it")
+    refuse_halves(json.dumps(row, ensure_ascii=False))  # the row is written beside its answer
     templated = encoder.template is not None
     asked = read_question(row, templated=templated, system=system, templates_plain=templates_plain)
     prompt = encoder.encode_prompt(asked)
