@@ -8,7 +8,9 @@
 Six GLUE tasks are ranked, stsb is a generated score (Spearman), and dates are rewritten, where the whole answer counts.
 480 training, 64 validation and 100 test samples a task, of texts of at most 500 characters, as of longer ones nothing
 would be left to learn at max_length 192; test samples come from GLUE's validation files, which are labelled.
-Coefficients are chosen on validation, numbers are on test. The same prompts are used before and after.
+The questions are NATURAL_PROMPTS of the package, in the model's own chat format without its default system message
+(20 tokens, a quarter of a sample). Coefficients are chosen on validation, numbers are on test. The same prompts are
+used before and after.
 
 Every stage goes on where it was stopped: data are written once, each method's sweep has its ledger, full fine-tuning
 trains one task after another into one run folder. A slice may be one method, or `full` alone: `report` writes what the
@@ -33,6 +35,8 @@ import datasets
 import numpy as np
 import yaml
 
+from fusionlab.data.known_tasks import NATURAL_PROMPTS, TEXT_TASKS
+
 RANKED = ("cola", "sst2", "mrpc", "rte", "mnli", "qqp")
 TASKS = (*RANKED, "stsb", "dates")
 SIZES = {"train": 480, "validation": 64, "test": 100}
@@ -49,11 +53,19 @@ ASKED = (
 )
 
 
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)  # SmolLM2's own but for the system message that it adds
+
+
 # data
 
 
 def write_data(source: Path, folder: Path) -> None:
     """Every task as a folder of three parquet files; a seeded choice of rows."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "chatml.jinja").write_text(CHATML)
     for task in TASKS:
         if (folder / task / "test.parquet").exists():
             continue
@@ -100,6 +112,17 @@ def _dates() -> dict[str, datasets.Dataset]:
 # runs
 
 
+def definition(folder: Path, task: str) -> dict[str, Any]:
+    """A task as the package reads it: its files, and for GLUE's the question in natural language."""
+    found = {"name": task, "path": str(folder / task), **dict(zip(SIZES, SIZES, strict=True))}
+    if task == "dates":
+        return found
+    asked = NATURAL_PROMPTS[task].applied(TEXT_TASKS[task])
+    columns = {"input_columns": list(asked.input_columns), "target_column": asked.target_column}
+    words = {} if asked.label_words is None else {"label_words": list(asked.label_words)}
+    return found | columns | words | {"template": asked.template}
+
+
 def fit_config(options: argparse.Namespace) -> dict[str, Any]:
     """What `fit` is given for every method."""
     return {
@@ -113,10 +136,8 @@ def fit_config(options: argparse.Namespace) -> dict[str, Any]:
         "data": {
             "class_path": "ChatTasks",
             "init_args": {
-                "tasks": [
-                    {"name": task, "path": str(options.output / "data" / task), **dict(zip(SIZES, SIZES, strict=True))}
-                    for task in TASKS
-                ],
+                "tasks": [definition(options.output / "data", task) for task in TASKS],
+                "chat_template_path": str(options.output / "data" / "chatml.jinja"),
                 "batch_size": 4,
                 "eval_batch_size": 25,
                 "max_length": 192,

@@ -205,6 +205,17 @@ def test_options_say_what_is_learnt(
     assert learnt_texts(tokenizer, data.encode("talk", row)) == learnt
 
 
+def test_a_tokenizer_that_is_given_keeps_its_own_template(tokenizer: Any, tmp_path: Any) -> None:
+    """Two sets of tasks may share it; the one that has a template of its own does not change the other."""
+    row = {"messages": messages([("user", "x"), ("assistant", "yes")])}
+    own, before = chat_tasks(tokenizer, None, tmp_path), tokenizer.chat_template
+    with pytest.raises(InputError, match="messages need a chat template"):
+        own.encode("talk", row)
+    other = ChatTasks([{"name": "talk", "path": str(tmp_path / "rows.jsonl")}], tokenizer=tokenizer)
+    assert tokenizer.decode(other.encode("talk", row)["input_ids"]).startswith("<|im_start|>user")
+    assert tokenizer.chat_template == before
+
+
 def test_a_system_message_is_put_where_there_is_none(tokenizer: Any, tmp_path: Any) -> None:
     data = chat_tasks(tokenizer, CHATML, tmp_path, system="Be brief.")
     for row, first in (

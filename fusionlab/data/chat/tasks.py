@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Mapping
@@ -147,13 +148,13 @@ class ChatTasks(TaskData):
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The tokenizer that was given, else that of the trainer's module."""
+        """The tokenizer that was given, or its copy where another chat template comes in; else the module's."""
         if self._given_tokenizer is None:
             if self.trainer is None or self.trainer.lightning_module is None:
                 raise RuntimeError("give tokenizer, or attach a trainer whose module has a backbone with a tokenizer")
             return as_tokenizing(self.trainer.lightning_module.backbone).tokenizer
         if not isinstance(self._given_tokenizer, str | Path):
-            return self._given_tokenizer
+            return self._given_tokenizer if self.chat_template_path is None else copy.deepcopy(self._given_tokenizer)
         place = str(self._given_tokenizer)
         try:
             folder = hub.embedded(place) or hub.resolve(place, weights=False)
@@ -163,7 +164,7 @@ class ChatTasks(TaskData):
 
     @cached_property
     def encoder(self) -> Encoder:
-        """What turns rows into tokens; a chat template that was given goes with the tokenizer from here on."""
+        """What turns rows into tokens; a chat template that was given goes with the module's tokenizer from here on."""
         if self.chat_template_path is not None:
             self.tokenizer.chat_template = read_template(self.chat_template_path)
         source = template_of(self.tokenizer)
