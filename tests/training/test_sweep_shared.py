@@ -17,7 +17,7 @@ from fusionlab.commands.sweep import processes, timing
 from fusionlab.commands.sweep.choosing import NotScoredError, Tried, choose, leading
 from fusionlab.commands.sweep.execute import Sweep
 from fusionlab.commands.sweep.floor import distinct_rows, floor
-from fusionlab.commands.sweep.forecast import Forecast, as_fused, forecast, num_points
+from fusionlab.commands.sweep.forecast import Forecast, as_fused, forecast, num_points, steps_of
 from fusionlab.commands.sweep.jobs import rounds, works
 from fusionlab.commands.sweep.processes import num_processes
 from fusionlab.commands.sweep.recipe import SweepRecipe
@@ -259,7 +259,7 @@ def test_a_forecast_counts_the_rows_that_are_run(
     assert expected.fits == 0
     assert expected.points == (2 + 1 + 3) * 4 == sweep.ledger.count()
     assert expected.seconds > 0
-    least = floor(sweep)
+    least = floor(sweep, expected)
     assert {"validation": least.looked_at, "test": least.test_rows} == counted
     assert least.fit_seconds == 0
     assert least.cores * least.seconds == pytest.approx(1e-3 * least.milliseconds * sum(counted.values()))
@@ -324,6 +324,33 @@ def test_bare_forwards_run_at_once_and_what_that_costs_is_forecast(
     assert seconds[1] == pytest.approx(1.5 * seconds[0])
 
 
+def test_steps_of_what_is_to_be_fitted_are_timed_and_leave_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two runs of two steps of two micro-batches each, by one process."""
+    given = {**FIT, "trainer": {**FIT["trainer"], "accumulate_grad_batches": 2}}
+    sweep = Sweep(SweepRecipe(str(tmp_path / "out"), given, methods=["lora", "full"], rules=["average"], sizes=[3]))
+    data, state = sweep.bench.data, torch.random.get_rng_state()
+    trainer, module = data.trainer, sweep.bench.module
+    weights = {name: value.clone() for name, value in module.base_model.state_dict().items()}
+    steps = steps_of(sweep)
+    assert set(steps) == {"lora", "full"}
+    assert min(steps.values()) > 0
+    assert data.trainer is trainer
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(torch.equal(weights[name], value) for name, value in module.base_model.state_dict().items())
+    assert not (tmp_path / "out").exists()
+
+    monkeypatch.setattr(expecting, "_seconds_a_sample", lambda *given: dict.fromkeys(TASKS, 0.5))
+    monkeypatch.setattr(expecting, "num_processes", lambda *given: 1)
+    told = []
+    for seconds in (1.0, 3.0):
+        monkeypatch.setattr(expecting, "seconds_of_step", lambda config, data, seconds=seconds: seconds)
+        told.append(forecast(sweep))
+    assert told[1].steps == {"lora": 3.0, "full": 3.0}
+    assert told[1].seconds - told[0].seconds == pytest.approx(2 * 2 * 2 * (3.0 - 1.0))
+
+
 def test_adapters_are_timed_as_large_as_fused_ones(runs: list[str], tmp_path: Path) -> None:
     sweep = Sweep(SweepRecipe(str(tmp_path / "out"), runs=runs[:1], rules=["average"], sizes=[2, 3]))
     for method, rank in (("lora", 36), ("l_lora", 16)):  # 2.25 tasks on average
@@ -335,7 +362,7 @@ def test_adapters_are_timed_as_large_as_fused_ones(runs: list[str], tmp_path: Pa
 
 
 def test_a_forecast_is_told_with_processes_and_threads(tmp_path: Path) -> None:
-    told = Forecast(2, 30, {"validation": 1200.0, "test": 3400.4}, 150.0, 2, 1)
+    told = Forecast(2, 30, {"validation": 1200.0, "test": 3400.4}, 150.0, 2, 1, {})
     recipe = SweepRecipe(str(tmp_path), budget_minutes=8.0)
     text = told.told(recipe, num_runs=4, num_subsets=5, num_tasks=3)
     assert "4 runs (2 to fit), 5 subsets of 3 tasks, 4 rules" in text

@@ -52,8 +52,9 @@ def sweep(recipe: SweepRecipe | Mapping[str, Any] | str | Path, *, verbose: bool
     quiet()
     work = Sweep(recipe)
     if recipe.dry_run:
-        print(forecast(work).told(recipe, len(work.sources), len(work.subsets), len(work.tasks)))
-        print(floor(work).told())
+        expected = forecast(work)
+        print(expected.told(recipe, len(work.sources), len(work.subsets), len(work.tasks)))
+        print(floor(work, expected).told())
         return work.output / SWEEP
     with helping(recipe, num_processes(recipe, len(work.sources), work.bench.module.device)):
         if not verbose:

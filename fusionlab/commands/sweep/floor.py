@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from fusionlab.commands.sweep.execute import Sweep
-from fusionlab.commands.sweep.forecast import duration, seconds_of_fit
+from fusionlab.commands.sweep.forecast import Forecast, duration, seconds_of_fit, steps_of
 from fusionlab.commands.sweep.recipe import is_sum
-from fusionlab.commands.sweep.timing import bare_seconds
+from fusionlab.commands.sweep.timing import bare_seconds, slowdown
 from fusionlab.linearize import LINEARIZED_METHODS
 from fusionlab.rules import AnyRule, Average, TaskArithmetic, is_open
 from fusionlab.search import Search
@@ -51,16 +51,32 @@ class Floor:
         )
 
 
-def floor(sweep: Sweep) -> Floor:
-    """Count distinct models and looks, and time bare forwards, one thread a core at once; writes nothing."""
+def floor(sweep: Sweep, expected: Forecast) -> Floor:
+    """Count distinct models and looks, and time bare forwards, one thread a core at once; writes nothing.
+
+    Args:
+        sweep: the sweep.
+        expected: its forecast, whose training steps are not timed again where they were of one thread.
+    """
     test, looked = distinct_rows(sweep)
     cores = torch.get_num_threads() if sweep.bench.module.device.type == "cpu" else 1
     bare = bare_seconds(sweep.bench.module, sweep.bench.data, cores)
     running = sum((test[task] + looked[task]) * bare[task] for task in sweep.tasks)
-    fits = sum(seconds_of_fit(sweep, source, bare) for source in sweep.sources if not source.is_finished)
+    steps = expected.steps if expected.threads == 1 else _steps_of_one_thread(sweep, cores)
+    fits = sum(seconds_of_fit(sweep, source, steps, bare) for source in sweep.sources if not source.is_finished)
     rows = sum(test.values()) + sum(looked.values())
     seconds = (running + fits) / cores
     return Floor(sum(test.values()), sum(looked.values()), 1e3 * running / rows, fits, cores, seconds)
+
+
+def _steps_of_one_thread(sweep: Sweep, cores: int) -> dict[str, float]:
+    """Seconds of a training step of each method, while all cores work."""
+    threads, times = torch.get_num_threads(), slowdown(sweep.bench.module, sweep.bench.data, cores)
+    torch.set_num_threads(1)
+    try:
+        return {method: times * seconds for method, seconds in steps_of(sweep).items()}
+    finally:
+        torch.set_num_threads(threads)
 
 
 def distinct_rows(sweep: Sweep) -> tuple[dict[str, float], dict[str, float]]:

@@ -15,6 +15,7 @@ from fusionlab.commands.sweep.execute import Sweep
 from fusionlab.commands.sweep.processes import num_processes
 from fusionlab.commands.sweep.recipe import SweepRecipe, is_sum
 from fusionlab.commands.sweep.sources import RunSource
+from fusionlab.commands.sweep.steps import seconds_of_step
 from fusionlab.commands.sweep.timing import slowdown
 from fusionlab.evaluation.loop import evaluating, to_device
 from fusionlab.linearize import LINEARIZED_METHODS
@@ -25,8 +26,6 @@ from fusionlab.search.looks import NUM_STEPS
 
 SECONDS_OF_TIMING = 20.0
 START_SECONDS = 10.0  # of a fit: the process of training begins, prepares tasks, writes
-# one training step, in forward passes over its samples: what is trained needs its gradient, or a jvp and its gradient
-STEP_FORWARDS = {"full": 3.0, "lora": 2.5, "l_lora": 2.5, "tangent_lora": 4.5, "tangent": 6.0}
 TANGENT_FORWARDS = 3.0  # J τ beside f
 
 
@@ -41,6 +40,7 @@ class Forecast:
         seconds: in all, with ``processes`` that have ``threads`` each.
         processes: of this machine.
         threads: of each.
+        steps: seconds of a training step, by method that is to be fitted, while all processes work.
     """
 
     fits: int
@@ -49,6 +49,7 @@ class Forecast:
     seconds: float
     processes: int
     threads: int
+    steps: Mapping[str, float]
 
     def told(self, recipe: SweepRecipe, num_runs: int, num_subsets: int, num_tasks: int) -> str:
         """The plan, as ``--dry_run`` prints it."""
@@ -78,6 +79,7 @@ def forecast(sweep: Sweep) -> Forecast:
         until = SECONDS_OF_TIMING / len(methods)
         per_sample = {method: _seconds_a_sample(sweep, as_fused(sweep, method), until) for method in methods}
         times = slowdown(sweep.bench.module, sweep.bench.data, processes)
+        steps = {method: times * seconds for method, seconds in steps_of(sweep).items()}
         per_sample = {
             method: {task: times * seconds for task, seconds in of.items()} for method, of in per_sample.items()
         }
@@ -89,9 +91,9 @@ def forecast(sweep: Sweep) -> Forecast:
             rows[split] += runs * sum(by_task.values())
             seconds += runs * sum(count * per_sample[method][task] for task, count in by_task.items())
     missing = [source for source in sweep.sources if not source.is_finished]
-    fitting = sum(seconds_of_fit(sweep, source, per_sample[source.method]) for source in missing)
+    fitting = sum(seconds_of_fit(sweep, source, steps, per_sample[source.method]) for source in missing)
     whole = (seconds + fitting) / processes
-    return Forecast(len(missing), points, rows, whole, processes, own)
+    return Forecast(len(missing), points, rows, whole, processes, own, steps)
 
 
 def num_points(sweep: Sweep) -> int:
@@ -186,16 +188,23 @@ def _seconds_a_sample(sweep: Sweep, weights: Adapter | None, seconds_at_most: fl
     return {task: found.get(task, mean) for task in data.tasks}
 
 
-def seconds_of_fit(sweep: Sweep, source: RunSource, per_sample: Mapping[str, float]) -> float:
+def steps_of(sweep: Sweep) -> dict[str, float]:
+    """Seconds of a training step with this process's threads, by method that is to be fitted."""
+    configs = {source.method: source.config or {} for source in sweep.sources if not source.is_finished}
+    return {method: seconds_of_step(config, sweep.bench.data) for method, config in configs.items()}
+
+
+def seconds_of_fit(
+    sweep: Sweep, source: RunSource, steps: Mapping[str, float], per_sample: Mapping[str, float]
+) -> float:
     """Training, and the scores of pretrained and fine-tuned models that a run ends with."""
     data, trainer = sweep.bench.data, (source.config or {}).get("trainer") or {}
-    steps = int(trainer.get("max_steps") or 0)
-    if steps < 1:
+    count = int(trainer.get("max_steps") or 0) * int(trainer.get("accumulate_grad_batches") or 1)
+    if count < 1:
         longest = max(len(data.splits[task]["train"]) for task in sweep.tasks)
-        steps = int(trainer.get("max_epochs") or 1) * -(-longest // data.batch_size)
-    trained = STEP_FORWARDS[source.method] * steps * data.batch_size * sum(per_sample.values())
+        count = int(trainer.get("max_epochs") or 1) * -(-longest // data.batch_size)
     scored = 2 * sum(per_sample[task] * len(data.splits[task]["test"]) for task in sweep.tasks)
-    return START_SECONDS + trained + scored
+    return START_SECONDS + count * steps[source.method] + scored
 
 
 def duration(seconds: float) -> str:
