@@ -60,8 +60,9 @@ class Forecast:
             f"{num_runs} runs ({self.fits} to fit), {num_subsets} subsets of {num_tasks} tasks, "
             f"{len(recipe.named_rules)} rules\n"
             f"points: about {self.points}; samples to run through models: {samples}\n"
-            f"estimated time: {duration(self.seconds)}, {self.processes} x {self.threads} threads{within} (a batch of "
-            f"each task was timed; what is in the ledger, and models that are equal, cost nothing)"
+            f"estimated time: {duration(self.seconds)}, {self.processes} x {self.threads} threads{within} (a batch "
+            f"of each task was timed, and steps of what is to be fitted; what is in the ledger, and models that are "
+            f"equal, cost nothing)"
         )
 
 
