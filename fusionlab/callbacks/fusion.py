@@ -33,6 +33,7 @@ from fusionlab.keys import keyed
 from fusionlab.layout import FUSED, PLOTS, RESULTS, SCORES, TABLE
 from fusionlab.linearize import LINEARIZED_METHODS
 from fusionlab.reporting.diagnostics import Diagnostics, write_diagnostics
+from fusionlab.reporting.words import check_names
 from fusionlab.rules.by_tensor import ByTensor
 
 DEFAULT_RULES = ("average", "task_arithmetic", "metagpt", "ties")
@@ -69,6 +70,7 @@ class FusionCallback(Callback):
         chosen = DEFAULT_RULES if rules is None else rules
         named = chosen if isinstance(chosen, Mapping) else {name: name for name in chosen}
         self.rules = {name: _rule(name, value) for name, value in named.items()}
+        check_names(self.rules)
         if every_n_epochs is not None and every_n_epochs < 1:
             raise InputError(f"every_n_epochs must be at least 1, got {every_n_epochs}")
         self.dtype = dtype
@@ -206,10 +208,10 @@ class FusionCallback(Callback):
     def _write(
         self, root: Path, module: Module, data: Data, rows: list[Row], made: dict[str, Made], origin: Origin
     ) -> None:
-        tasks, backbone, method = list(data.tasks), module.backbone, {"method": module.method}
+        tasks, backbone, labels = list(data.tasks), module.backbone, {"method": module.method, "seed": module.seed}
         export_finetuned(module, root, tasks, origin)
         for name, each in made.items():
-            row = row_of(name, each, tasks) | method
+            row = row_of(name, each, tasks) | labels
             searched = {"search": each.found.looked_at} if each.found.num_samples else {}
             save_fused(root / FUSED / name, each.model, backbone, row, searched, origin)
         title = f"{module.backbone.name}, {module.method}: {len(data.tasks)} tasks"

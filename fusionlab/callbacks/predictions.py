@@ -51,7 +51,7 @@ class PredictionWriter(BasePredictionWriter):
         """Write, and say so where the rows are of a part of the inputs."""
         rows, self._rows = self._rows, []
         what = f"{len(rows)} predictions"
-        if trainer.limit_predict_batches != 1.0:
+        if isinstance(trainer.limit_predict_batches, int) or trainer.limit_predict_batches != 1.0:  # 1 is one batch
             what += f" (a part of the inputs: limit_predict_batches {trainer.limit_predict_batches})"
         if trainer.fast_dev_run:
             print(f"fast_dev_run: {what}; nothing is written")

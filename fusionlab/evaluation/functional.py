@@ -22,13 +22,15 @@ def perplexity(losses: Sequence[float], num_tokens: int) -> float:
     """exp(Σ losses / num_tokens) with an exactly rounded sum, at most exp(700), which float64 holds.
 
     Args:
-        losses: −Σ log p of each sample's learnt tokens.
+        losses: −Σ log p of each sample's learnt tokens; NaN is no better than infinite.
         num_tokens: learnt tokens of all samples.
 
     Example:
         >>> round(perplexity([2.0, 4.0], 3), 4)
         7.3891
     """
+    if not all(map(math.isfinite, losses)):
+        return math.exp(700.0)
     return math.exp(min(700.0, math.fsum(losses) / num_tokens))
 
 

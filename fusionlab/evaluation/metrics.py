@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -12,6 +13,8 @@ from torchmetrics.utilities import dim_zero_cat
 
 from fusionlab.backbones.choice import lowest_argmax
 from fusionlab.evaluation.functional import parse_score, pearson, perplexity, share, spearman
+
+_log = logging.getLogger(__name__)
 
 
 class Score(Metric):
@@ -166,6 +169,8 @@ class Perplexity(Score):
     def compute(self) -> Tensor:
         """The perplexity, float64 scalar."""
         losses, counts, indices = map(dim_zero_cat, (self.losses, self.counts, self.indices))
+        if broken := int((~losses.isfinite()).sum()):
+            _log.warning("perplexity: the loss of %d of %d samples is not finite", broken, len(losses))
         return torch.tensor(perplexity(losses[indices.argsort()].tolist(), int(counts.sum())), dtype=torch.float64)
 
 

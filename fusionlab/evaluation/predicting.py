@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fusionlab.backbones.choice import lowest_argmax
+from fusionlab.errors import InputError, name_list
 from fusionlab.files import written_whole
 
 
@@ -23,7 +24,12 @@ def labelled(logits: Tensor, class_names: Sequence[str], task: str, paths: Seque
         class_names: the task's classes.
         task: its name.
         paths: what the rows are of.
+
+    Raises:
+        InputError: an output is NaN.
     """
+    if broken := [path for path, each in zip(paths, logits.isnan().any(dim=-1).tolist(), strict=False) if each]:
+        raise InputError(f"the model's outputs are NaN for {name_list(broken)}: there is no label; use other weights")
     probabilities = torch.softmax(logits.float(), dim=-1)
     labels = lowest_argmax(probabilities).tolist()
     return [

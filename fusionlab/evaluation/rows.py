@@ -46,8 +46,14 @@ class _Value:
 
 
 def rows_of(task: str, split: str, metrics: MetricCollection, samples: Split, labels: Mapping[str, Any]) -> list[Row]:
-    """One row per value of a scored task's metrics, with all :data:`ROW_FIELDS`; ``limited`` where it is of a part."""
+    """One row per value of a scored task's metrics, with all :data:`ROW_FIELDS`; ``limited`` where it is of a part.
+
+    Raises:
+        InputError: a value is not finite.
+    """
     values = {name: float(value) for name, value in metrics.compute().items()}
+    if broken := [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]:
+        raise InputError(f"task {task!r}, {split}: {name_list(broken)}, which is no score; change metric or samples")
     known = {"task": task, "split": split, "num_samples": len(samples), "data_version": samples.data_version}
     known |= {"task_known": False} | dict(labels)
     unknown = set(known) - set(ROW_FIELDS)
@@ -112,6 +118,21 @@ def primary_rows(rows: Iterable[Row]) -> list[Row]:
     for row in rows:
         first.setdefault(row["task"], row["metric"])
     return [row for row in rows if row["metric"] == first[row["task"]]]
+
+
+def shown_rows(rows: Iterable[Row]) -> list[Row]:
+    """Rows as tables have them: fine-tuned models on their own tasks alone, each value under one denominator.
+
+    Where there is one fine-tuned model and nothing beside it, all its rows, and the model's name tells its task.
+    """
+    rows = [row for row in rows if row["denominator"] in (None, "own")]
+    if len({(row["model"], row.get("finetuned_on")) for row in rows}) == 1 and any(not _is_own(row) for row in rows):
+        return [{**row, "model": f"fine-tuned on {row['finetuned_on']}"} for row in rows]
+    return [row for row in rows if _is_own(row)]
+
+
+def _is_own(row: Row) -> bool:
+    return row["model"] != "finetuned" or row["finetuned_on"] in (None, row["task"])
 
 
 def averaged(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -53,7 +53,7 @@ def export_finetuned(module: Module, root: Path, tasks: list[str], origin: Origi
         weights = module.finetuned(task)
         if module.global_rank == 0:
             kind = ADAPTERS if isinstance(weights, Adapter) else FINETUNED
-            row = {"model": "finetuned", "finetuned_on": task, "method": module.method}
+            row = {"model": "finetuned", "finetuned_on": task, "method": module.method, "seed": module.seed}
             known = module.adapted_base_hash
             save_finetuned(root / kind / task, weights, module.backbone, row, known, origin)
     module.export(root, tasks)

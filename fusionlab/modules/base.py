@@ -465,10 +465,10 @@ class FusionModule(LightningModule, ModuleDefaults, ABC):
 
     def _score_weights(self, split: str) -> list[Row]:
         loaded = self.loaded
-        labels = {"model": "pretrained"} if loaded is None else loaded.labels
+        labels = {"model": "pretrained", "seed": self.seed} if loaded is None else {"seed": None} | loaded.labels
         data, rows = self.trainer.datamodule, []
         for weights, tasks in acting(None if loaded is None else loaded.weights, list(data.tasks), self):
             with self.use(weights):
-                rows += evaluate(self, data, tasks, split, **{"seed": self.seed} | labels)
+                rows += evaluate(self, data, tasks, split, **labels)
         self.log_dict({f"{split}/{row['task']}/{row['metric']}": row["value"] for row in rows}, batch_size=1)
         return keyed(rows, self, data)

@@ -2,19 +2,8 @@
 
 from fusionlab.reporting.page import markdown_table
 from fusionlab.reporting.png import save_figure
-from fusionlab.reporting.results import (
-    SCHEMA,
-    check_reference,
-    limits,
-    line_name,
-    markdown,
-    normalize,
-    print_table,
-    share,
-    single_task_values,
-    table,
-    write_results,
-)
+from fusionlab.reporting.reference import check_reference, normalize, share, single_task_values
+from fusionlab.reporting.results import SCHEMA, limits, line_name, markdown, print_table, table, write_results
 from fusionlab.reporting.scores import plot_scores
 
 __all__ = [

@@ -135,7 +135,8 @@ def range_of(values: Iterable[float]) -> tuple[float, float]:
     """Lowest and highest value that is finite, apart by something; 0 to 1 where there is none."""
     found = [value for value in values if math.isfinite(value)]
     low, high = min(found, default=0.0), max(found, default=1.0)
-    return (low, high) if high > low else (low - 0.5, high + 0.5)
+    apart = max(0.5, 1e-3 * abs(low))
+    return (low, high) if high > low else (low - apart, high + apart)
 
 
 def extent(lines: Iterable[Line]) -> tuple[tuple[float, float], tuple[float, float]]:
@@ -159,7 +160,7 @@ def ticks(low: float, high: float, whole: bool = False, about: int = 6) -> list[
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * (1 - 1e-9))
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [round(number * step) if whole else round(number * step, 12) for number in range(first, last + 1)]
+    return [round(number * step) if whole else float(f"{number * step:.12g}") for number in range(first, last + 1)]
 
 
 def whole_ticks(values: Iterable[float], low: float, high: float, at_most: int = 8) -> list[float]:
@@ -180,5 +181,7 @@ def tick_text(value: float, all_ticks: Sequence[float]) -> str:
         >>> [tick_text(value, [0.4, 0.45]) for value in (0.4, 0.45)], tick_text(2, [2, 3]), tick_text(1e4, [0, 1e4])
         (['0.40', '0.45'], '2', '10,000')
     """
+    if 0 < max(map(abs, all_ticks), default=0.0) < 1e-5:
+        return f"{value:.3g}".replace("-", "−")
     texts = [f"{abs(each):.6f}".rstrip("0").rpartition(".")[2] for each in all_ticks]
     return f"{value:,.{max(map(len, texts), default=0)}f}".replace("-", "−")

@@ -77,7 +77,7 @@ def _chart(name: str, metric: str, of: str, stages: Mapping[str, Series]) -> Lin
     if not panels:
         return None
     words = metric_name(metric)
-    mean = f"; each point is the mean of {joined} logged steps" if joined > 1 else ""
+    mean = f"; each point is the mean of up to {joined} logged steps" if joined > 1 else ""
     caption = f"{words[:1].upper()}{words[1:]} by optimizer step, a line a task{of}{mean}"
     return LineChart(name, caption, panels, Axis("step", whole=True), Axis(words), shared=False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -151,5 +152,11 @@ def names_of(folders: Sequence[Path]) -> list[str]:
 
 
 def file_name(name: str) -> str:
-    """A name as a file's."""
-    return "".join(char if char.isalnum() or char in "-_" else "-" for char in name)
+    """A name as a file's; with a hash of it where letters had to be replaced, so that no two names have one file.
+
+    Example:
+        >>> file_name("run-1"), file_name("a/run 1")
+        ('run-1', 'a-run-1-052cbd')
+    """
+    text = "".join(char if char.isalnum() or char in "-_." else "-" for char in name)
+    return text if text == name else f"{text}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"

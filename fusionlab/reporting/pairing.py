@@ -12,7 +12,7 @@ from fusionlab.contracts import Row
 from fusionlab.errors import name_list
 from fusionlab.evaluation.rows import primary_rows
 from fusionlab.reporting.scores import Group, groups, own_rows
-from fusionlab.reporting.words import method_name
+from fusionlab.reporting.words import count, method_name, model_name
 
 FEWEST = 3  # pairs that a difference is claimed from
 Unit = tuple[str, tuple[str, ...], Any]
@@ -120,6 +120,7 @@ def paired(first: Iterable[Row], second: Iterable[Row]) -> Pairing:
         return Pairing([], told)
     rows = [{**row, "side": side} for side, of in enumerate(sides) for row in of]
     compared, other_samples, other_ways = [], set(), set()
+    alone: list[dict[str, int]] = [{}, {}]
     for group in groups(rows):
         found: dict[Name, dict[Unit, dict[int, Row]]] = {}
         for row in group.rows:
@@ -132,7 +133,25 @@ def paired(first: Iterable[Row], second: Iterable[Row]) -> Pairing:
             pairs = {unit: _pair(a, b) for unit, (a, b) in _two(both) if _samples(a) == _samples(b)}
             if pairs:
                 compared.append(Compared(name, group, pairs))
+            for row in (row for of in units.values() if len(of) == 1 for row in of.values()):
+                if _is_of_both(row, "method", sides, by_method) and _is_of_both(row, "seed", sides, by_seed):
+                    words = _in_words(name)
+                    alone[row["side"]][words] = alone[row["side"]].get(words, 0) + 1
+    for where, of in zip(("first", "second"), alone, strict=True):
+        if of:
+            words = name_list(f"{model} ({count(number, 'score')})" for model, number in of.items())
+            told.append(f"In the {where} only, and left out: {words}.")
     return Pairing(compared, [*told, *_said(compared, other_samples, other_ways - other_samples)])
+
+
+def _is_of_both(row: Row, field: str, sides: Sequence[Sequence[Row]], is_matched: bool) -> bool:
+    """Whether both sides have the row's method or seed; what only one has was told already."""
+    return not is_matched or all(row[field] in {each[field] for each in side} for side in sides)
+
+
+def _in_words(name: Name) -> str:
+    words = model_name({"model": name.model, "rule": name.rule})
+    return words if name.num_tasks is None else f"{words} of {count(name.num_tasks, 'task')}"
 
 
 def _said(compared: Sequence[Compared], other_samples: set[str], other_ways: set[str]) -> list[str]:

@@ -3,116 +3,22 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fusionlab.cards.masks import sizes_text
-from fusionlab.contracts import Data, Module, Row
-from fusionlab.errors import InputError, name_list
-from fusionlab.evaluation.rows import LM_EVAL, SCHEMA, higher_is_better, primary_rows, read_rows
+from fusionlab.contracts import Row
+from fusionlab.evaluation.rows import LM_EVAL, SCHEMA, higher_is_better, primary_rows, shown_rows
 from fusionlab.files import write_text
-from fusionlab.keys import scoring_key
-from fusionlab.layout import RESULTS
 from fusionlab.reporting.page import markdown_table
 
 TASK_KNOWN = "Told the task of each input, and not comparable with one model for all tasks"
-_log = logging.getLogger(__name__)
 
 
 def write_results(path: Path, rows: Sequence[Row]) -> None:
     """Write ``{"schema": 2, "rows": [...]}`` whole or not at all."""
     write_text(path, json.dumps({"schema": SCHEMA, "rows": list(rows)}, indent=1, allow_nan=False) + "\n")
-
-
-def normalize(rows: Sequence[Row], full: dict[tuple[str, str], float] | None = None) -> list[Row]:
-    """Every row with its share of the single-task value; ``own`` is this run's, ``full`` that of full fine-tuning.
-
-    Args:
-        rows: rows of one run, with the fine-tuned models on their own tasks.
-        full: values of full fine-tuning by (task, metric); each row is then given a second time under ``full``.
-
-    Returns:
-        The rows with ``denominator`` and ``normalized``; None where there is no denominator, it is not positive, or
-        the value is not better where it is higher.
-    """
-    own = {
-        (row["task"], row["metric"]): row["value"]
-        for row in rows
-        if row["model"] == "finetuned" and row["finetuned_on"] == row["task"]
-    }
-    return [
-        {**row, "denominator": name, "normalized": _share(row, values)}
-        for name, values in (("own", own), ("full", full))
-        if values is not None
-        for row in rows
-    ]
-
-
-def _share(row: Row, values: dict[tuple[str, str], float]) -> float | None:
-    single = values.get((row["task"], row["metric"])) if higher_is_better(row) else None
-    return share(row["value"], single)
-
-
-def share(value: float, single: float | None) -> float | None:
-    """A score over the single-task score; None where that is unknown or not positive, which has no shares."""
-    return value / single if single is not None and single > 0 else None
-
-
-def single_task_values(run: Path) -> dict[tuple[str, str], float]:
-    """Values of a run's fine-tuned models on their own tasks, by (task, metric).
-
-    Raises:
-        InputError: the folder has no results.
-    """
-    return {(row["task"], row["metric"]): row["value"] for row in _single_task_rows(run)}
-
-
-def check_reference(run: Path, module: Module, data: Data) -> None:
-    """Raise if a run's single-task values, which others are divided by, were scored in another way than others are.
-
-    Args:
-        run: its folder.
-        module: with its tasks prepared.
-        data: set up.
-
-    Raises:
-        InputError: other samples, label words, prompts, metric, precision or settings of the model, by task.
-    """
-    differing, unknown = [], []
-    for row in _single_task_rows(run):
-        task, split = row["task"], row["split"]
-        if split not in data.splits.get(task, {}):
-            continue
-        samples, key = data.splits[task][split].data_version, scoring_key(module, data, task, split)
-        if row["data_version"] != samples:
-            differing.append(f"{task} {split} (samples {row['data_version']} there, {samples} now)")
-        elif row.get("scored_by") is None:
-            unknown.append(task)
-        elif row["scored_by"] != key:
-            differing.append(f"{task} {split} (label words, prompts, metric, precision or settings of the model)")
-    if differing:
-        raise InputError(
-            f"full_reference: {str(run)!r} was scored in another way: {name_list(dict.fromkeys(differing))}; give a "
-            f"run that was scored as this one is"
-        )
-    if unknown:
-        _log.warning(
-            "full_reference: %r is of an earlier version, which did not say how it scored: %s",
-            *(str(run), name_list(dict.fromkeys(unknown))),
-        )
-
-
-def _single_task_rows(run: Path) -> list[Row]:
-    path = run / RESULTS
-    if not path.is_file():
-        raise InputError(f"no {RESULTS} in {str(run)!r}; give the folder of a finished run")
-    return [
-        row
-        for row in read_rows(path)
-        if row["model"] == "finetuned" and row["finetuned_on"] == row["task"] and row["denominator"] == "own"
-    ]
 
 
 def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
@@ -121,8 +27,8 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     Counts and rows of lm-eval have no column; the mean is of each task's first metric, without what is better where
     lower. Models that need to know the task are in :func:`task_known_table`.
 
-    Fine-tuned models share one line, each scored on its own task; rows of fine-tuned models on other tasks, and rows
-    that only repeat a value under another denominator, are left out.
+    Fine-tuned models share one line, each scored on its own task; one that is alone has all its rows. Rows that only
+    repeat a value under another denominator are left out.
     """
     return _table([row for row in rows if not row.get("task_known")])
 
@@ -133,8 +39,7 @@ def task_known_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 
 
 def _table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    rows = [row for row in rows if row["denominator"] in (None, "own") and _is_own(row)]
-    rows = [row for row in rows if higher_is_better(row) is not None and LM_EVAL not in row]
+    rows = [row for row in shown_rows(rows) if higher_is_better(row) is not None and LM_EVAL not in row]
     averaged = {(row["task"], row["metric"]) for row in primary_rows(rows) if higher_is_better(row)}
     columns = list(dict.fromkeys((row["task"], row["metric"]) for row in rows))
     lines: dict[str, dict[tuple[str, str], float]] = {}
@@ -173,10 +78,6 @@ def _or_dash(value: Any) -> str:
 def line_name(row: Row) -> str:
     """What a row's model is called in tables and plots."""
     return f"fused: {row['rule']}" if row["model"] == "fused" else row["model"]
-
-
-def _is_own(row: Row) -> bool:
-    return row["model"] != "finetuned" or row["finetuned_on"] in (None, row["task"])
 
 
 def markdown(rows: Sequence[Row], title: str) -> str:
@@ -266,18 +167,21 @@ def _column(row: Row) -> str:
 def print_table(rows: Sequence[Row], title: str) -> None:
     """Draw the scores in the terminal, the best fused model of each column in bold."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     header, body = table(rows)
-    drawn = Table(title=title)
+    drawn = Table(title=escape(title))
     for position, name in enumerate(header):
-        drawn.add_column(name, justify="left" if position == 0 else "right", overflow="fold")
+        drawn.add_column(escape(name), justify="left" if position == 0 else "right", overflow="fold")
     best = best_cells(rows)
     for line in body:
         leads = (
             line[0].startswith("fused") and best.get(name) == cell for name, cell in zip(header, line, strict=True)
         )
-        drawn.add_row(*(f"[bold]{cell}[/]" if lead else cell for cell, lead in zip(line, leads, strict=True)))
+        drawn.add_row(
+            *(f"[bold]{escape(cell)}[/]" if lead else escape(cell) for cell, lead in zip(line, leads, strict=True))
+        )
     console = Console()
     if console.width < 100 and not console.is_terminal:
         console = Console(width=160)
@@ -285,15 +189,15 @@ def print_table(rows: Sequence[Row], title: str) -> None:
         console.print(drawn)
     by_task = task_known_table(rows)
     if by_task[1]:
-        told = Table(*by_task[0], title=TASK_KNOWN if body else f"{title}. {TASK_KNOWN}")
+        told = Table(*map(escape, by_task[0]), title=TASK_KNOWN if body else escape(f"{title}. {TASK_KNOWN}"))
         for line in by_task[1]:
-            told.add_row(*line)
+            told.add_row(*map(escape, line))
         console.print(told)
     harness = harness_table(rows)
     if harness[1]:
-        drawn = Table(*harness[0], title="scored by lm-eval")
+        drawn = Table(*map(escape, harness[0]), title="scored by lm-eval")
         for line in harness[1]:
-            drawn.add_row(*line)
+            drawn.add_row(*map(escape, line))
         console.print(drawn)
     for limit in limits(rows):
         console.print(f"of a part of the samples: {limit}", soft_wrap=True, highlight=False)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
 from fusionlab.contracts import Row
-from fusionlab.evaluation.rows import LM_EVAL, higher_is_better, primary_rows
+from fusionlab.evaluation.rows import LM_EVAL, higher_is_better, primary_rows, shown_rows
 from fusionlab.files import written_whole
 from fusionlab.reporting.charts import Axis, Dot, DotChart, Panel
 from fusionlab.reporting.png import png
 from fusionlab.reporting.words import metric_name, model_name
 
-MEAN = "mean"
+MEAN = "(mean)"  # no task's name begins so
 
 
 @dataclass(frozen=True)
@@ -26,27 +26,19 @@ class Group:
         axis: what an axis with them says.
         rows: one a model, task and metric.
         higher: whether more is better.
+        averaged: tasks and metrics that a mean is of: each task's first metric, where it is of this group.
     """
 
     title: str
     axis: Axis
     rows: Sequence[Row]
     higher: bool
+    averaged: Set[tuple[str, str]]
 
 
 def own_rows(rows: Iterable[Row]) -> list[Row]:
-    """Rows that a table of models and tasks shows: each value once, fine-tuned models on their own tasks.
-
-    Counts of faults and what lm-eval scored are left out.
-    """
-    return [
-        row
-        for row in rows
-        if row["denominator"] in (None, "own")
-        and (row["model"] != "finetuned" or row["finetuned_on"] in (None, row["task"]))
-        and higher_is_better(row) is not None
-        and LM_EVAL not in row
-    ]
+    """What :func:`shown_rows` has, without counts of faults and what lm-eval scored."""
+    return [row for row in shown_rows(rows) if higher_is_better(row) is not None and LM_EVAL not in row]
 
 
 def groups(rows: Iterable[Row]) -> list[Group]:
@@ -55,19 +47,20 @@ def groups(rows: Iterable[Row]) -> list[Group]:
     Errors are never beside scores, and never beside errors of another metric, whose unit is another.
     """
     rows = own_rows(rows)
+    averaged = {(row["task"], row["metric"]) for row in primary_rows(rows)}
     large = {row["metric"] for row in rows if abs(row["value"]) > 1}
     found: dict[tuple[bool, str], list[Row]] = {}
     for row in rows:
         higher = bool(higher_is_better(row))
         alone = row["metric"] if not higher or row["metric"] in large else ""
         found.setdefault((higher, alone), []).append(row)
-    return [_group(of, higher) for (higher, _), of in sorted(found.items(), key=lambda item: not item[0][0])]
+    return [_group(of, higher, averaged) for (higher, _), of in sorted(found.items(), key=lambda item: not item[0][0])]
 
 
-def _group(rows: Sequence[Row], higher: bool) -> Group:
+def _group(rows: Sequence[Row], higher: bool, averaged: Set[tuple[str, str]]) -> Group:
     names = ", ".join(metric_name(metric) for metric in dict.fromkeys(row["metric"] for row in rows))
     way = "higher is better" if higher else "lower is better"
-    return Group(names[:1].upper() + names[1:], Axis(f"{names} ({way})"), rows, higher)
+    return Group(names[:1].upper() + names[1:], Axis(f"{names} ({way})"), rows, higher, averaged)
 
 
 def column(row: Row, rows: Sequence[Row]) -> str:
@@ -103,7 +96,7 @@ class Mean:
 
 def means(group: Group) -> dict[str, Mean]:
     """By model, the mean over its tasks of each task's first metric; where a task is missing there is none."""
-    primary = primary_rows(group.rows)
+    primary = [row for row in group.rows if (row["task"], row["metric"]) in group.averaged]
     tasks = {row["task"] for row in primary}
     found: dict[str, dict[str, Row]] = {}
     for row in primary:

@@ -107,7 +107,7 @@ def _facts(rows: Sequence[Row], records: Mapping[str, Mapping[str, Any]]) -> lis
         ("fine-tuning method", method_name(rows[0]["method"])),
         (f"{count(len(tasks), 'task')}", ", ".join(tasks)),
         ("scored on", ", ".join(dict.fromkeys(f"{row['split']} split" for row in shown))),
-        ("seed", str(rows[0]["seed"])),
+        ("seed", "not known" if rows[0]["seed"] is None else str(rows[0]["seed"])),
     ]
     return [*facts, ("computed in", precision)] if precision else facts
 

@@ -25,8 +25,8 @@ _KINDS = ("own", "full", "abs")
 _PARTS = {"sub": "Over the fused tasks", "all": "Over all tasks"}
 _TOLD = "Models that are told each input's task, not compared with the others. "
 _SPREADS = (
-    "Bands are one standard deviation over task subsets, whiskers one over seeds (of the means over subsets); where "
-    "there is one subset or one seed there is none."
+    "Bands are one standard deviation over task subsets, whiskers one over seeds (of the means over the subsets that "
+    "all seeds have); where there is one subset or one seed there is none."
 )
 _DASHED = (
     "Dashed: the published averages of arXiv 2310.04742 for the same method and rule, another backbone and other "
@@ -61,7 +61,9 @@ def of_sweep(folder: Path, published: Published, title: str) -> list[Section]:
 def _facts(sweep: Mapping[str, Any]) -> list[tuple[str, str]]:
     lines = sweep["summary"]
     seeds = dict.fromkeys(str(each["seed"]) for each in sweep["single_task"].values())
-    subsets = {line["num_tasks"]: line["num_subsets"] for line in lines}
+    subsets: dict[int, int] = {}
+    for line in lines:
+        subsets[line["num_tasks"]] = max(line["num_subsets"], subsets.get(line["num_tasks"], 0))
     sizes = ", ".join(f"{subsets[size]} of {count(size, 'task')}" for size in sorted(subsets))
     methods = ", ".join(dict.fromkeys(method_name(line["method"]) for line in lines))
     return [
@@ -108,9 +110,17 @@ def _line(lines: Lines, rule: str, key: str) -> Line:
         mean, subsets, seeds = line["mean"][key], line["std_over_subsets"][key], line["std_over_seeds"][key]
         told = [f"{rule_name(rule)}, {count(line['num_tasks'], 'fused task')}: {mean:.3f}"]
         for number, noun, spread in ((line["num_subsets"], "subset", subsets), (line["num_seeds"], "seed", seeds)):
-            told.append(f"± {spread:.3f} over {count(number, noun)}" if number > 1 else count(number, noun))
-        points.append(Point(line["num_tasks"], mean, "; ".join(told), subsets, seeds))
+            known = number > 1 and spread is not None
+            told.append(f"± {spread:.3f} over {count(number, noun)}" if known else count(number, noun))
+        told += _uneven(line)
+        points.append(Point(line["num_tasks"], mean, "; ".join(told), subsets or 0.0, seeds or 0.0))
     return Line(rule_name(rule), points)
+
+
+def _uneven(line: Mapping[str, Any]) -> list[str]:
+    """How many points a mean is over, where not every seed has every subset."""
+    points = line.get("num_points", 0)
+    return [count(points, "point")] if 0 < points < line["num_subsets"] * line["num_seeds"] else []
 
 
 def _published_lines(published: Published, method: str, key: str) -> list[Line]:
@@ -130,10 +140,11 @@ def _table(lines: Lines, key: str, errors_only: bool) -> Table:
     cells: dict[tuple[str, str], dict[int, Cell]] = {}
     for line in lines:
         spreads = []
-        if line["num_subsets"] > 1:
+        if line["num_subsets"] > 1 and line["std_over_subsets"][key] is not None:
             spreads.append(f"± {line['std_over_subsets'][key]:.3f}")
-        if line["num_seeds"] > 1:
+        if line["num_seeds"] > 1 and line["std_over_seeds"][key] is not None:
             spreads.append(f"seeds ± {line['std_over_seeds'][key]:.3f}")
+        spreads += _uneven(line)
         cell = Cell(f"{line['mean'][key]:.3f}", ", ".join(spreads), line["mean"][key])
         cells.setdefault((line["method"], line["rule"]), {})[line["num_tasks"]] = cell
     body: list[list[Cell | str]] = [

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+from fusionlab.errors import InputError
 
 METHODS = {
     "lora": "LoRA",
@@ -120,6 +123,18 @@ def rule_name(rule: str | None) -> str:
     if dash and dtype in ("bfloat16", "float16", "float32"):
         words = f"{RULES.get(kind, kind.replace('_', ' '))}, rounded to {dtype}"
     return words + bracket + rest
+
+
+def check_names(rules: Iterable[str]) -> None:
+    """Raise if two rules are called the same in a report, which would take one for the other.
+
+    Raises:
+        InputError: naming both.
+    """
+    called: dict[str, str] = {}
+    for rule in rules:
+        if (before := called.setdefault(rule_name(rule), rule)) != rule:
+            raise InputError(f"rules {before!r} and {rule!r} are both called {rule_name(rule)!r} in tables; rename one")
 
 
 def model_name(row: dict[str, object]) -> str:

@@ -115,7 +115,7 @@ def load_weights(
             adapter = _for_base(folder, adapter, base, base_name, allow_other_base)
         if isinstance(base, nn.Module):
             _check_point(folder, own.get("linearization_point"), base)
-        return LoadedWeights(adapter, {"method": adapter.method} | labels)
+        return LoadedWeights(adapter, {"method": adapter.method, "seed": adapter.seed} | labels)
     if own.get("masks"):
         return _load_masked(folder, own, labels, base, allow_other_base)
     if is_there(folder / ROUTED_OWN):

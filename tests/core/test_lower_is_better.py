@@ -9,7 +9,8 @@ import pytest
 from fusionlab.__main__ import main
 from fusionlab.commands.sweep.choosing import share_of_all
 from fusionlab.reporting.protocols import Denominators, Score, measure
-from fusionlab.reporting.results import best_cells, normalize
+from fusionlab.reporting.reference import normalize
+from fusionlab.reporting.results import best_cells
 
 OWN = ["--model", "own_regressor.Regressor", "--data", "own_regressor.Planes"]
 GRID = [0.1, 0.4, 0.7, 1.0]

@@ -34,9 +34,9 @@ def chosen_points(
     protocol: str,
     singles: Mapping[str, Mapping[str, float]],
 ) -> dict[str, list[Record]]:
-    """By run, the test record that counts for every rule and subset."""
-    found: dict[str, list[Record]] = {source.name: [] for source in sweep.fitted}
-    for source in sweep.fitted:
+    """By run that ``singles`` has, the test record that counts for every rule and subset."""
+    found: dict[str, list[Record]] = {name: [] for name in singles}
+    for source in (source for source in sweep.sources if source.name in singles):
         for name, rule in sweep.rules.items():
             of = [
                 record

@@ -68,7 +68,7 @@ class Sweep:
         self.bench: Workbench = workbench(self.config, self._first_run())
         self.tasks = tuple(self.bench.data.tasks)
         if recipe.full_reference is not None:
-            check_reference(Path(recipe.full_reference), self.bench.module, self.bench.data)
+            check_reference(Path(recipe.full_reference), self.bench.module, self.bench.data, whole=True)
         self.subsets = recipe.subsets(self.tasks)
         strict = "strict" in recipe.protocols  # else open rules are chosen on test
         looking = {name: rule for name, rule in self.rules.items() if strict or not is_open(rule)}

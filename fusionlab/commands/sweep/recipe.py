@@ -14,6 +14,7 @@ from fusionlab import rules as fusion_rules
 from fusionlab.errors import InputError, did_you_mean, name_list
 from fusionlab.files import path_of
 from fusionlab.foreign import read_yaml
+from fusionlab.reporting.words import check_names
 from fusionlab.samplers import derive_seed
 from fusionlab.search import Adamerging, Search, Validated, knows_the_task, rule_or_search
 
@@ -81,9 +82,12 @@ class SweepRecipe:
         for method in (*self.methods, *self.by_method):
             if method not in METHODS:
                 raise InputError(f"methods: no such method {method!r}; {did_you_mean(method, METHODS)}")
-        for what in ("methods", "seeds", "protocols"):
-            if not getattr(self, what):
+        for what in ("methods", "seeds", "protocols", "sizes", "scaling_coefficients"):
+            given = getattr(self, what)
+            if given is not None and not given:
                 raise InputError(f"{what}: expected at least one, got none")
+            if given is not None and len(set(given)) < len(given) and what != "scaling_coefficients":
+                raise InputError(f"{what}: expected each once, got {name_list(map(str, given))}")
         per_size = self.subsets_per_size
         if per_size is not None and min(per_size.values() if isinstance(per_size, dict) else [per_size], default=0) < 1:
             raise InputError(f"subsets_per_size must be at least 1, got {per_size}")
@@ -102,6 +106,7 @@ class SweepRecipe:
             )
         if not self.named_rules:
             raise InputError("rules: expected at least one, got none")
+        check_names(self.named_rules)
         if self.space not in get_args(Space):
             raise InputError(f"space: no such space {self.space!r}; {did_you_mean(self.space, get_args(Space))}")
         other = [name.removesuffix(" (factor)") for name, rule in self.named_rules.items() if not is_sum(rule)]

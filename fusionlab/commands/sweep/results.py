@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from fusionlab.commands.sweep.choosing import by_size
 from fusionlab.commands.sweep.counted import chosen_points, of_recipe
 from fusionlab.commands.sweep.execute import Sweep
 from fusionlab.commands.sweep.models import equal_models
+from fusionlab.commands.sweep.sources import RunSource
 from fusionlab.commands.sweep.summaries import costs, curves, searches, summaries
 from fusionlab.contracts import Row
 from fusionlab.evaluation.rows import ROW_FIELDS, higher_is_better
@@ -28,8 +29,9 @@ def write_sweep(sweep: Sweep) -> dict[str, Any]:
     """Write sweep.json and results.json below the sweep's folder; returns what the first holds."""
     every = list(sweep.ledger.records())
     records = of_recipe(sweep, every)
-    singles = {source.name: sweep.single_task(source) for source in sweep.fitted}
-    full = _full(sweep, singles)
+    fitted = sweep.fitted  # once: another process may finish a run while this one writes
+    singles = {source.name: sweep.single_task(source) for source in fitted}
+    full = _full(sweep, fitted, singles)
     chosen = {protocol: chosen_points(sweep, records, protocol, singles) for protocol in sweep.recipe.protocols}
     content = {
         "schema": SCHEMA,
@@ -37,7 +39,7 @@ def write_sweep(sweep: Sweep) -> dict[str, Any]:
         "backbone": sweep.bench.module.backbone.name,
         "single_task": {
             source.name: {"method": source.method, "seed": source.seed, "values": singles[source.name]}
-            for source in sweep.fitted
+            for source in fitted
         },
         "summary": [
             line | {"protocol": protocol}
@@ -51,10 +53,10 @@ def write_sweep(sweep: Sweep) -> dict[str, Any]:
         "fits": [
             {"method": record["method"], "seed": record["seed"], **record["cost"]}
             for record in every
-            if record["kind"] == "fit"
+            if record["kind"] == "fit" and f"{record['method']}-seed{record['seed']}" in singles
         ],
         "searches": searches(records),
-        "cosines": {source.name: _cosines(sweep, source) for source in sweep.fitted},
+        "cosines": {source.name: _cosines(sweep, source) for source in fitted},
     }
     write_text(sweep.output / SWEEP, json.dumps(content, indent=1, allow_nan=False) + "\n")
     rows = [
@@ -82,15 +84,17 @@ def _missing(sweep: Sweep, chosen: Mapping[str, Mapping[str, Iterable[Mapping[st
     return found
 
 
-def _full(sweep: Sweep, singles: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+def _full(
+    sweep: Sweep, fitted: Sequence[RunSource], singles: Mapping[str, Mapping[str, float]]
+) -> dict[str, dict[str, float]]:
     """Each run's denominators ``full``: the given reference, else the sweep's own full run of that seed, else none."""
     if sweep.recipe.full_reference is not None:
         values: dict[str, float] = {}
         for (task, _), value in single_task_values(Path(sweep.recipe.full_reference)).items():
             values.setdefault(task, value)
-        return {source.name: values for source in sweep.fitted}
-    by_seed = {source.seed: dict(singles[source.name]) for source in sweep.fitted if source.method == "full"}
-    return {source.name: by_seed[source.seed] for source in sweep.fitted if source.seed in by_seed}
+        return {source.name: values for source in fitted}
+    by_seed = {source.seed: dict(singles[source.name]) for source in fitted if source.method == "full"}
+    return {source.name: by_seed[source.seed] for source in fitted if source.seed in by_seed}
 
 
 def _cosines(sweep: Sweep, source: Any) -> dict[str, dict[str, float]]:

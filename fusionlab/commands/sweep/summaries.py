@@ -22,48 +22,59 @@ def summaries(
     full: Mapping[str, Mapping[str, float]],
 ) -> list[dict[str, Any]]:
     """One line per method, rule and number of tasks: means, and spreads over subsets and over seeds."""
-    measured: dict[tuple[str, str, int], dict[int, list[dict[str, float]]]] = {}
+    measured: dict[tuple[str, str, int], dict[int, dict[tuple[str, ...], dict[str, float]]]] = {}
     errors = _errors(point for of_source in chosen.values() for point in of_source)
-    for source in sweep.fitted:
+    for source in (source for source in sweep.sources if source.name in singles):
         known = Denominators(sweep.tasks, singles[source.name], full.get(source.name), errors)
         for point in chosen[source.name]:
-            key = (source.method, point["rule"], len(point["fused_tasks"]))
-            measured.setdefault(key, {}).setdefault(source.seed, []).append(measure(_score(point), known))
-    lines = []
-    for (method, rule, num_tasks), by_seed in sorted(
-        measured.items(), key=lambda item: (item[0][0], item[0][1], item[0][2])
-    ):
-        every = [found for of_seed in by_seed.values() for found in of_seed]
-        criteria = [
-            name
-            for name in every[0]
-            if all(name in found for found in every) and (sweep.recipe.scored_tasks == "all" or name.endswith("_sub"))
-        ]
-        seed_means = {
-            name: [_average(found[name] for found in of_seed) for of_seed in by_seed.values()] for name in criteria
-        }
-        lines.append(
-            {
-                "method": method,
-                "rule": rule,
-                "num_tasks": num_tasks,
-                "task_known": knows_the_task(sweep.rules[rule]),
-                "num_subsets": min(map(len, by_seed.values())),
-                "num_seeds": len(by_seed),
-                "mean": {name: _average(found[name] for found in every) for name in criteria},
-                "std_over_subsets": {
-                    name: _average(_std([found[name] for found in of_seed]) for of_seed in by_seed.values())
-                    for name in criteria
-                },
-                "std_over_seeds": {name: _std(seed_means[name]) for name in criteria},
-            }
-        )
-    return lines
+            score = _score(point)
+            key = (source.method, point["rule"], len(score.fused_tasks))
+            measured.setdefault(key, {}).setdefault(source.seed, {})[score.fused_tasks] = measure(score, known)
+    parts = ("_sub", "_all") if sweep.recipe.scored_tasks == "all" else ("_sub",)
+    return [
+        {"method": method, "rule": rule, "num_tasks": num_tasks, "task_known": knows_the_task(sweep.rules[rule])}
+        | _means_and_spreads(by_seed, parts)
+        for (method, rule, num_tasks), by_seed in sorted(measured.items(), key=lambda item: item[0])
+    ]
+
+
+def _means_and_spreads(
+    by_seed: Mapping[int, Mapping[tuple[str, ...], Mapping[str, float]]], parts: tuple[str, ...]
+) -> dict[str, Any]:
+    """The mean over subsets, of each over the seeds that have it, and the spreads, by criterion that all points have.
+
+    A spread over subsets is the mean of those within each seed that has several; one over seeds is of the means over
+    the subsets that all seeds have. None where there are several, but none to compare.
+    """
+    every = [found for of_seed in by_seed.values() for found in of_seed.values()]
+    subsets = dict.fromkeys(subset for of_seed in by_seed.values() for subset in of_seed)
+    shared = [subset for subset in subsets if all(subset in of_seed for of_seed in by_seed.values())]
+    means, over_subsets, over_seeds = {}, {}, {}
+    for name in every[0]:
+        if not name.endswith(parts) or not all(name in found for found in every):
+            continue
+        columns = [{subset: found[name] for subset, found in of_seed.items()} for of_seed in by_seed.values()]
+        means[name] = _average(_average(column[subset] for column in columns if subset in column) for subset in subsets)
+        within = [statistics.stdev(column.values()) for column in columns if len(column) > 1]
+        over_subsets[name] = _average(within) if within else (0.0 if len(subsets) == 1 else None)
+        of_seeds = [_average(column[subset] for subset in shared) for column in columns if shared]
+        over_seeds[name] = statistics.stdev(of_seeds) if len(of_seeds) > 1 else (0.0 if len(columns) == 1 else None)
+    return {
+        "num_points": len(every),
+        "num_subsets": len(subsets),
+        "num_seeds": len(by_seed),
+        "mean": means,
+        "std_over_subsets": over_subsets,
+        "std_over_seeds": over_seeds,
+    }
 
 
 def curves(sweep: Sweep, records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Mean over the fused tasks by coefficient, where all subsets have it: per method, rule, split, number of tasks."""
-    found: dict[tuple[Any, ...], dict[float, list[float]]] = {}
+    """Mean over the fused tasks by coefficient, per method, rule, split and number of tasks.
+
+    Coefficients that a subset of a seed does not have, which has others, are left out.
+    """
+    found: dict[tuple[Any, ...], dict[float, dict[tuple[Any, ...], float]]] = {}
     records = list(records)
     counted = set(sweep.tasks) - _errors(records) or set(sweep.tasks)
     for record in records:
@@ -74,11 +85,16 @@ def curves(sweep: Sweep, records: Iterable[dict[str, Any]]) -> list[dict[str, An
         if not values:
             continue
         key = (record["method"], record["rule"], record["split"], len(record["fused_tasks"]))
-        found.setdefault(key, {}).setdefault(coefficient(record), []).append(sum(values) / len(values))
+        place = (record["seed"], *record["fused_tasks"])
+        found.setdefault(key, {}).setdefault(coefficient(record), {})[place] = sum(values) / len(values)
     curves = []
     for (method, name, split, num_tasks), by_value in sorted(found.items()):
-        most = max(len(values) for values in by_value.values())
-        points = [[value, _average(scores)] for value, scores in sorted(by_value.items()) if len(scores) == most]
+        places = {place for scores in by_value.values() for place in scores}
+        points = [
+            [value, _average(scores.values())]
+            for value, scores in sorted(by_value.items())
+            if len(scores) == len(places)
+        ]
         if len(points) > 1:
             curves.append({"method": method, "rule": name, "split": split, "num_tasks": num_tasks, "points": points})
     return curves
@@ -126,7 +142,3 @@ def _errors(records: Iterable[Mapping[str, Any]]) -> set[str]:
 def _average(values: Iterable[float]) -> float:
     found = list(values)
     return math.fsum(found) / len(found)
-
-
-def _std(values: list[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else 0.0
