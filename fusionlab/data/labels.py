@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from fusionlab.data.columns import find_column, label_candidates
+from fusionlab.data.label_columns import (
+    LabelColumn,
+    as_listed,
+    as_names,
+    check_range,
+    label_columns,
+    number_of,
+    numbers_of,
+    value_of,
+)
 from fusionlab.data.local import Source
 from fusionlab.data.tasks import Task, check_duplicates
 from fusionlab.errors import InputError, did_you_mean, name_list
 
-_INTEGER = re.compile(r"\s*[+-]?\d{1,18}\s*")
 _log = logging.getLogger(__name__)
 
 
@@ -41,25 +48,11 @@ class Labels:
         """The place of a value of the column, as the data have it; None for no class."""
         if str(value) in self.place_of_name:
             return self.place_of_name[str(value)]
-        number = int(value) if isinstance(value, int) else _number(str(value))
+        values = {value_of(name): place for name, place in self.place_of_name.items()}
+        if value_of(str(value)) in values and len(values) == len(self.place_of_name):
+            return values[value_of(str(value))]
+        number = int(value) if isinstance(value, int) else number_of(str(value))
         return None if number is None else self.place_of_number.get(number)
-
-
-@dataclass(frozen=True)
-class _Column:
-    """One split's label column.
-
-    Args:
-        column: its name.
-        names: class names in the column's own order, or None for bare indices.
-        values: index of each row.
-        is_ordered: whether the data itself puts the names in an order.
-    """
-
-    column: str
-    names: tuple[str, ...] | None
-    values: np.ndarray
-    is_ordered: bool = False
 
 
 def read_labels(source: Source, definition: Task | None, listed_as: str = "class_names") -> Labels:
@@ -80,10 +73,11 @@ def read_labels(source: Source, definition: Task | None, listed_as: str = "class
     """
     task = source.task
     hint = None if definition is None else definition.label_column
-    columns = {split: _column(task, split, table, hint) for split, table in source.tables.items()}
+    columns = label_columns(task, source.tables, hint)
     if listed_as == "class_names":
-        columns = _named(task, columns)
-    numbered = {split: _numbers(column) for split, column in columns.items()}
+        columns = as_names(task, columns)
+    columns = as_listed(task, columns)
+    numbered = {split: numbers_of(column) for split, column in columns.items()}
     first = next(iter(columns.values()))
     place_of_name: Mapping[str, int] = {}
     listed = task.class_names or _agreeing(definition, numbered.values())
@@ -95,6 +89,8 @@ def read_labels(source: Source, definition: Task | None, listed_as: str = "class
     bare = [split for split in places if not columns[split].is_ordered]
     if listed and len(places) == len(columns):
         names = listed
+        if any(value_of(name)[0] == "truth" for column in columns.values() for name in column.names or ()):
+            _log.warning("task %r: a label that is false is %r, true is %r", task.name, names[0], names[-1])
         place_of_number = _placed(task, places, len(names), in_order=listed_as == "class_names")
         by_split = {split: _by_number(values, place_of_number) for split, values in places.items()}
     elif bare:
@@ -109,65 +105,8 @@ def read_labels(source: Source, definition: Task | None, listed_as: str = "class
         place_of_name = position
         place_of_number = {index: position[name] for index, name in enumerate(first.names or ()) if first.is_ordered}
     for split, values in by_split.items():
-        _check_range(task, split, values, names)
+        check_range(task, split, values, names)
     return Labels(names, by_split, first.column, place_of_name, place_of_number)
-
-
-def _column(task: Task, split: str, table: Any, hint: str | None) -> _Column:
-    from datasets import ClassLabel, Value
-
-    features = table.features
-    name = find_column(task, features, task.label_column, label_candidates(features, hint), "label")
-    feature, values = features[name], table[name][:]
-    missing = [str(row) for row, value in enumerate(values) if value is None or not str(value).strip()]
-    if missing:
-        raise InputError(
-            f"task {task.name!r}: {len(missing)} of {len(values)} rows of {split} have no label in {name!r}: rows "
-            f"{name_list(missing)}, counted from 0"
-        )
-    if isinstance(feature, ClassLabel):
-        check_duplicates(feature.names, f"the class names of task {task.name!r} ({split})")
-        column = _Column(name, tuple(feature.names), np.array(values, np.int64), is_ordered=True)
-        _check_range(task, split, column.values, column.names or ())
-        return column
-    if isinstance(feature, Value) and feature.dtype in ("string", "large_string"):
-        names, indices = np.unique(np.array(values, dtype=object), return_inverse=True)
-        return _Column(name, tuple(names), indices.astype(np.int64))
-    if isinstance(feature, Value) and feature.dtype.startswith(("int", "uint", "bool")):
-        return _Column(name, None, np.array(values, np.int64))
-    raise InputError(
-        f"task {task.name!r}: column {name!r} holds neither class indices nor class names but {feature}; name another "
-        f"with label_column: ..."
-    )
-
-
-def _named(task: Task, columns: Mapping[str, _Column]) -> Mapping[str, _Column]:
-    """Integers that are all names of listed classes, such as 1 of ``["1", "2"]``, as these names."""
-    values = {int(value) for column in columns.values() if column.names is None for value in np.unique(column.values)}
-    if not {str(value) for value in values} <= set(task.class_names or ()):
-        return columns
-    found = dict(columns)
-    for split, column in columns.items():
-        if column.names is None:
-            names, indices = np.unique(column.values, return_inverse=True)
-            found[split] = _Column(column.column, tuple(map(str, names.tolist())), indices.astype(np.int64))
-    return found
-
-
-def _numbers(column: _Column) -> np.ndarray | None:
-    """The rows' class numbers where the labels are bare indices or names such as ``00012`` or ``true``, else None."""
-    if column.names is None:
-        return column.values
-    found = [_number(name) for name in column.names]
-    if any(number is None for number in found):
-        return None
-    return np.array(found, np.int64)[column.values]
-
-
-def _number(name: str) -> int | None:
-    if _INTEGER.fullmatch(name):
-        return int(name)
-    return {"false": 0, "true": 1}.get(name.casefold())
 
 
 def _placed(task: Task, numbers: Mapping[str, np.ndarray], num_classes: int, *, in_order: bool) -> dict[int, int]:
@@ -206,12 +145,12 @@ def _agreeing(definition: Task | None, numbers: Iterable[np.ndarray | None]) -> 
     return definition.class_names if last + 1 == len(definition.class_names) else None
 
 
-def _is_named(task: Task, column: _Column) -> bool:
+def _is_named(task: Task, column: LabelColumn) -> bool:
     """Whether the column's own names are the listed ones, so that numbers among them are names."""
     return column.names is not None and set(column.names) <= set(task.class_names or ())
 
 
-def _names(task: Task, columns: Mapping[str, _Column], listed_as: str) -> tuple[str, ...]:
+def _names(task: Task, columns: Mapping[str, LabelColumn], listed_as: str) -> tuple[str, ...]:
     """What the classes are called, in label order."""
     found = _found(columns)
     if task.class_names is None:
@@ -226,39 +165,27 @@ def _names(task: Task, columns: Mapping[str, _Column], listed_as: str) -> tuple[
     )
 
 
-def _own_names(task: Task, columns: Mapping[str, _Column], names: tuple[str, ...]) -> tuple[str, ...]:
+def _own_names(task: Task, columns: Mapping[str, LabelColumn], names: tuple[str, ...]) -> tuple[str, ...]:
     """What the data calls the classes in ``names``: other names are taken to rename the data's, place by place."""
     found = _found(columns)
-    return names if set(found) <= set(names) else found
+    if set(found) <= set(names):
+        return names
+    renamed = name_list(f"{own} -> {name}" for own, name in zip(found, names, strict=True))
+    _log.warning("task %r: the listed names rename the data's classes in their order: %s", task.name, renamed)
+    return found
 
 
-def _found(columns: Mapping[str, _Column]) -> tuple[str, ...]:
+def _found(columns: Mapping[str, LabelColumn]) -> tuple[str, ...]:
     """All class names: in alphabetical order if every split has them so, else those of the first split first."""
     lists = [column.names or () for column in columns.values()]
     found = tuple(dict.fromkeys(name for names in lists for name in names))
     return tuple(sorted(found)) if all(names == tuple(sorted(names)) for names in lists) else found
 
 
-def _mapped(task: Task, split: str, column: _Column, position: Mapping[str, int]) -> np.ndarray:
+def _mapped(task: Task, split: str, column: LabelColumn, position: Mapping[str, int]) -> np.ndarray:
     names = column.names or ()
-    _check_range(task, split, column.values, names)
+    check_range(task, split, column.values, names)
     return np.array([position[name] for name in names], np.int64)[column.values]
-
-
-def _check_range(task: Task, split: str, values: np.ndarray, names: tuple[str, ...]) -> None:
-    bad = values[(values < 0) | (values >= len(names))]
-    if not len(bad):
-        return
-    if (bad == -1).all():
-        raise InputError(
-            f"task {task.name!r}: label -1, which stands for none, in {len(bad)} of {len(values)} rows of {split}; "
-            f"remove them, or name another split with {split}: ..."
-        )
-    raise InputError(
-        f"task {task.name!r}: label {bad[bad != -1][0]} of {split} is out of range, the task has {len(names)} classes "
-        f"(0..{len(names) - 1}); {len(bad)} of {len(values)} rows. Integers are places from 0 in the classes, or with "
-        f"class_names exactly as many values as it has, in their order"
-    )
 
 
 def display_names(task: Task, names: tuple[str, ...], definition: Task | None) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from fusionlab.data.layout import (
     tables_named_for_splits,
     tell_left_out,
 )
-from fusionlab.data.splits import SPLITS, split_names
+from fusionlab.data.splits import SPLITS, Piece, check_apart, rows_of, split_names
 from fusionlab.data.tables import TEXT_TABLES, read_tables
 from fusionlab.data.tasks import Task
 from fusionlab.errors import InputError, name_list
@@ -119,15 +119,16 @@ class LocalFiles:
 
     def parts(self, root: Path, parts: Mapping[str, Part], kind: str | None = None) -> Source:
         names = split_names(self.task, list(parts), self.known_test)
-        return Source(self.task, {split: self._table(name, parts, kind) for split, name in names.items()}, root)
-
-    def _table(self, name: str, parts: Mapping[str, Part], kind: str | None) -> Any:
-        """One split; the name may cut out a piece of it, as in ``train[:80%]``."""
-        base, bracket, rest = name.partition("[")
-        part = parts[base]
-        with input_errors(self.task, f"{name} ({part.files[0]})"), no_progress_bars():
-            table = self._with_paths(part.files) if kind == _METADATA else self._read(part, kind)
-            return _cut(table, f"{bracket}{rest}") if bracket else table
+        tables, pieces = {}, {}
+        for split, name in names.items():
+            part = parts[name.partition("[")[0]]
+            with input_errors(self.task, f"{name} ({part.files[0]})"), no_progress_bars():
+                table = self._with_paths(part.files) if kind == _METADATA else self._read(part, kind)
+                rows = rows_of(name, len(table))
+                tables[split] = table if len(rows) == len(table) else table.select(rows)
+            pieces[split] = Piece(name, tuple(part.files), rows)
+        check_apart(self.task, pieces)
+        return Source(self.task, tables, root)
 
     def _read(self, part: Part, kind: str | None = None) -> Any:
         suffix = part.files[0].suffix.lower()
@@ -185,14 +186,6 @@ def _of_images(part: Part) -> Any:
     features = datasets.Features({"image": datasets.Image(), "label": label})
     rows = {"image": [str(file) for file in part.files], "label": [label.str2int(name) for name in classes]}
     return datasets.Dataset.from_dict(rows, features=features)
-
-
-def _cut(table: Any, piece: str) -> Any:
-    """The rows that a slice such as ``[:80%]`` names."""
-    import datasets
-
-    (rows,) = datasets.ReadInstruction.from_spec(f"train{piece}").to_absolute({"train": len(table)})
-    return table.select(range(rows.from_ or 0, len(table) if rows.to is None else rows.to))
 
 
 def is_local(task: Task) -> bool:

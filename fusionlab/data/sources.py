@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from fusionlab.data.layout import TABLES, files_below
 from fusionlab.data.local import LocalFiles, Source, input_errors
-from fusionlab.data.splits import split_names
+from fusionlab.data.splits import Piece, check_apart, rows_of, split_names
 from fusionlab.data.tasks import Task
 from fusionlab.errors import InputError
 from fusionlab.tensors.fingerprints import times
@@ -107,5 +107,10 @@ def _open_hub(task: Task) -> Source:
         builder = patiently(load)
         patiently(builder.download_and_prepare)
     names = split_names(task, [str(name) for name in builder.info.splits])
+    sizes = {str(name): info.num_examples for name, info in builder.info.splits.items()}
+    bases = {split: name.partition("[")[0] for split, name in names.items()}
+    with input_errors(task, f"the hub set {task.path!r}"):
+        pieces = {split: Piece(name, bases[split], rows_of(name, sizes[bases[split]])) for split, name in names.items()}
+    check_apart(task, pieces)
     with input_errors(task, f"the hub set {task.path!r}"):
         return Source(task, {split: builder.as_dataset(split=name) for split, name in names.items()}, None)

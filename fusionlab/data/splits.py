@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -37,6 +38,48 @@ def split_names(task: Task, known: list[str], known_test: str | None = None) -> 
             )
         taken.add(base)
     return given | {split: split for split in SPLITS if split not in given and split in known and split not in taken}
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The rows that are a split.
+
+    Args:
+        name: what the data call it, with the slice.
+        table: what they are rows of.
+        rows: their numbers.
+    """
+
+    name: str
+    table: object
+    rows: range
+
+
+def rows_of(name: str, size: int) -> range:
+    """The rows of a table of ``size`` that a name such as ``train[:80%]`` means; all of one without brackets."""
+    import datasets
+
+    _, bracket, rest = name.partition("[")
+    (found,) = datasets.ReadInstruction.from_spec(f"train{bracket}{rest}").to_absolute({"train": size})
+    return range(found.from_ or 0, size if found.to is None else found.to)
+
+
+def check_apart(task: Task, pieces: Mapping[str, Piece]) -> None:
+    """Raise if rows are trained on that are scored too.
+
+    Raises:
+        InputError: naming both splits, and how many rows they share.
+    """
+    train = pieces.get("train")
+    for split, piece in pieces.items():
+        if train is None or split == "train" or piece.table != train.table:
+            continue
+        shared = range(max(piece.rows.start, train.rows.start), min(piece.rows.stop, train.rows.stop))
+        if len(shared):
+            raise InputError(
+                f"task {task.name!r}: train {train.name!r} and {split} {piece.name!r} share {len(shared)} of "
+                f"{len(piece.rows)} rows; give slices that are apart, e.g. train: 'train[20%:]', {split}: 'train[:20%]'"
+            )
 
 
 def split_rows(split: str, available: Sequence[str], remainders: np.ndarray) -> np.ndarray:

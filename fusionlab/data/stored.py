@@ -27,7 +27,7 @@ from fusionlab.data.tasks import Task
 from fusionlab.errors import InputError, name_list
 from fusionlab.tensors.fingerprints import times
 
-_FORMAT = 2
+_FORMAT = 3
 """Raise to drop every cache, after a change to decoding or to the files below."""
 _IMAGE_COLUMNS = ("image", "img", "image_path", "path", "file", "file_name", "filename")
 _CHUNK = 256
@@ -131,11 +131,9 @@ class StoredImages:
         """The table cut to its image column, undecoded; the column; whether it holds paths as text."""
         from datasets import Image, Value
 
-        table = self._source.tables[split]
-        images = [name for name, feature in table.features.items() if isinstance(feature, Image)]
-        called = [[name] for name in _IMAGE_COLUMNS if name in table.features]
-        candidates = [*([name] for [name] in called if name in images), images, *called]
-        column = find_column(self.task, table.features, self.task.image_column, candidates, "image")
+        tables, table = self._source.tables, self._source.tables[split]
+        trained = self._named_image_column(tables["train"].features) if "train" in tables else None
+        column = trained if trained in table.features else self._named_image_column(table.features)
         feature = table.features[column]
         table, dtype = table.select_columns([column]), getattr(feature, "dtype", "")
         if isinstance(feature, Image):
@@ -148,6 +146,14 @@ class StoredImages:
             f"task {self.task.name!r}: column {column!r} holds neither images nor paths but {feature}; name another "
             f"with image_column: ..."
         )
+
+    def _named_image_column(self, features: Mapping[str, Any]) -> str:
+        from datasets import Image
+
+        images = [name for name, feature in features.items() if isinstance(feature, Image)]
+        called = [[name] for name in _IMAGE_COLUMNS if name in features]
+        candidates = [*([name] for [name] in called if name in images), images, *called]
+        return find_column(self.task, features, self.task.image_column, candidates, "image")
 
     def _decoded(self, split: str) -> Path:
         files = hashlib.sha256()

@@ -31,21 +31,23 @@ class Fused:
         rule: the rule with all its coefficients.
         tasks: the fused tasks.
         coefficients: λ by name and task for linear rules, whose model is decided by them; None for others.
+        averages: whether the tasks' running statistics of BatchNorm are averaged, those of a task with λ = 0 too.
     """
 
     rule: AnyRule
     tasks: tuple[str, ...]
     coefficients: Mapping[str, Mapping[str, float]] | None
+    averages: bool = False
 
     @property
     def by_task(self) -> dict[str, float] | None:
-        """λ by task where one number holds for all parameters; zeros are left out."""
+        """λ by task where one number holds for all parameters; zeros are left out where they change nothing."""
         if self.coefficients is None:
             return None
         first, *others = self.coefficients.values()
         if any(other != first for other in others):
             return None
-        return {task: value for task, value in first.items() if value}
+        return {task: value for task, value in first.items() if value or self.averages}
 
     @property
     def signature(self) -> tuple[Any, ...]:
@@ -120,7 +122,7 @@ class Finetuned:
             if task not in self._squared_norms:
                 self._squared_norms[task] = inputs.squared_norms(task)
             known[f"squared_norm/{task}"] = dict.fromkeys(inputs.units.tensors, ()) | self._squared_norms[task]
-        return Fused(rule, tasks, inputs.coefficients(rule, known))
+        return Fused(rule, tasks, inputs.coefficients(rule, known), inputs.averages)
 
     def make(self, fused: Fused) -> FusedWeights | MaskedVectors:
         """The fused weights; in delta_weight space to the bits of :func:`fusionlab.fusion.making.fuse_weights`.

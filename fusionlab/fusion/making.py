@@ -119,6 +119,11 @@ class Inputs:
         """Whether a linear rule gives an adapter."""
         return len(self.adapters) == len(self.tasks)
 
+    @property
+    def averages(self) -> bool:
+        """Whether running statistics are averaged, whatever the rule is."""
+        return bool(self._plan.averaged)
+
     @cached_property
     def touched(self) -> dict[str, None]:
         """The units that some input has."""

@@ -267,9 +267,9 @@ def _is_rounded(value: Tensor, dtype: torch.dtype) -> bool:
     return narrower and not torch.equal(value.to(dtype).float(), value.float())
 
 
-def _equal(first: Tensor, second: Tensor) -> bool:
+def _equal(first: Tensor, second: Tensor) -> bool:  # not what a gradient is asked of
     dtype = torch.promote_types(first.dtype, second.dtype)
-    return torch.equal(first.to(dtype), second.to(dtype))
+    return not first.requires_grad and torch.equal(first.to(dtype), second.to(dtype))
 
 
 def _by_backbone_name(backbone: KnownBackbone, state: State) -> dict[str, Tensor]:

@@ -213,7 +213,7 @@ def nearest_mean_head(features: Tensor, labels: Tensor, num_classes: int) -> tup
 
     Args:
         features: float32, shape ``(samples, dim)``.
-        labels: int64, shape ``(samples,)``; a class without samples gets the mean of all.
+        labels: int64, shape ``(samples,)``; a class without samples is below all others on all samples.
         num_classes: number of classes.
 
     Returns:
@@ -230,7 +230,10 @@ def nearest_mean_head(features: Tensor, labels: Tensor, num_classes: int) -> tup
     means = chosen.T @ centered / chosen.sum(0).clamp(min=1)[:, None]
     variance = (centered - means[labels]).square().mean().clamp(min=1e-6)
     weight = means / variance
-    return weight, -(weight * (means / 2 + center)).sum(1)
+    bias = -(weight * (means / 2 + center)).sum(1)
+    if (absent := chosen.sum(0) == 0).any():  # its weight is 0
+        bias[absent] = F.linear(features, weight, bias)[:, ~absent].min()
+    return weight, bias
 
 
 def _checked(backbone: str | nn.Module | None) -> ViTBackbone | TimmBackbone:

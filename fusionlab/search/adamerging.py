@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from fusionlab.engine.planning import AVERAGED
 from fusionlab.errors import InputError
 from fusionlab.rules import TaskArithmetic
 from fusionlab.search.base import Found, Problem
@@ -60,7 +61,7 @@ class Adamerging:
 
     def search(self, problem: Problem) -> Found:
         """Descend; one update is the summed entropy of all tasks."""
-        task_vectors = problem.task_vectors()
+        task_vectors, statistics = _apart(problem.task_vectors())
         names = list(dict.fromkeys(name for task_vector in task_vectors.values() for name in task_vector))
         columns = 1 if self.scope == "task" else len(names)
         device = next(iter(next(iter(task_vectors.values())).values())).device
@@ -73,7 +74,7 @@ class Adamerging:
             for task in problem.tasks:
                 for half in range(2):
                     batch = problem.inputs(task, 2 * step + half, self.batch_size, self.inputs)
-                    fused = _combine(lambdas, task_vectors, names, problem.tasks)
+                    fused = _combine(lambdas, task_vectors, names, problem.tasks) | statistics
                     loss = entropy(problem.logits(task, batch, fused)) / 2
                     loss.backward()
                     total += loss.item()
@@ -114,6 +115,20 @@ def entropy(logits: Tensor) -> Tensor:
     """
     log_p = logits.float().log_softmax(dim=-1)
     return -(log_p.exp() * log_p).sum(dim=-1).mean()
+
+
+def _apart(task_vectors: dict[str, State]) -> tuple[dict[str, State], dict[str, Tensor]]:
+    """What is weighed, and the mean of BatchNorm's running statistics, which a fused model has whatever the rule is."""
+    weighed = {
+        task: {name: value for name, value in vector.items() if not name.endswith(AVERAGED)}
+        for task, vector in task_vectors.items()
+    }
+    summed: dict[str, Tensor] = {}
+    for vector in task_vectors.values():
+        for name, value in vector.items():
+            if name.endswith(AVERAGED):
+                summed[name] = summed[name] + value if name in summed else value
+    return weighed, {name: value / len(task_vectors) for name, value in summed.items()}
 
 
 def _combine(

@@ -56,7 +56,7 @@ class Lorahub:
             return self._search(problem, _nevergrad())
 
     def expected_rows(self, num_samples: int) -> float:
-        """Its first samples at every look."""
+        """The samples that it draws, at every look."""
         return float(self.budget * min(self.num_samples, num_samples))
 
     def expected_points(self, at_once: bool) -> float:

@@ -129,12 +129,7 @@ class TrainingRuns:
         """
         weights = self._finetuned.inputs(rule.tasks).fuse(rule).weights
         assert isinstance(weights, RoutedWeights)
-        order = {
-            task: torch.randperm(
-                len(self._split(task, split)), generator=torch.Generator().manual_seed(derive_seed("inputs", task))
-            )
-            for task in rule.tasks
-        }
+        order = {task: drawn_order(task, len(self._split(task, split))) for task in rule.tasks}
 
         def logits(task: str, step: int, size: int) -> Tensor:
             samples = self._split(task, split)
@@ -198,7 +193,8 @@ class TrainingRuns:
         }
         sums = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in vector.items()}
         draws, count = torch.Generator().manual_seed(derive_seed("fisher", seed, task)), 0
-        with torch.enable_grad(), self._acting(vector):
+        statistics = {name: value for name, value in own.items() if name.endswith(AVERAGED)}
+        with torch.enable_grad(), self._acting(vector | statistics):
             for batch in self._batches(task, limit, alone=True):
                 log_p = self._module.scored_classes(task, batch)[0][0].float().log_softmax(-1)
                 drawn = torch.multinomial(log_p.detach().cpu().double().exp(), 1, generator=draws)
@@ -248,6 +244,11 @@ class TrainingRuns:
     def _split(self, task: str, name: str = "train") -> Split:
         split = self._data.splits[task][name]
         return split.split if isinstance(split, PackedSplit) else split
+
+
+def drawn_order(task: str, num_samples: int) -> Tensor:
+    """A fixed order of a task's samples, int64, that has nothing of the order in which they are stored."""
+    return torch.randperm(num_samples, generator=torch.Generator().manual_seed(derive_seed("inputs", task)))
 
 
 def check_ran(idle: Iterable[str]) -> None:

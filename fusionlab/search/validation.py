@@ -24,7 +24,7 @@ from fusionlab.linearize import LINEARIZED_METHODS
 from fusionlab.rules import AnyRule, Rule, is_open
 from fusionlab.search.base import Found, Running, Search
 from fusionlab.search.coefficients import Validated
-from fusionlab.search.training import TO_FIRST_ORDER, TrainingRuns
+from fusionlab.search.training import TO_FIRST_ORDER, TrainingRuns, drawn_order
 from fusionlab.search.wemoe import Wemoe, check_several
 from fusionlab.tensors.masked import MaskedVectors
 from fusionlab.tensors.state import State
@@ -83,7 +83,7 @@ class ValidationProblem:
         return [{row["task"]: mean_score([row]) for row in primary_rows(found)} for found in self._rows(rules)]
 
     def losses(self, rules: Sequence[Rule], num_samples: int) -> list[float]:
-        """Mean loss on the first validation samples of each task."""
+        """Mean loss on some validation samples of each task, drawn once: data may be sorted by class."""
         found = []
         batches = {task: [self._first(task, num_samples)] for task in self.tasks}
         for rule in rules:
@@ -106,10 +106,10 @@ class ValidationProblem:
         return sum(loss for [loss] in counted[""].values()) / len(self.tasks)
 
     def inputs(self, task: str, step: int, batch_size: int, split_name: str = "validation") -> Batch:
-        """The next samples, round and round."""
+        """The next samples in an order that is drawn once, round and round."""
         split = self._data.splits[task][split_name]
-        indices = (torch.arange(batch_size) + step * batch_size) % len(split)
-        return to_device(split.batch(indices), self._module.device)
+        places = (torch.arange(batch_size) + step * batch_size) % len(split)
+        return to_device(split.batch(drawn_order(task, len(split))[places]), self._module.device)
 
     def task_vectors(self) -> dict[str, State]:
         """τ on the module's device."""
@@ -137,7 +137,7 @@ class ValidationProblem:
 
     def _first(self, task: str, num_samples: int) -> Batch:
         split = self._data.splits[task]["validation"]
-        return split.batch(torch.arange(min(num_samples, len(split))))
+        return split.batch(drawn_order(task, len(split))[:num_samples].sort().values)
 
 
 def scored_at_once(module: Module, tasks: Sequence[str], finetuned: Finetuned) -> bool:

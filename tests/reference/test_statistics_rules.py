@@ -19,10 +19,12 @@ from fusionlab.engine import fuse
 from fusionlab.errors import InputError
 from fusionlab.fusion.finetuned import Finetuned
 from fusionlab.fusion.making import fuse_weights
+from fusionlab.linearize import LinearizedState
+from fusionlab.rules import TaskArithmetic
 from fusionlab.rules.config import from_config, to_config
 from fusionlab.rules.weighted_by_fisher import WeightedByFisher
 from fusionlab.rules.weighted_by_grams import LayerInputs, WeightedByGrams
-from fusionlab.search import Fisher, Regmean, RegmeanPlusPlus, ValidationProblem
+from fusionlab.search import Adamerging, Fisher, Regmean, RegmeanPlusPlus, ValidationProblem
 
 Array = np.ndarray
 KINDS = ["full", "low rank", "equal A", "equal B", "one zero", "all zero", "one task", "twice"]
@@ -395,3 +397,100 @@ def test_adapters_with_what_cannot_be_decomposed_are_refused() -> None:
         fuse_weights(rule, base, {"a": Adapter({"w": factors})})
     with pytest.raises(InputError, match="no statistics of b"):
         fuse_weights(rule, base, {"b": Adapter({"w": factors})})
+
+
+class Normed(Classifier):
+    """A layer of BatchNorm between the two, whose statistics every task has its own of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        first, _, last = self.network
+        self.network = nn.Sequential(first, nn.BatchNorm1d(8), nn.Tanh(), last).requires_grad_(False)
+        self.backbone = type(self.backbone)("classifier", self.network, {})
+
+
+@pytest.fixture
+def normed() -> tuple[Normed, own_regressor.Planes, dict[str, dict[str, Tensor]]]:
+    module, data = Normed(), own_regressor.Planes()
+    generator = torch.Generator().manual_seed(3)
+    states = {}
+    for task in data.tasks:
+        state = {name: value.clone() for name, value in module.network.state_dict().items()}
+        for name, value in state.items():
+            if value.is_floating_point():
+                moved = value + 0.3 * torch.randn(value.shape, generator=generator)
+                state[name] = moved.abs() + 0.1 if "var" in name else moved
+        states[task] = state
+    return module, data, states
+
+
+def test_fisher_is_of_the_task_s_own_model_with_its_statistics(normed: Any) -> None:
+    module, data, states = normed
+    seen: list[tuple[Tensor, Tensor]] = []
+    scored = module.scored_classes
+
+    def noted(task: str, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        found = scored(task, batch)
+        seen.append((batch["inputs"].clone(), found[0].detach().clone()))
+        return found
+
+    module.scored_classes = noted
+    problem_of(module, data, states).training.expert_squared_gradients("plane 0", 8, seed=0)
+    own = Normed().network.eval()
+    own.load_state_dict(states["plane 0"])
+    for inputs, logits in seen:
+        torch.testing.assert_close(logits, own(inputs), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("scope", ["task", "layer"])
+def test_adamerging_weighs_weights_and_averages_statistics(normed: Any, scope: Any) -> None:
+    module, data, states = normed
+    problem = problem_of(module, data, states)
+    last: list[Tensor] = []
+    logits = problem.logits
+
+    def noted(task: str, batch: dict[str, Tensor], vector: dict[str, Tensor]) -> Tensor:
+        last.append(vector["1.running_mean"].detach().clone())
+        return logits(task, batch, vector)
+
+    problem.logits = noted  # type: ignore[method-assign]
+    found = Adamerging(scope=scope, num_steps=2, batch_size=4).search(problem)
+    model = fuse_weights(found.rule, module, states).state
+    mean = torch.stack([state["1.running_mean"] for state in states.values()]).mean(0)
+    torch.testing.assert_close(model["1.running_mean"], mean)
+    torch.testing.assert_close(module.network.state_dict()["1.running_mean"] + last[-1], mean)
+
+
+def test_statistics_of_a_task_with_no_coefficient_count(normed: Any) -> None:
+    """They are averaged over all, so that it is another model than one without the task."""
+    module, _, states = normed
+    finetuned = Finetuned(module, states)
+    both, three = ("plane 0", "plane 1"), tuple(states)
+    rule = TaskArithmetic({"plane 0": 0.3, "plane 1": 0.3})
+    zero = TaskArithmetic({"plane 0": 0.3, "plane 1": 0.3, "plane 2": 0.0})
+    assert finetuned.plan(rule, both).signature != finetuned.plan(zero, three).signature
+    plain = {task: {name: v for name, v in state.items() if "running" not in name} for task, state in states.items()}
+    finetuned = Finetuned(module, plain)
+    assert finetuned.plan(rule, both).signature == finetuned.plan(zero, three).signature
+
+
+def test_adamerging_begins_at_zero_to_first_order(trained: Any) -> None:
+    module, data, states = trained
+    linear = {task: LinearizedState(state) for task, state in states.items()}
+    found = Adamerging(initial=0.0, num_steps=3, learning_rate=0.05, batch_size=4).search(
+        problem_of(module, data, linear)
+    )
+    assert any(value > 0 for value in found.rule.scaling_coefficient.values())
+
+
+def test_searches_look_at_samples_in_a_drawn_order(trained: Any) -> None:
+    """Data are often sorted by class: the first samples are then of one."""
+    module, data, states = trained
+    split = data.splits["plane 0"]["validation"]
+    split.inputs[:] = torch.arange(len(split))[:, None].float()
+    problem = problem_of(module, data, states)
+    shown = torch.cat([problem.inputs("plane 0", step, 8)["inputs"][:, 0] for step in range(5)]).long().tolist()
+    assert sorted(shown) == list(range(40))
+    assert shown != sorted(shown)
+    few = problem._first("plane 0", 8)["inputs"][:, 0].long().tolist()
+    assert sorted(shown[:8]) == few != list(range(8))

@@ -125,7 +125,7 @@ def test_a_missing_validation_split_is_a_tenth_of_training_by_hash(tmp_path: Pat
 def test_duplicates_stay_on_one_side(tmp_path: Path) -> None:
     train = [png(seed) for seed in range(40)] * 2
     write_parquet(tmp_path / "set/train.parquet", train, [0, 1] * 40, ["a", "b"])
-    data = load(tmp_path, {"path": str(tmp_path / "set"), "train": "train", "test": "train[:10]"})
+    data = load(tmp_path, {"path": str(tmp_path / "set"), "train": "train[10:]", "test": "train[:10]"})
     seen = {split: {image.numpy().tobytes() for image in pixels(data, split)} for split in ("train", "validation")}
     assert len(seen["train"]) + len(seen["validation"]) == 40
     assert not seen["train"] & seen["validation"]

@@ -10,7 +10,7 @@ from fusionlab.commands.sweep.sources import RunSource
 from fusionlab.fusion.finetuned import Finetuned
 from fusionlab.keys import FORMULAS, key_of, plain, scoring_key
 from fusionlab.rules import AnyRule, to_config
-from fusionlab.search import Search
+from fusionlab.search import Adamerging, Lorahub, Search
 from fusionlab.search import to_config as search_config
 from fusionlab.search.workbench import Workbench
 
@@ -101,7 +101,8 @@ class RunIdentity:
 
     def _searched(self, search: Search, subset: Sequence[str]) -> dict[str, Any]:
         ranked = {task: plain(self._bench.module.ranking_settings(task)) for task in subset}
-        return self._common(subset, search.split, subset) | {"search": search_config(search), "ranked": ranked}
+        drawn = {"samples": "drawn"} if isinstance(search, Adamerging | Lorahub) else {}  # those stored first, before
+        return self._common(subset, search.split, subset) | {"search": search_config(search), "ranked": ranked} | drawn
 
     def _common(self, subset: Sequence[str], split: str, scored: Sequence[str]) -> dict[str, Any]:
         return {

@@ -37,7 +37,7 @@ from fusionlab.data.tasks import Task, parse_tasks
 from fusionlab.errors import InputError, did_you_mean, name_list
 from fusionlab.tensors import hub
 
-_FORMAT = 5
+_FORMAT = 6
 """Raise to drop every cache, after a change to encoding."""
 _IMAGE_KEYS = ("image_column", "templates", "class_aliases")
 EMBEDDED_CHAT_TASKS: list[str | dict] = list(ASKED_TASKS)
