@@ -121,8 +121,8 @@ class Inputs:
 
     @property
     def averages(self) -> bool:
-        """Whether running statistics are averaged, whatever the rule is."""
-        return bool(self._plan.averaged)
+        """Whether running statistics that some input has are averaged, whatever the rule is."""
+        return any(name in self.touched for name in self._plan.averaged)
 
     @cached_property
     def touched(self) -> dict[str, None]:

@@ -11,9 +11,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
+from fusionlab.backbones import load_backbone
 from fusionlab.errors import InputError
-from fusionlab.linearize import linearized_call, tangent_outputs
-from fusionlab.modules.applying import LinearOutputs
+from fusionlab.linearize import LinearizedState, linearized_call, tangent_outputs
+from fusionlab.modules.applying import LinearOutputs, applied
 
 TASKS = ("mnist", "svhn", "gtsrb")
 
@@ -331,3 +332,15 @@ def test_sums_of_tangents_move_parameters_and_not_buffers() -> None:
     vectors["b"]["model.1.running_mean"][0] = 1.0
     with pytest.raises(InputError, match=r"moves parameters only, and the weights change model\.1\.running_mean"):
         LinearOutputs(backbone, vectors)
+
+
+def test_a_tensor_that_is_the_base_s_still_has_its_gradient() -> None:
+    """A search begins at coefficients of zero, and has to find the way from there."""
+    backbone = load_backbone("tiny-clip", causal=False)
+    name, own = next((n, p) for n, p in backbone.model.named_parameters() if "vision" in n and n.endswith("fc1.weight"))
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    value = own.detach().clone().requires_grad_()
+    with applied(backbone, LinearizedState({name: value})) as application:
+        application(lambda: backbone.image_features(images)).square().sum().backward()
+    assert value.grad is not None
+    assert value.grad.abs().max() > 0

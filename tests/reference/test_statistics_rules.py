@@ -19,7 +19,6 @@ from fusionlab.engine import fuse
 from fusionlab.errors import InputError
 from fusionlab.fusion.finetuned import Finetuned
 from fusionlab.fusion.making import fuse_weights
-from fusionlab.linearize import LinearizedState
 from fusionlab.rules import TaskArithmetic
 from fusionlab.rules.config import from_config, to_config
 from fusionlab.rules.weighted_by_fisher import WeightedByFisher
@@ -472,15 +471,6 @@ def test_statistics_of_a_task_with_no_coefficient_count(normed: Any) -> None:
     plain = {task: {name: v for name, v in state.items() if "running" not in name} for task, state in states.items()}
     finetuned = Finetuned(module, plain)
     assert finetuned.plan(rule, both).signature == finetuned.plan(zero, three).signature
-
-
-def test_adamerging_begins_at_zero_to_first_order(trained: Any) -> None:
-    module, data, states = trained
-    linear = {task: LinearizedState(state) for task, state in states.items()}
-    found = Adamerging(initial=0.0, num_steps=3, learning_rate=0.05, batch_size=4).search(
-        problem_of(module, data, linear)
-    )
-    assert any(value > 0 for value in found.rule.scaling_coefficient.values())
 
 
 def test_searches_look_at_samples_in_a_drawn_order(trained: Any) -> None:

@@ -75,7 +75,7 @@ def test_the_run_folder_says_that_it_is_linearized(runs: dict[str, Path], method
     for task in TASKS:
         own = json.loads((runs[method] / kind / task / "fusionlab.json").read_text())
         points.add(own["linearization_point"])
-        assert own["row"] == {"model": "finetuned", "finetuned_on": task, "method": method}
+        assert own["row"] == {"model": "finetuned", "finetuned_on": task, "method": method, "seed": 42}
         assert "Read it with fusionlab" in (runs[method] / kind / task / "README.md").read_text()
     assert len(points) == 1
     run = fusionlab.load(runs[method])

@@ -14,8 +14,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from fusionlab.contracts import Data
 from fusionlab.search.workbench import module_of
 
-STEPS = 4  # the first one warms up
-SECONDS_OF_STEPS = 5.0  # after which no other step of the method begins
+STEPS = 3  # the first one warms up
+SECONDS_OF_STEPS = 3.0  # after which no other step of the method begins
 
 
 class _Timed(Callback):
