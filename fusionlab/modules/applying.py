@@ -212,9 +212,7 @@ def applied(backbone: KnownBackbone, weights: FusedWeights) -> Iterator[Applicat
         if isinstance(weights, LinearizedState):
             values = _by_backbone_name(backbone, weights.state)
             own = tensors_of(backbone)
-            changed = {
-                name: value for name, value in values.items() if value.requires_grad or not _equal(value, own[name])
-            }
+            changed = {name: value for name, value in values.items() if not _equal(value, own[name])}
             point = {name: own[name].detach() for name in changed}
             yield Linearized(backbone, changed, point) if changed else plain
             return
