@@ -203,10 +203,12 @@ def to_block_adapters(adapter: Adapter) -> tuple[dict[str, Factors], dict[str, d
         adapted = [*parts.values(), *([out] if out else [])]
         if not adapted:
             continue
-        size, first = adapted[0].shape[0], adapted[0]
+        size, first = adapted[0].shape[0], next((each for each in adapted if each.scaling), adapted[0])
+        is_exact = all(each.scaling == first.scaling for each in adapted)
+        dtype = first.lora_a.dtype if is_exact else torch.promote_types(first.lora_a.dtype, torch.float32)
         rank = max(sum(part.rank for part in parts.values()), out.rank if out else 0)
-        block_a, block_b = first.lora_a.new_zeros(rank, size), first.lora_b.new_zeros(3 * size, rank)
-        out_a, out_b = first.lora_a.new_zeros(rank, size), first.lora_b.new_zeros(size, rank)
+        shapes = ((rank, size), (3 * size, rank), (rank, size), (size, rank))
+        block_a, block_b, out_a, out_b = (first.lora_a.new_zeros(shape, dtype=dtype) for shape in shapes)
         start, rows[attention] = 0, {}
         for part, own in parts.items():
             columns, number = slice(start, start + own.rank), PARTS.index(part)
@@ -261,4 +263,6 @@ def from_block_adapters(
 
 def _rescaled(factors: Factors, scaling: float) -> Tensor:
     """B such that ``scaling`` serves in place of the layer's own scaling."""
-    return factors.lora_b if factors.scaling == scaling else factors.lora_b * (factors.scaling / scaling)
+    if factors.scaling == scaling:
+        return factors.lora_b
+    return factors.lora_b.to(torch.promote_types(factors.lora_b.dtype, torch.float32)) * (factors.scaling / scaling)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 from fusionlab.adapters.combining import truncate
 from fusionlab.adapters.exchange import in_peft_form, write_adapter
 from fusionlab.adapters.factors import Adapter, Factors
-from fusionlab.adapters.fused_attention import STORED_OUT
+from fusionlab.adapters.fused_attention import STORED_OUT, times_out_counts
 
 
 def save_fused_adapter(folder: str | Path, adapter: Adapter, rank: int | None = None) -> tuple[dict[str, int], float]:
@@ -38,16 +39,26 @@ def save_fused_adapter(folder: str | Path, adapter: Adapter, rank: int | None = 
     error, unpadded = 0.0, {}
     if rank is not None:
         served = replace(adapter, factors=stored)
-        cut, error = truncate(served, rank)
-        if cut is not served:
+        cut, error = truncate(replace(served, factors=_times_out(stored, times_out_counts())), rank)
+        if any(factors.rank > rank for factors in stored.values()):
             whole = {name: parts for name, parts in rows.items() if stored[name].rank <= rank}
             rows = {name: {part: [0, rank] for part in parts} for name, parts in rows.items()} | whole
-            stored, adapter = dict(cut.factors), cut
+            stored, adapter = _times_out(cut.factors, 1 / times_out_counts()), cut
         by_rows = {name for attention in rows for name in (attention, f"{attention}.{STORED_OUT}")}
         unpadded = {module: of.rank for module, of in stored.items() if of.rank < rank and module not in by_rows}
         stored = {module: _padded(factors, rank) for module, factors in stored.items()}
     write_adapter(folder, adapter, stored, rows, unpadded)
     return {module: factors.rank for module, factors in stored.items()}, error
+
+
+def _times_out(stored: Mapping[str, Factors], times: float) -> dict[str, Factors]:
+    """With B of fused attentions' output projections multiplied: PEFT adds them more than once."""
+    return {
+        name: factors.with_matrices(factors.lora_a, factors.lora_b * times, factors.lora_alpha)
+        if name.endswith(f".{STORED_OUT}")
+        else factors
+        for name, factors in stored.items()
+    }
 
 
 def _unit_scaled(factors: Factors) -> Factors:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fusionlab.contracts import as_tokenizing
 from fusionlab.data.base import TaskData, check_embedded, check_positive, embedded, embedded_name, refuse_keys
@@ -138,6 +139,10 @@ class TextTasks(TaskData):
         cut = [samples.texts.inputs[row] for row in samples.truncated_rows]
         self._report(name, split, cut, len(samples))
         self.loaded[name][split] = samples
+
+    def loss_counts(self, splits: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Tokens of each training sample's answer."""
+        return {name: split.loss_counts for name, split in splits.items()}
 
     def predict_dataloader(self) -> PredictTexts:
         """Batches of the texts to answer.

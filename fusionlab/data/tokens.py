@@ -89,6 +89,7 @@ class TextSplit:
         self.inputs, self.answers = _ragged(folder, "inputs"), _ragged(folder, "answers")
         self.truncated_rows: list[int] = json.loads((folder / "index.json").read_text())["truncated_rows"]
         self.targets = torch.from_numpy(texts.targets)
+        self.loss_counts = torch.from_numpy(self.answers.lengths.astype(np.int64))
         self.evaluation_order = torch.from_numpy(np.argsort(self.inputs.lengths, kind="stable"))
 
     @functools.cached_property

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from lightning.pytorch import LightningModule
@@ -39,10 +40,12 @@ from fusionlab.modules.grouping import AtOnce, SideBySide, checked, in_groups, l
 from fusionlab.modules.optimization import lr_multiplier
 from fusionlab.modules.provenance import check_trained_on, trained_on
 from fusionlab.modules.resuming import check_same_training
-from fusionlab.modules.stepping import WithGradients
+from fusionlab.modules.stepping import WithGradients, gradients_of
 from fusionlab.runs.loading import LoadedWeights, base_hash, load_weights, point_hash, weights_folder
 from fusionlab.samplers import derive_seed
 from fusionlab.tensors.masked import MaskedVectors
+
+_log = logging.getLogger(__name__)
 
 
 class FusionModule(LightningModule, ModuleDefaults, ABC):
@@ -197,13 +200,18 @@ class FusionModule(LightningModule, ModuleDefaults, ABC):
         """Make what is trained before the optimizer and the distributed wrapper see the module.
 
         Raises:
-            InputError: float16 under a linearization, a target that matches no layer, weights that do not fit, or
-                tasks that cannot go through the network together where that is asked for.
+            InputError: float16 under a linearization, or all of training in it, a target that matches no layer, weights
+                that do not fit, or tasks that cannot go through the network together where that is asked for.
         """
         if self.method in LINEARIZED_METHODS and str(self.trainer.precision).startswith("16"):
             raise InputError(
                 f"trainer.precision {self.trainer.precision!r} with method {self.method!r}: linearization in float16 "
                 f"overflows and underflows; use bfloat16 or float32 (bf16-mixed, bf16-true, 32)"
+            )
+        if stage == "fit" and str(self.trainer.precision) == "16-true":
+            raise InputError(
+                "trainer.precision '16-true': the second moments of AdamW underflow in float16; train with 16-mixed, "
+                "bf16-mixed or 32"
             )
         if stage == "fit" and not self.task_parameters:
             self.add_adapters(list(self.trainer.datamodule.tasks))
@@ -307,11 +315,25 @@ class FusionModule(LightningModule, ModuleDefaults, ABC):
 
     # training
 
+    def train(self, mode: bool = True) -> Self:
+        """As every module, but that BatchNorm of the base keeps its statistics, which all tasks share."""
+        super().train(mode)
+        for layer in self.base_model.modules():
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                layer.eval()
+        return self
+
     def on_fit_start(self) -> None:
         """Prepare the tasks on the device; everything trains as it would in plain PyTorch, dropout included."""
         self.prepare_tasks(self.trainer.datamodule.tasks)
         self.num_at_once = num_at_once(self)
         self.train()
+        dtypes = {parameter.dtype for parameters in self.task_parameters.values() for parameter in parameters}
+        if torch.bfloat16 in dtypes:
+            _log.warning(
+                "what is trained is bfloat16: a step that moves a weight by less than 1/256 of it is lost; take "
+                "trainer.precision bf16-mixed or 32, and dtype bfloat16 for adapters' bases alone"
+            )
 
     def training_step(self, batch: dict[str, dict[str, Any]], batch_idx: int) -> Tensor:
         """One micro-batch of every task; returns the summed loss, with the gradients already computed per task."""
@@ -320,7 +342,7 @@ class FusionModule(LightningModule, ModuleDefaults, ABC):
             seeds = [derive_seed(self.seed, "dropout", task, self._batches_before, self.global_rank) for task in tasks]
             of_tasks = losses_of(self, {task: batch[task] for task in tasks}, seeds)
             trained = [parameter for task in tasks for parameter in self.task_parameters[task]]
-            gradients.append(torch.autograd.grad(list(of_tasks.values()), trained))
+            gradients.append(gradients_of(list(of_tasks.values()), trained, self._loss_scale))
             torch.clear_autocast_cache()  # these tasks' weights in half precision, which no other task uses
             parameters += trained
             losses |= {task: loss.detach() for task, loss in of_tasks.items()}
@@ -330,6 +352,12 @@ class FusionModule(LightningModule, ModuleDefaults, ABC):
         self._check_finite(losses)  # waits for the device, so after all else that the host can do
         total = torch.stack(list(losses.values())).sum()
         return WithGradients.apply(total, gradients, *parameters)
+
+    @property
+    def _loss_scale(self) -> float | None:
+        """What losses are multiplied by, so that gradients do not underflow in float16; None elsewhere."""
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        return None if scaler is None else float(scaler.get_scale())
 
     @property
     def _batches_before(self) -> int:
@@ -360,7 +388,8 @@ class FusionModule(LightningModule, ModuleDefaults, ABC):
                 "training has no end to lay the learning rate's schedule over: give max_steps or max_epochs"
             )
         groups = [{"params": parameters, "name": task} for task, parameters in self.task_parameters.items()]
-        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, weight_decay=self.weight_decay, fused=True)
+        fused = self._loss_scale is None  # else gradients are divided by the scale before they are clipped
+        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, weight_decay=self.weight_decay, fused=fused)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer,
             lambda step: lr_multiplier(step, self.num_warmup_steps, int(total_steps), self.lr_schedule),

@@ -16,6 +16,14 @@ def seed_device(seed: int, device: torch.device) -> None:
         torch.get_device_module(device).manual_seed(seed)
 
 
+def gradients_of(losses: Sequence[Tensor], parameters: Sequence[Tensor], scale: float | None) -> Sequence[Tensor]:
+    """The gradients of the sum of ``losses``, computed ``scale`` times as large and divided by it where it is given."""
+    if scale is None:
+        return torch.autograd.grad(losses, parameters)
+    found = torch.autograd.grad(losses, parameters, [torch.full_like(loss, scale) for loss in losses])
+    return torch._foreach_div(found, scale)
+
+
 class WithGradients(torch.autograd.Function):
     """Identity on a scalar whose backward hands out gradients that are computed already.
 

@@ -116,9 +116,13 @@ class T5Module(FusionModule):
         return {} if answers is None else {"answers": [answers.targets.tolist(), list(answers.lengths)]}
 
     def loss(self, task: str, batch: dict[str, Any]) -> Tensor:
-        """Mean cross-entropy in float32 over the target tokens of the batch; padding (-100) does not count."""
-        logits = self.output(partial(self.backbone.logits, *_inputs(batch), batch["labels"]))
-        return F.cross_entropy(logits.flatten(0, 1).float(), batch["labels"].flatten())
+        """Cross-entropy in float32 over the target tokens of the batch, padding (-100) aside, divided by its number.
+
+        The number is the batch's ``loss_tokens``, where it has one: a share of those of all batches of an update.
+        """
+        logits, labels = self.output(partial(self.backbone.logits, *_inputs(batch), batch["labels"])), batch["labels"]
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum")
+        return loss / batch.get("loss_tokens", (labels != -100).sum())
 
     def scored_classes(self, task: str, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Log-likelihoods of the label words and the index of the right one.
