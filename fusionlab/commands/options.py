@@ -21,6 +21,7 @@ NEVER: Mapping[str, str] = {
     "reload_dataloaders_every_n_epochs": "the data is the same in every epoch; leave it out",
     "use_distributed_sampler": "rows are dealt to the processes without a sampler; leave it out",
     "enable_autolog_hparams": "nothing is logged as hyperparameters; the run's config.yaml holds the configuration",
+    "sync_batchnorm": "BatchNorm keeps the statistics of the base while tasks are trained; leave it out",
     "model_registry": "no checkpoint is loaded from a registry; give --model.weights a folder or --ckpt_path a file",
 }
 VALIDATION = ("val_check_interval", "check_val_every_n_epoch", "num_sanity_val_steps")
@@ -48,7 +49,7 @@ CALLBACKS: Mapping[str, str] = {
 }
 PLUGINS: Mapping[str, str] = {
     "CheckpointIO": "checkpoints are written whole or not at all by the package; leave it out",
-    "TorchSyncBatchNorm": "give trainer.sync_batchnorm",
+    "TorchSyncBatchNorm": "BatchNorm keeps the statistics of the base while tasks are trained",
     "BitsandbytesPrecision": "it puts in other layers, which have no task vectors; leave it out",
     "TransformerEnginePrecision": "it puts in other layers, which have no task vectors; leave it out",
     "DeepSpeedPrecision": "it belongs to a strategy that cannot work here; give trainer.precision",
@@ -67,8 +68,6 @@ def check_options(command: str, config: Any) -> None:
     for name, reason in NEVER.items():
         if trainer[name] != defaults[name].default:
             raise InputError(f"trainer.{name} {trainer[name]!r} does nothing here: {reason}")
-    if trainer.sync_batchnorm and not (_is_gpu(trainer.accelerator) and str(trainer.devices) != "1"):
-        raise InputError("trainer.sync_batchnorm needs several GPUs: give trainer.accelerator gpu and trainer.devices")
     if str(trainer.precision).startswith("transformer-engine"):
         raise InputError(f"trainer.precision {trainer.precision!r}: {PLUGINS['TransformerEnginePrecision']}")
     for key, refused in (("callbacks", CALLBACKS), ("plugins", PLUGINS)):
@@ -76,12 +75,11 @@ def check_options(command: str, config: Any) -> None:
             kind = "CheckpointIO" if name.endswith("CheckpointIO") else name
             if kind in refused:
                 raise InputError(f"trainer.{key}: {name} cannot work here: {refused[kind]}")
-    if "GradientAccumulationScheduler" in class_names(trainer.callbacks) and config.data.class_path.endswith(
-        "ChatTasks"
-    ):
+    kind = config.data.class_path.rpartition(".")[2]
+    if "GradientAccumulationScheduler" in class_names(trainer.callbacks) and kind in ("ChatTasks", "TextTasks"):
         raise InputError(
-            "trainer.callbacks: GradientAccumulationScheduler cannot work with ChatTasks, whose loss is the mean over "
-            "the learnt tokens of an update of known size; give trainer.accumulate_grad_batches"
+            f"trainer.callbacks: GradientAccumulationScheduler cannot work with {kind}, whose loss is the mean "
+            f"over the learnt tokens of an update of known size; give trainer.accumulate_grad_batches"
         )
     _check_fit(config) if command == "fit" else _check_scoring(command, config)
     check_strategy(trainer.strategy)
@@ -162,10 +160,6 @@ def check_monitors(callbacks: Sequence[Callback], tasks: Iterable[str], *, valid
             f"{type(callback).__name__} waits for {callback.monitor!r}, which is never logged; there are "
             f"{name_list(known)}{more}"
         )
-
-
-def _is_gpu(accelerator: Any) -> bool:
-    return accelerator in ("gpu", "cuda")
 
 
 def class_names(entries: Any) -> list[str]:

@@ -237,7 +237,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     ),
     "trainer.enable_autolog_hparams": (["--trainer.enable_autolog_hparams", "false"], "config.yaml holds"),
     "trainer.model_registry": (["--trainer.model_registry", "x"], "no checkpoint is loaded from a registry"),
-    "trainer.sync_batchnorm": (["--trainer.sync_batchnorm", "true"], "needs several GPUs"),
+    "trainer.sync_batchnorm": (["--trainer.sync_batchnorm", "true"], "keeps the statistics of the base"),
 }
 NEEDS_MORE: dict[str, tuple[list[str], str]] = {  # GPUs or nodes
     "trainer.accelerator": (["--trainer.accelerator", "gpu"], "No supported gpu backend found"),
