@@ -1,13 +1,14 @@
 """``python -m fusionlab``: help and dispatch without heavy imports, and the exit codes.
 
-0 done; 2 bad input (one message on stderr); 1 a fault (traceback); 141 nobody reads the output any more, as after
-``| head``.
+0 done; 2 bad input (one message on stderr); 1 a fault (traceback); 130 stopped by Ctrl-C; 141 nobody reads the output
+any more, as after ``| head``.
 """
 
 from __future__ import annotations
 
 import os
 import select
+import signal
 import sys
 
 from fusionlab.errors import InputError, did_you_mean
@@ -23,6 +24,7 @@ COMMANDS = {
     "report": "draw runs and sweeps as Markdown and one HTML page",
     "rules": "which rule for my models? a table of all rules and searches",
 }
+INTERRUPTED = "fusionlab: stopped by SIGINT; the same command begins again, a fit or a sweep where it was"
 UNREAD = 141  # what a shell reports after the signal SIGPIPE
 LIGHTNING = ("fit", "validate", "test", "predict")
 
@@ -45,6 +47,9 @@ def main(argv: list[str] | None = None) -> int:
             return run(sys.argv[1:] if argv is None else argv)
         finally:
             sys.stdout.flush()
+    except KeyboardInterrupt:
+        print(INTERRUPTED, file=sys.stderr)
+        return 128 + signal.SIGINT
     except BrokenPipeError:
         if not _is_unread():
             raise

@@ -41,14 +41,21 @@ class DryRun(Callback):
         Raises:
             DryRunEnds: always.
         """
+        self.end(trainer, pl_module, self._first_losses(trainer, attached(trainer, pl_module)[0]))
+
+    def end(self, trainer: Trainer, pl_module: LightningModule, losses: Mapping[str, float]) -> None:
+        """Tell what the fit would do, with the loss of the first batch of what it would train.
+
+        Raises:
+            DryRunEnds: always.
+        """
         module, data = attached(trainer, pl_module)
-        losses = self._first_losses(trainer, module)
         if trainer.is_global_zero:
             print("\n".join([*self._plan(trainer, module, data, losses), *_samples(data), _NOT_YET]))
         raise DryRunEnds
 
     def _plan(self, trainer: Trainer, module: Module, data: Data, losses: Mapping[str, float]) -> list[str]:
-        steps = trainer.estimated_stepping_batches
+        steps = trainer.estimated_stepping_batches if losses else 0
         verb = "would go on with" if self.state == "unfinished" else "would write"
         lines = [f"fit of {module.backbone.name} by {module.method}: {verb} {self.folder}, {steps} updates"]
         for task in data.tasks:
@@ -76,6 +83,21 @@ class DryRun(Callback):
                 torch.autograd.grad(loss, module.task_parameters[task])
                 found[task] = float(loss.detach())
         return found
+
+
+class NothingToTrain(Callback):
+    """Ends a dry run whose tasks are all trained, where training would begin; before any callback that writes."""
+
+    def __init__(self, dry_run: DryRun) -> None:
+        self.dry_run = dry_run
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tell, and end the fit.
+
+        Raises:
+            DryRunEnds: always.
+        """
+        self.dry_run.end(trainer, pl_module, {})
 
 
 def _samples(data: Data) -> list[str]:

@@ -18,6 +18,7 @@ from fusionlab.callbacks.attached import attached
 from fusionlab.errors import InputError
 from fusionlab.files import written_whole
 from fusionlab.layout import LAST
+from fusionlab.runs.leases import remove_unfinished
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -27,9 +28,18 @@ class WholeCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write ``.NAME.tmp-*`` beside ``path`` and rename it."""
+        """Write ``.NAME.tmp-*`` beside ``path`` and rename it.
+
+        Raises:
+            InputError: it cannot be written, such as on a full disk.
+        """
         with written_whole(Path(path)) as unfinished, unfinished.open("wb") as file:
-            torch.save(checkpoint, file)
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError as error:  # torch's own, about a write that the system has refused
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from error
+                raise
             file.flush()
             os.fsync(file.fileno())
 
@@ -57,8 +67,7 @@ class LastCheckpoint(Checkpoint):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove what killed processes left half-written, and say what is different from the run that is resumed."""
         if trainer.is_global_zero and self.path.parent.is_dir():
-            for leftover in self.path.parent.glob(f".{LAST}.tmp-*"):
-                leftover.unlink(missing_ok=True)
+            remove_unfinished(self.path.parent)
         _, data = attached(trainer, pl_module)
         self._run = {"processes": trainer.world_size, "batch_size": data.batch_size * trainer.world_size}
         if self._restored is not None and self._restored["run"] != self._run and trainer.is_global_zero:

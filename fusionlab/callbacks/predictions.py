@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -11,6 +10,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 
 from fusionlab.errors import InputError
 from fusionlab.evaluation.predicting import write_predictions
+from fusionlab.files import path_of
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -22,7 +22,7 @@ class PredictionWriter(BasePredictionWriter):
 
     def __init__(self, output: str) -> None:
         super().__init__("batch")
-        self.output = Path(output)
+        self.output = path_of(output)
         self._rows: list[Mapping[str, Any]] = []
 
     def write_on_batch_end(

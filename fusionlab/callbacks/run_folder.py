@@ -17,6 +17,7 @@ from fusionlab.distributed.ranks import raise_together, same_on_all_ranks
 from fusionlab.errors import InputError, name_list
 from fusionlab.fusion.folders import export_finetuned
 from fusionlab.layout import LEASES
+from fusionlab.runs.checkpoints import read_checkpoint
 from fusionlab.runs.folder import RunFolder, RunState
 from fusionlab.runs.leases import Leases
 
@@ -97,6 +98,16 @@ class RunFolderCallback(Callback):
             raise InputError(f"another job has written to {str(self.folder.path)!r} meanwhile; give the command again")
         self.folder.begin(self.config, self.state, self.taken, overwrite=self.overwrite)
 
+    def on_train_batch_end(self, trainer: Trainer, *arguments: Any) -> None:
+        """Let the run go that this one takes the place of, once a checkpoint is kept."""
+        if trainer.is_global_zero and self.overwrite and self.folder.last_checkpoint is not None:
+            self.folder.forget_overwritten()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The same at the end of a run that keeps no checkpoint."""
+        if trainer.is_global_zero and self.begins:
+            self.folder.forget_overwritten()
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give the tasks back."""
         if self._leases is not None:
@@ -146,10 +157,10 @@ def fill_in(module: Module, tasks: list[str], path: Path) -> None:
     """Copy what a checkpoint holds for ``tasks`` into ``module``.
 
     Raises:
-        InputError: the checkpoint started from another A₀, was trained on other samples or another base, or lacks a
-            parameter.
+        InputError: the checkpoint cannot be read, started from another A₀, was trained on other samples or another
+            base, or lacks a parameter.
     """
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    checkpoint = read_checkpoint(path, f"the checkpoint of {name_list(tasks)}", "give --overwrite to train all anew")
     before, now = checkpoint.get("a0_hash"), None if module.injection is None else module.injection.a0_hash
     if before != now:
         raise InputError(

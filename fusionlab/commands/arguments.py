@@ -10,15 +10,16 @@ import jsonargparse
 
 from fusionlab.commands.empty import refuse_empty
 from fusionlab.commands.messages import readable
+from fusionlab.commands.trainer import trainer_built
 from fusionlab.errors import InputError
-from fusionlab.search.workbench import class_given, known_arguments, parser_of
+from fusionlab.search.workbench import class_given, known_arguments, parser_of, trainer_of
 
 
 def check_arguments(config: Mapping[str, Any]) -> None:
-    """Raise for an unknown, empty or wrong argument of the module or the data.
+    """Raise for an unknown, empty or wrong argument of the module or the data, or a device that is not there.
 
     Args:
-        config: ``model`` and ``data``, each with ``class_path`` and ``init_args``.
+        config: ``model`` and ``data``, each with ``class_path`` and ``init_args``, and ``trainer``.
 
     Raises:
         InputError: the key, what it expects, and what it got.
@@ -35,6 +36,11 @@ def check_arguments(config: Mapping[str, Any]) -> None:
         except ArgumentError as error:
             raise InputError(f"{key}.{readable(str(error), (), 'fit')}") from error
         refuse_empty(parser, arguments, f"{key}.")
+    trainer = config.get("trainer") or {}
+    if not isinstance(trainer, Mapping):
+        raise InputError(f"trainer: expected keys, got {trainer!r}; give some, or leave it out")
+    with trainer_built(jsonargparse.Namespace(devices=1, accelerator=trainer.get("accelerator"))):
+        trainer_of(config)
 
 
 def refuse_empty_arguments(config: jsonargparse.Namespace) -> None:

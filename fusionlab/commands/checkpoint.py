@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import pickle
-import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-import yaml
-
-from fusionlab.errors import InputError, name_list
-from fusionlab.layout import CHECKPOINTS, CONFIG, LAST
+from fusionlab.errors import InputError
+from fusionlab.layout import CHECKPOINTS, LAST
+from fusionlab.runs.checkpoints import read_checkpoint
 from fusionlab.runs.folder import RunFolder
 
 KEYWORDS = ("last", "best", "hpc", "registry")
@@ -28,7 +25,8 @@ def checkpoint_to_go_on_from(config: Any, folder: RunFolder, state: str) -> Path
         state: what was found there.
 
     Raises:
-        InputError: the given one cannot be read, is past the run's end, or goes against the folder's own.
+        InputError: the given one, or the folder's own, cannot be read or is past the run's end; or the given one goes
+            against the folder's own.
     """
     given = None if config.ckpt_path is None else _checked(str(config.ckpt_path), config)
     own = folder.last_checkpoint
@@ -38,7 +36,7 @@ def checkpoint_to_go_on_from(config: Any, folder: RunFolder, state: str) -> Path
                 f"--overwrite deletes what is in {str(folder.path)!r}, where --ckpt_path lies; leave one out"
             )
         return given
-    before = yaml.safe_load((folder.path / CONFIG).read_text()).get("ckpt_path")
+    before = folder.config().get("ckpt_path")
     if given is not None and not (own is not None and given.samefile(own)) and str(given) != before:
         raise InputError(
             f"the unfinished run in {str(folder.path)!r} goes on from its own {own or 'start'}, not from "
@@ -48,6 +46,9 @@ def checkpoint_to_go_on_from(config: Any, folder: RunFolder, state: str) -> Path
         raise InputError(
             f"the unfinished run in {str(folder.path)!r} began at {before!r}; give it as --ckpt_path again"
         )
+    if own is not None:
+        advice = "give --overwrite to start anew, or put a whole one there"
+        _check_end(own, read_checkpoint(own, "the run's own", advice, needed=_NEEDED), "the run's own", config)
     return own or given
 
 
@@ -58,23 +59,20 @@ def _checked(path: str, config: Any) -> Path:
         )
     if not Path(path).is_file():
         raise InputError(f"--ckpt_path: no file {path!r}; give a checkpoint, such as {_LAST}")
-    weights_only = config.weights_only is not False
-    if not zipfile.is_zipfile(path):
-        raise InputError(f"--ckpt_path {path!r} is no checkpoint, or is cut short; give {_LAST}")
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=weights_only, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError) as error:
-        raise InputError(
-            f"--ckpt_path {path!r} is no checkpoint of fit ({str(error).splitlines()[0][:150]})"
-        ) from error
-    missing = [key for key in _NEEDED if not isinstance(found, dict) or key not in found]
-    if missing:
-        raise InputError(
-            f"--ckpt_path {path!r} is no whole checkpoint of fit: it lacks {name_list(missing)}; to score weights give "
-            f"test --model.weights FOLDER"
-        )
+    found = read_checkpoint(
+        Path(path),
+        "--ckpt_path",
+        f"give {_LAST}",
+        needed=_NEEDED,
+        lacking="to score weights give test --model.weights FOLDER",
+        weights_only=config.weights_only is not False,
+    )
+    _check_end(Path(path), found, "--ckpt_path", config)
+    return Path(path)
+
+
+def _check_end(path: Path, found: Mapping[str, Any], what: str, config: Any) -> None:
     if 0 <= config.trainer.max_steps < found["global_step"]:
         raise InputError(
-            f"--ckpt_path {path!r} is at step {found['global_step']}, past trainer.max_steps {config.trainer.max_steps}"
+            f"{what} {str(path)!r} is at step {found['global_step']}, past trainer.max_steps {config.trainer.max_steps}"
         )
-    return Path(path)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import warnings
 from argparse import ArgumentError
-from collections.abc import Collection
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from fusionlab.callbacks import (
     FusionCallback,
     FusionProgressBar,
     LastCheckpoint,
+    NothingToTrain,
     PredictionWriter,
     RunFolderCallback,
     StopOnSignal,
@@ -30,13 +32,14 @@ from fusionlab.commands.arguments import refuse_empty_arguments
 from fusionlab.commands.checkpoint import checkpoint_to_go_on_from
 from fusionlab.commands.empty import refuse_empty
 from fusionlab.commands.flags import add_flags, take_whole_numbers_first
-from fusionlab.commands.folders import folder_for_a_trial, folder_of, next_run_folder
+from fusionlab.commands.folders import check_places, check_untrained, folder_for_a_trial, folder_of, run_folder
 from fusionlab.commands.given import check_given
 from fusionlab.commands.harness import score_by_harness
-from fusionlab.commands.messages import readable, refused_class
+from fusionlab.commands.messages import input_error_in, readable, refused_class
 from fusionlab.commands.options import check_monitors, check_options
-from fusionlab.commands.outputs import write_scores
-from fusionlab.commands.parser import checked_flags, flag_names, given_flags
+from fusionlab.commands.outputs import check_output, write_scores
+from fusionlab.commands.parser import checked_flags, config_files, flag_names, given_flags
+from fusionlab.commands.seeds import check_one_seed
 from fusionlab.commands.trainer import (
     as_list,
     brings_progress_bar,
@@ -45,6 +48,7 @@ from fusionlab.commands.trainer import (
     plain,
     profiler_of,
     quiet,
+    trainer_built,
 )
 from fusionlab.contracts import as_data, as_module
 from fusionlab.data import ImageTasks
@@ -72,8 +76,8 @@ class FusionCLI(LightningCLI):
     """LightningCLI whose trainer root is the run folder."""
 
     run_state = "new"
-    given: Collection[str] = ()
-    """Names of the flags on the command line."""
+    given: Mapping[str, list[str]] = {}
+    """The values of the flags on the command line, by their names."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         with ExitStack() as self.cleanup:
@@ -90,12 +94,13 @@ class FusionCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse what :func:`main` was given, whatever else is on the command line of this process."""
-        self.given = given_flags(args)
+        self.given, files = given_flags(args), config_files(args)
         try:
             self.config = parser.parse_args(args)
         except ArgumentError as error:
             of_command = self._subcommand_parsers.get(args[0], parser)
             raise InputError(readable(str(error), flag_names(of_command), args[0])) from error
+        check_one_seed(self.config[self.config.subcommand].seed_everything, self.given, files)
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: checkpoints hold no configuration, and one that cannot be read is told of when it is used."""
@@ -105,8 +110,6 @@ class FusionCLI(LightningCLI):
         config = self.config[self.subcommand]
         refuse_empty(self._subcommand_parsers[self.subcommand], config)
         refuse_empty_arguments(config)
-        if config.seed_everything is True or config.seed_everything is False:
-            raise InputError("seed_everything must be a number, so that the run can be repeated")
         given = [*self.given, *(["dry_run"] if config.dry_run else [])]  # of a file too: it must not become a true run
         check_given(self.subcommand, given, config.data.class_path)
         if self.subcommand == "validate" and "trainer.limit_val_batches" not in self.given:
@@ -114,19 +117,20 @@ class FusionCLI(LightningCLI):
         check_options(self.subcommand, config)
         if self.subcommand == "fit" and config.trainer.fast_dev_run:
             config.trainer.default_root_dir = folder_for_a_trial(self.cleanup)
-        if config.trainer.default_root_dir is None:
-            config.trainer.default_root_dir = str(next_run_folder(self.subcommand, config).path)
+        config.trainer.default_root_dir = run_folder(self.subcommand, config)
+        if self.subcommand != "fit":
+            check_output(config.output, config.data.init_args)
         if self.subcommand == "predict":
             self.trainer_defaults = {**self.trainer_defaults, "callbacks": [PredictionWriter(config.output)]}
         if self.subcommand != "fit":
             return
-        if config.dry_run:
-            config.trainer.enable_checkpointing = config.trainer.enable_progress_bar = False
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": self._callbacks(config)}
 
     def _callbacks(self, config: Any) -> list[Callback]:
         self.stopping = StopOnSignal(None)
         callbacks: list[Callback] = [self.stopping]
+        if config.dry_run:
+            return callbacks
         if config.trainer.enable_checkpointing is not False:
             folder = folder_of(config).path / CHECKPOINTS
             self.stopping.checkpoint = LastCheckpoint(folder, config.checkpoint_every_n_steps)
@@ -141,10 +145,12 @@ class FusionCLI(LightningCLI):
         given = {key: as_list(self.config_init[self.subcommand].trainer[key]) for key in ("callbacks", "plugins")}
         plugins = [*given["plugins"], WholeCheckpointIO()]
         kwargs |= profiler_of(config.profiler, config.default_root_dir)
+        if self.config[self.subcommand].get("dry_run"):  # not in the configuration, which is that of the run
+            kwargs |= {"enable_checkpointing": False, "enable_progress_bar": False}
         timeout = self.config[self.subcommand].start_timeout
         if config.strategy == SHARDED:
             kwargs["strategy"] = ShardedDDP(timeout)
-        with lightning_errors():
+        with trainer_built(config):
             trainer = super().instantiate_trainer(plugins=plugins, callbacks=list(given["callbacks"]), **kwargs)
             if type(trainer.strategy) is DDPStrategy and trainer.world_size > 1:
                 strategy = RollCallDDP(timeout, **trainer.strategy._ddp_kwargs)
@@ -152,6 +158,7 @@ class FusionCLI(LightningCLI):
                 trainer = super().instantiate_trainer(**kwargs)
         if config.default_root_dir is not None and os.environ.get("LOCAL_RANK", "0") == "0":
             os.environ[RUN_FOLDER_VARIABLE] = config.default_root_dir  # for the processes that Lightning starts
+        check_places(trainer)
         return trainer
 
     def after_instantiate_classes(self) -> None:
@@ -179,6 +186,8 @@ class FusionCLI(LightningCLI):
         root, folder = RunFolder(Path(config.trainer.default_root_dir)), folder_of(config)
         overwrite = config.overwrite and not is_restarted()
         self.run_state = folder.check(resolved, overwrite=overwrite)
+        if config.train_only and not overwrite:
+            check_untrained(root, folder, data.task_names)
         taken = {} if overwrite or config.train_only else root.trained_tasks(resolved)
         if self.run_state == "unfinished":
             gone = [task for task in folder.taken() if task not in taken]
@@ -189,7 +198,9 @@ class FusionCLI(LightningCLI):
                 )
             taken = {task: taken[task] for task in folder.taken()}
         if config.dry_run:
-            self.trainer.callbacks.append(DryRun(str(folder.path), self.run_state))
+            dry_run = DryRun(str(folder.path), self.run_state)
+            self.trainer.callbacks.insert(0, NothingToTrain(dry_run))
+            self.trainer.callbacks.append(dry_run)
         self.trainer.callbacks.append(
             RunFolderCallback(
                 folder, resolved, state=self.run_state, taken=taken, leases=root.path / LEASES, overwrite=overwrite,
@@ -208,7 +219,9 @@ class FusionCLI(LightningCLI):
         """The trainer's fit, with SIGTERM and SIGUSR1 handled; the handlers are put back however it ends."""
         self.stopping.install()
         try:
-            with lightning_errors():
+            with lightning_errors(), warnings.catch_warnings():
+                if self.config["fit"].dry_run:  # which keeps no checkpoints
+                    warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`")
                 self.trainer.fit(**arguments)
         except DryRunEnds:
             return
@@ -277,17 +290,10 @@ def _run(argv: list[str]) -> int:
             args=argv,
         )
     except ValueError as error:
-        wrapped = _input_error_in(error)
+        wrapped = input_error_in(error)
         if wrapped is not None:
             raise wrapped from None
         if (refused := refused_class(str(error))) is None:
             raise
         raise InputError(refused) from error
     return 0
-
-
-def _input_error_in(error: BaseException | None) -> InputError | None:
-    """The InputError that jsonargparse wrapped while it built an object, if there is one; any other is a fault."""
-    while error is not None and not isinstance(error, InputError):
-        error = error.__cause__ or error.__context__
-    return error

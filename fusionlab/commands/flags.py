@@ -27,7 +27,7 @@ def add_flags(parser: LightningArgumentParser) -> None:
         "--start_timeout", type=float, default=300, help="seconds to wait at the start for all processes"
     )
     parser.add_argument(
-        "--output", type=str, default=None, help="file for the predictions (predict) or the rows (test)"
+        "--output", type=str, default=None, help="file for the predictions (predict) or the rows (validate, test)"
     )
     parser.add_argument(
         "--harness",

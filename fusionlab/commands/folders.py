@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
 from fusionlab.contracts import ModuleDefaults
 from fusionlab.distributed.ranks import RUN_FOLDER_VARIABLE, started_world_size
-from fusionlab.errors import InputError
+from fusionlab.errors import InputError, name_list
+from fusionlab.files import check_folder, named
 from fusionlab.modules import FusionModule
 from fusionlab.runs.folder import RunFolder
 from fusionlab.search.workbench import class_of
@@ -27,6 +32,20 @@ def folder_of(config: Any) -> RunFolder:
     return root.part(task if isinstance(task, str) else task["name"] for task in config.data.init_args.tasks)
 
 
+def check_untrained(root: RunFolder, part: RunFolder, tasks: Sequence[str]) -> None:
+    """Raise if a job was to train tasks anew that the run, or another job of it, has trained.
+
+    Raises:
+        InputError: which, and where.
+    """
+    held = {task: path for task, path in root.holders().items() if path != part.path}
+    if taken := [task for task in tasks if task in held]:
+        raise InputError(
+            f"{name_list(taken)}: trained already in {str(held[taken[0]])!r}; leave out what is trained, give another "
+            f"--trainer.default_root_dir, or --overwrite to train anew"
+        )
+
+
 def folder_for_a_trial(cleanup: ExitStack) -> str:
     """A folder that is gone once ``cleanup`` closes, so that ``fast_dev_run`` leaves every run as it is."""
     if (folder := _chosen_by_first()) is not None:
@@ -34,6 +53,35 @@ def folder_for_a_trial(cleanup: ExitStack) -> str:
     folder = tempfile.mkdtemp(prefix="fusionlab-")
     cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
     return folder
+
+
+def run_folder(command: str, config: Any) -> str:
+    """The folder that the trainer writes into: the given one, ``~`` expanded, else the next free one.
+
+    Raises:
+        InputError: an empty name, or nothing can be written there; or see :func:`next_run_folder`.
+    """
+    given = config.trainer.default_root_dir
+    path = next_run_folder(command, config).path if given is None else given
+    if given is None and config.get("output") is not None:  # which all is written to
+        return str(path)
+    with named("trainer.default_root_dir", "give a folder that can be written to"):
+        return str(check_folder(path))
+
+
+def check_places(trainer: Trainer) -> None:
+    """Raise unless loggers, checkpoints and profiles that are asked for can be written where they are to be.
+
+    Raises:
+        InputError: which one, and why.
+    """
+    places: list[tuple[Any, Any]] = [(each, each.save_dir) for each in trainer.loggers]
+    places.append((trainer.profiler, trainer.profiler.dirpath))
+    places += [(each, each.dirpath) for each in trainer.callbacks if isinstance(each, ModelCheckpoint)]
+    for writer, folder in places:
+        if folder is not None and "://" not in str(folder):
+            with named(f"trainer: {type(writer).__name__}", "give a folder that can be written to"):
+                check_folder(folder or ".")
 
 
 def next_run_folder(command: str, config: Any) -> RunFolder:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 
 from fusionlab.commands.given import COMMANDS_OF, does_nothing
-from fusionlab.errors import did_you_mean
+from fusionlab.errors import InputError, did_you_mean
 
 QUOTED = r"'([^']+)'"
 
@@ -40,6 +40,13 @@ def refused_class(message: str) -> str | None:
     """One line of a class that could not be made, such as a logger whose package is missing; None for another error."""
     found = re.search(r"Problem with given class_path '([\w.]+)':\s*(.+?)(?:\n  - Expected|$)", message, re.DOTALL)
     return None if found is None else f"{found[1]}: {' '.join(found[2].split())}"
+
+
+def input_error_in(error: BaseException | None) -> InputError | None:
+    """The InputError that jsonargparse wrapped while it built an object, if there is one; any other is a fault."""
+    while error is not None and not isinstance(error, InputError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _unknown(name: str, flags: list[str], command: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
+from fusionlab.commands.bounds import check_bounds, check_timeout
 from fusionlab.distributed.strategies import SHARDED, check_sharded, check_strategy
 from fusionlab.errors import InputError, name_list
 
@@ -82,6 +83,7 @@ def check_options(command: str, config: Any) -> None:
             f"over the learnt tokens of an update of known size; give trainer.accumulate_grad_batches"
         )
     _check_fit(config) if command == "fit" else _check_scoring(command, config)
+    check_timeout(config.start_timeout)
     check_strategy(trainer.strategy)
     if trainer.strategy == SHARDED:
         check_sharded(
@@ -93,6 +95,7 @@ def check_options(command: str, config: Any) -> None:
 
 def _check_fit(config: Any) -> None:
     trainer = config.trainer
+    check_bounds(trainer)
     for name in ("weights", "heads"):
         if config.model.init_args.get(name) is not None:
             raise InputError(f"model.{name} is for validate, test and predict; fit trains anew: leave it out")

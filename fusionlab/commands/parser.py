@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from argparse import ArgumentError
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -215,6 +217,24 @@ def with_flag(argv: Sequence[str], name: str, *, several: bool = False, switches
         raise InputError(f"expected one {name}, got {len(found)}: {', '.join(found)}")
     value = [json.dumps(found) if several else found[0]] if found else []
     return [*rest, f"--{name}", *value] if found else rest
+
+
+def config_files(argv: Sequence[str]) -> list[dict[str, Any]]:
+    """What the files of a command line hold: ``--config``, and those for a part of it, such as ``--trainer FILE``.
+
+    One that is not there is told of by who parses them.
+
+    Raises:
+        InputError: one is no YAML mapping.
+    """
+    whole = [argument.partition("=")[2] for argument in argv if argument.startswith("--config=")]
+    whole += [value for flag, value in pairwise(argv) if flag == "--config"]
+    found = [read_file(path) for path in whole if os.path.exists(os.path.expanduser(path))]
+    given = given_flags(argv)
+    for part in ("trainer", "model", "data", "fusion"):
+        files = [path for path in given.get(part, ()) if os.path.isfile(os.path.expanduser(path))]
+        found += [{part: read_file(path)} for path in files]
+    return found
 
 
 def given_flags(argv: Sequence[str]) -> dict[str, list[str]]:

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fusionlab.commands.parser import parse, with_flag
 from fusionlab.errors import InputError
 from fusionlab.files import accessed, path_of
-from fusionlab.layout import PAGE, REPORT
+from fusionlab.layout import (
+    ADAPTERS,
+    CHECKPOINTS,
+    CONFIG,
+    FINETUNED,
+    FITS,
+    INPUTS,
+    LEASES,
+    LEDGER,
+    PAGE,
+    REPORT,
+    RESULTS,
+    RUNS,
+)
+
+# what tells a run's folder from one that merely holds a configuration
+_OF_A_RUN = (RESULTS, CHECKPOINTS, ADAPTERS, FINETUNED, LEASES)
 
 
 @dataclass(frozen=True)
@@ -33,8 +50,8 @@ def main(argv: list[str]) -> int:
     """Write the report; returns 0.
 
     Raises:
-        InputError: no run, a folder that is none or is given twice, an output that is one of them or cannot be
-            written, or no published files.
+        InputError: no run, a folder that is none or is given twice, an output that is one of them or within one, or
+            cannot be written, or no published files.
     """
     recipe = parse(ReportRecipe, with_flag(argv, "runs", several=True), "report", {})
     if not recipe.runs:
@@ -46,8 +63,7 @@ def main(argv: list[str]) -> int:
     from fusionlab.reporting.writing import write_report
 
     output = path_of(recipe.output)
-    if output.resolve() in [path_of(run).resolve() for run in recipe.runs]:
-        raise InputError(f"--output {recipe.output}: that is one of the runs; give a folder of its own")
+    _check_output(output, [path_of(run) for run in recipe.runs])
     published = published_summaries(Path(recipe.published).expanduser()) if recipe.published is not None else []
     folders = [path_of(run) for run in recipe.runs]
     names = names_of(folders)
@@ -59,3 +75,17 @@ def main(argv: list[str]) -> int:
         write_report(output, recipe.title, sections)
     print(f"report: {output / PAGE}, {output / REPORT}")
     return 0
+
+
+def _check_output(output: Path, runs: Sequence[Path]) -> None:
+    """Raise for a folder that is one of the runs, or lies within any run, or among what a sweep keeps."""
+    place, given = output.resolve(), [run.resolve() for run in runs]
+    if place in given:
+        raise InputError(f"--output {output}: that is one of the runs; give a folder of its own")
+    for above in (place, *place.parents):
+        is_sweep = (above / LEDGER / INPUTS).exists()
+        is_run = (above / CONFIG).is_file() and any((above / name).exists() for name in _OF_A_RUN)
+        is_kept = bool({*place.relative_to(above).parts[:1]} & {RUNS, FITS, LEDGER})
+        if is_kept if is_sweep else (above in given or is_run):
+            kind = "sweep" if is_sweep else "run"
+            raise InputError(f"--output {output}: that lies within the {kind} {str(above)!r}; give a folder beside it")

@@ -7,7 +7,7 @@ import struct
 import zlib
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fusionlab.backbones.preprocessing import Preprocessing
 
@@ -27,7 +27,11 @@ def decode(encoded: bytes, how: Preprocessing | int) -> np.ndarray:
     Raises:
         DECODE_ERRORS: the bytes are no image that Pillow can read, or ``how`` leaves it in another size.
     """
-    with Image.open(io.BytesIO(encoded)) as image:
+    try:
+        opened = Image.open(io.BytesIO(encoded))
+    except ZeroDivisionError as error:  # which names the buffer
+        raise UnidentifiedImageError("no image, or of a format that is not known") from error
+    with opened as image:
         image.load()
         return pixels(image, how)
 

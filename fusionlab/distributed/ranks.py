@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from fusionlab.errors import InputError
+from fusionlab.runs.leases import number_of_launcher
 
 RUN_FOLDER_VARIABLE = "FUSIONLAB_RUN_FOLDER"
 
 
 def started_world_size() -> int:
     """Number of processes that the launcher in the environment started; 1 without one."""
-    return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
+    return number_of_launcher("WORLD_SIZE") or number_of_launcher("SLURM_NTASKS") or 1
 
 
 def started_rank() -> int:
     """This process's rank by the launcher in the environment; 0 without one."""
     for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
-        if os.environ.get(name):
-            return int(os.environ[name])
+        if (rank := number_of_launcher(name)) is not None:
+            return rank
     return 0
 
 

@@ -1,7 +1,17 @@
 """Files that others wrote: read with a schema of the fields that are used, and refused by name where one is wrong."""
 
-from fusionlab.foreign.reading import as_json, check_keys, checked, parse_yaml, read_json, read_json_list, read_yaml
+from fusionlab.foreign.reading import (
+    as_json,
+    check_keys,
+    checked,
+    parse_yaml,
+    read_json,
+    read_json_list,
+    read_names,
+    read_yaml,
+)
 from fusionlab.foreign.schemas import (
+    BegunConfig,
     ImageProcessor,
     InnerModule,
     KeptStats,
@@ -15,10 +25,12 @@ from fusionlab.foreign.schemas import (
     RunConfig,
     Schema,
     TokenizerFile,
+    TrainedPart,
     WeightIndex,
 )
 
 __all__ = [
+    "BegunConfig",
     "ImageProcessor",
     "InnerModule",
     "KeptStats",
@@ -32,6 +44,7 @@ __all__ = [
     "RunConfig",
     "Schema",
     "TokenizerFile",
+    "TrainedPart",
     "WeightIndex",
     "as_json",
     "check_keys",
@@ -39,5 +52,6 @@ __all__ = [
     "parse_yaml",
     "read_json",
     "read_json_list",
+    "read_names",
     "read_yaml",
 ]

@@ -37,6 +37,18 @@ def read_json_list(path: Path, schema: type[Schema]) -> list[dict[str, Any]]:
     return [checked(path, each, schema) for each in content] if isinstance(content, list) else []
 
 
+def read_names(path: Path) -> list[str]:
+    """The texts in a JSON file that is a list of them.
+
+    Raises:
+        InputError: it cannot be read, is not JSON, or is something else.
+    """
+    content = _parsed(path)
+    if not isinstance(content, list) or not all(isinstance(each, str) for each in content):
+        raise InputError(f"{str(path)!r} holds {_short(content)}, expected a list of names.")
+    return content
+
+
 def _parsed(path: Path) -> Any:
     with accessed(path):
         data = path.read_bytes()
@@ -125,7 +137,8 @@ class _Loader(yaml.SafeLoader):
 def checked(path: Path, content: Any, schema: type[Schema]) -> dict[str, Any]:
     """``content`` itself, where it is a mapping that fits ``schema``; see :func:`read_json`."""
     if not isinstance(content, dict):
-        raise InputError(f"{str(path)!r} holds a {type(content).__name__}, expected a mapping.")
+        held = "nothing" if content is None else f"a {type(content).__name__}"
+        raise InputError(f"{str(path)!r} holds {held}, expected a mapping.")
     try:
         schema.model_validate(content)
     except ValidationError as error:

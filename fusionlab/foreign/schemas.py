@@ -161,6 +161,20 @@ class RunConfig(Schema):
     trainer: dict[str, Any] | None = None
 
 
+class BegunConfig(Schema):
+    """``config.yaml`` of a run that ``fit`` looks at again; its data may be of another package."""
+
+    model: dict[str, Any]
+    data: dict[str, Any]
+    seed_everything: int
+
+
+class TrainedPart(Schema):
+    """``trained.json`` of a run's part."""
+
+    tasks: list[str]
+
+
 class Measured(Schema):
     """One entry of ``fusion_stats.json``."""
 

@@ -196,8 +196,10 @@ def make_adaptation(
     """What ``method`` trains on ``backbone``; arguments as in :class:`LowRank`.
 
     Raises:
-        InputError: adapter settings for a method that has no adapters.
+        InputError: no target, or adapter settings for a method that has no adapters.
     """
+    if target_modules is not None and not target_modules:
+        raise InputError("target_modules: expected at least one name, got []; leave it out for the default")
     if method not in ON_ALL_WEIGHTS:
         targets = tuple(target_modules or backbone.default_target_modules)
         return LowRank(backbone, method, rank, lora_alpha, dropout, targets, seed, task_type)

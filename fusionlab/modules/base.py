@@ -37,7 +37,7 @@ from fusionlab.modules.applying import (
     task_vector_on_backbone,
 )
 from fusionlab.modules.grouping import AtOnce, SideBySide, checked, in_groups, losses_of, num_at_once
-from fusionlab.modules.optimization import lr_multiplier
+from fusionlab.modules.optimization import check_optimization, lr_multiplier
 from fusionlab.modules.provenance import check_trained_on, trained_on
 from fusionlab.modules.resuming import check_same_training
 from fusionlab.modules.stepping import WithGradients, gradients_of
@@ -113,8 +113,7 @@ class FusionModule(LightningModule, ModuleDefaults, ABC):
             raise InputError(f"dropout must lie in 0..1, got {dropout}")
         if learning_rate is None:
             learning_rate = self.default_learning_rates[method]
-        if learning_rate <= 0:
-            raise InputError(f"learning_rate must be positive, got {learning_rate}")
+        check_optimization(learning_rate, weight_decay, num_warmup_steps)
         self.strict_loading = False
         self.method, self.rank, self.lora_alpha, self.dropout = method, rank, lora_alpha, dropout
         self.learning_rate, self.weight_decay = learning_rate, weight_decay

@@ -1,8 +1,23 @@
-"""The learning-rate schedule, a pure function of the step."""
+"""What the optimizer is told: its bounds, and the learning-rate schedule, a pure function of the step."""
 
 from __future__ import annotations
 
 import math
+
+from fusionlab.errors import InputError
+
+
+def check_optimization(learning_rate: float, weight_decay: float, num_warmup_steps: int) -> None:
+    """Raise for settings that no training can have.
+
+    Raises:
+        InputError: the rate is not positive, or another is negative.
+    """
+    if not learning_rate > 0:
+        raise InputError(f"learning_rate must be positive, got {learning_rate}")
+    for name, value in (("weight_decay", weight_decay), ("num_warmup_steps", num_warmup_steps)):
+        if not value >= 0:
+            raise InputError(f"{name} must be at least 0, got {value}")
 
 
 def lr_multiplier(step: int, num_warmup_steps: int, num_steps: int, schedule: str) -> float:

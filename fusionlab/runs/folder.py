@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +16,8 @@ from urllib.parse import quote
 import yaml
 
 from fusionlab.errors import InputError, name_list
-from fusionlab.files import write_text
+from fusionlab.files import named, write_text
+from fusionlab.foreign import BegunConfig, TrainedPart, read_json, read_names, read_yaml
 from fusionlab.layout import (
     ADAPTERS,
     BASE,
@@ -29,10 +32,16 @@ from fusionlab.layout import (
     PLOTS,
     RESULTS,
     RUNS,
+    TABLE,
     TAKEN,
     TRAINED,
 )
 
+OVERWRITTEN = ".overwritten"  # the run that one given --overwrite takes the place of, until that has begun to train
+OF_A_RUN = (
+    CONFIG, RESULTS, TABLE, TRAINED, CHECKPOINTS, ADAPTERS, FINETUNED, HEADS, BASE, PARTS, FUSED, PLOTS, DIAGNOSTICS,
+)  # fmt: skip
+"""What a run writes into its folder, but for leases."""
 RunState = Literal["new", "unfinished", "extended"]
 # what may differ when a run is taken up again: where and how it runs, not what it computes
 _FREE_KEYS = (
@@ -70,7 +79,20 @@ class RunFolder:
     def last_checkpoint(self) -> Path | None:
         """The newest complete checkpoint, or None."""
         path = self.path / CHECKPOINTS / LAST
-        return path if path.is_file() else None
+        return path if path.exists() else None
+
+    def config(self) -> dict[str, Any]:
+        """What the run was begun with.
+
+        Raises:
+            InputError: its config.yaml cannot be read, or is none.
+        """
+        with self._named():
+            return read_yaml(self.path / CONFIG, BegunConfig)
+
+    def _named(self) -> AbstractContextManager[None]:
+        """Within the block a damaged file is told of with what to do about it."""
+        return named(f"the run in {str(self.path)!r}", "put the file back, or run it anew by fit --overwrite")
 
     def state(self) -> Literal["new", "unfinished", "finished"]:
         """Whether a run was begun here and whether it ended; results.json, of a part trained.json, is written last."""
@@ -87,7 +109,7 @@ class RunFolder:
         state = self.state()
         if overwrite or state == "new":
             return "new"
-        before = yaml.safe_load((self.path / CONFIG).read_text()) if (self.path / CONFIG).exists() else config
+        before = self.config() if (self.path / CONFIG).exists() else config
         changes = changed_keys(before, config)
         if changes and _adds_tasks(before, config) and (state == "finished" or self._parts_hold(before)):
             return "extended"
@@ -125,15 +147,16 @@ class RunFolder:
         """
         wanted = _definitions(config)
         found: dict[str, Path] = {}
-        before = yaml.safe_load((self.path / CONFIG).read_text()) if self.state() == "finished" else None
+        before = self.config() if self.state() == "finished" else None
         if before is not None and self.last_checkpoint is not None and _adds_tasks(before, config):
             found |= dict.fromkeys(set(_definitions(before)) - set(self.taken()), self.last_checkpoint)
         for record in sorted((self.path / PARTS).glob(f"*/{TRAINED}")):
-            before = yaml.safe_load((record.parent / CONFIG).read_text())
+            part = RunFolder(record.parent)
+            before = part.config()
             definitions = _definitions(before)
-            tasks = [task for task in json.loads(record.read_text())["tasks"] if task in wanted]
+            tasks = [task for task in part._trained() if task in wanted]
             changes = [change for change in changed_keys(before, config) if not change.startswith(_NOT_TRAINING)]
-            changes += [f"task {task!r}" for task in tasks if definitions[task] != wanted[task]]
+            changes += [f"task {task!r}" for task in tasks if definitions.get(task) != wanted[task]]
             if tasks and changes:
                 raise InputError(
                     f"{name_list(tasks)} in {str(record.parent)!r} was trained with another configuration: "
@@ -142,10 +165,25 @@ class RunFolder:
             found |= dict.fromkeys(tasks, record.parent / CHECKPOINTS / LAST)
         return found
 
+    def holders(self) -> dict[str, Path]:
+        """Every task that is trained already, here or in a part, with the folder of whoever did it."""
+        found: dict[str, Path] = {}
+        if self.state() == "finished" and (self.path / CONFIG).is_file():
+            found |= dict.fromkeys(_definitions(self.config()), self.path)
+        for record in sorted((self.path / PARTS).glob(f"*/{TRAINED}")):
+            found |= dict.fromkeys(RunFolder(record.parent)._trained(), record.parent)
+        return found
+
     def taken(self) -> list[str]:
         """The tasks that the run here took over from parts when it began."""
         path = self.path / TAKEN
-        return json.loads(path.read_text()) if path.is_file() else []
+        with self._named():
+            return read_names(path) if path.exists() else []
+
+    def _trained(self) -> list[str]:
+        """The tasks that this part has trained."""
+        with self._named():
+            return list(read_json(self.path / TRAINED, TrainedPart)["tasks"])
 
     def begin(self, config: Mapping[str, Any], state: RunState, taken: Iterable[str], *, overwrite: bool) -> None:
         """Write what a run starts with; of an extended run keep what is trained, as a part.
@@ -155,23 +193,40 @@ class RunFolder:
         if state == "unfinished":
             return
         if state == "extended" and (self.path / CHECKPOINTS).is_dir():
-            self._keep_as_part(yaml.safe_load((self.path / CONFIG).read_text()))
-        for name in (RESULTS, TRAINED):
-            (self.path / name).unlink(missing_ok=True)
-        for name in (CHECKPOINTS, ADAPTERS, FINETUNED, HEADS, BASE, PARTS) if overwrite else ():
-            shutil.rmtree(self.path / name, ignore_errors=True)
-        for name in (FUSED, PLOTS, DIAGNOSTICS):
-            shutil.rmtree(self.path / name, ignore_errors=True)
+            self._keep_as_part(self.config())
+        if overwrite:
+            self._put_aside()
+        for name in (RESULTS, TRAINED, TABLE, FUSED, PLOTS, DIAGNOSTICS):
+            remove(self.path / name)
         taken = list(taken)
         if taken:
             _write_json(self.path / TAKEN, taken)
         write_text(self.path / CONFIG, yaml.safe_dump(dict(config), sort_keys=False))
 
     def take_back(self) -> None:
-        """Undo the begin of a new run that has trained nothing to keep, so that a mended command finds no other's."""
-        for name in (CONFIG, TAKEN):
-            (self.path / name).unlink(missing_ok=True)
-        shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
+        """Undo the begin of a new run that has trained nothing to keep: what it was to overwrite is there again."""
+        for name in (CONFIG, TAKEN, CHECKPOINTS):
+            remove(self.path / name)
+        aside = self.path / OVERWRITTEN
+        for path in sorted(aside.iterdir()) if aside.is_dir() else ():
+            remove(self.path / path.name)
+            path.rename(self.path / path.name)
+        remove(aside)
+
+    def forget_overwritten(self) -> None:
+        """Remove the run that was overwritten, once there is something of the new one."""
+        remove(self.path / OVERWRITTEN)
+
+    def _put_aside(self) -> None:
+        """Keep the former run until there is something of the new one; one that was kept already is the former run."""
+        aside, names = self.path / OVERWRITTEN, [name for name in OF_A_RUN if os.path.lexists(self.path / name)]
+        if aside.is_dir():
+            for name in names:
+                remove(self.path / name)
+            return
+        aside.mkdir(parents=True)
+        for name in names:
+            (self.path / name).rename(aside / name)
 
     def _keep_as_part(self, config: Mapping[str, Any]) -> None:
         tasks = [task for task in _definitions(config) if task not in self.taken()]
@@ -183,6 +238,14 @@ class RunFolder:
 
     def _parts_hold(self, config: Mapping[str, Any]) -> bool:
         return set(_definitions(config)) <= set(self.trained_tasks(config))
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a whole folder; nothing where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -33,7 +33,7 @@ class Leases:
 
     def __init__(self, folder: Path, seconds: float = LEASE_SECONDS) -> None:
         self.folder, self.seconds = folder, seconds
-        restart = int(os.environ.get("SLURM_RESTART_COUNT", 0))
+        restart = number_of_launcher("SLURM_RESTART_COUNT") or 0
         self.owner = {
             "host": socket.gethostname(), "pid": os.getpid(), "token": _TOKEN, "job": slurm_job(), "restart": restart,
         }  # fmt: skip
@@ -51,13 +51,12 @@ class Leases:
         path = self._path(name)
         while not create_text(path, json.dumps(self.owner)):
             try:
-                holder = json.loads(path.read_text())
+                holder = _holder(path)
                 age = self._now() - path.stat().st_mtime
             except FileNotFoundError:
                 continue  # it was given back just now
             if not self._is_dead(holder, age):
-                job = f", job {holder['job']}" if holder.get("job") else ""
-                return f"process {holder['pid']} on {holder['host']}{job}; its last sign of life is {age:.0f} s old"
+                return f"{_told(holder, path)}; its last sign of life is {age:.0f} s old"
             _move_away(path, holder)
         with self._lock:
             self._held.add(path)
@@ -104,7 +103,7 @@ class Leases:
 
     def _remove(self, path: Path) -> None:
         with suppress(FileNotFoundError):
-            if json.loads(path.read_text()) == self.owner:
+            if _holder(path) == self.owner:
                 path.unlink()
 
     def _now(self) -> float:
@@ -120,7 +119,7 @@ class Leases:
         restarted = own["job"] is not None and own["job"] == holder.get("job")
         if age > self.seconds or (restarted and own["restart"] > holder.get("restart", 0)):
             return True
-        if holder["host"] != own["host"]:
+        if holder.get("host") != own["host"]:
             return False
         return holder.get("token") != _TOKEN if holder["pid"] == own["pid"] else not is_alive(holder["pid"])
 
@@ -132,6 +131,22 @@ class Leases:
                         os.utime(path)
 
 
+def _holder(path: Path) -> dict[str, Any]:
+    """Who holds a lease; empty where its file is damaged, so that its age alone says whether it is dead."""
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError:  # empty or cut short
+        return {}
+    return found if isinstance(found, dict) and {"host", "pid"} <= found.keys() else {}
+
+
+def _told(holder: dict[str, Any], path: Path) -> str:
+    if not holder:
+        return f"a process that {str(path)!r} does not tell, which is damaged"
+    job = f", job {holder['job']}" if holder.get("job") else ""
+    return f"process {holder['pid']} on {holder['host']}{job}"
+
+
 def _move_away(path: Path, dead: dict[str, Any]) -> None:
     """Remove a dead lease; what others did with it since it was read stands."""
     aside = path.with_name(f".{path.name}.dead-{secrets.token_hex(8)}")
@@ -139,10 +154,24 @@ def _move_away(path: Path, dead: dict[str, Any]) -> None:
         os.rename(path, aside)  # of several that take it over, one succeeds
     except FileNotFoundError:
         return
-    if json.loads(aside.read_text()) != dead:  # another took it over meanwhile
+    if _holder(aside) != dead:  # another took it over meanwhile
         with suppress(FileExistsError):
             os.link(aside, path)
     aside.unlink()
+
+
+def number_of_launcher(name: str) -> int | None:
+    """The number that a launcher such as SLURM or torchrun has put into the environment; None where there is none.
+
+    Raises:
+        InputError: it is no whole number, or negative.
+    """
+    value = os.environ.get(name)
+    if not value:
+        return None
+    if not value.isdecimal():
+        raise InputError(f"the environment's {name} must be a number of at least 0, got {value!r}; unset it")
+    return int(value)
 
 
 def slurm_job() -> str | None:

@@ -54,17 +54,9 @@ def workbench(config: Mapping[str, Any], runs: Sequence[Path] = ()) -> Workbench
     Raises:
         InputError: what the module or the data refuses.
     """
-    data, trainer = (dict(config.get(key) or {}) for key in ("data", "trainer"))
+    data = dict(config.get("data") or {})
     data_class = class_given("data", data)
-    kept = {name: trainer[name] for name in ("accelerator", "precision") if trainer.get(name) is not None}
-    attached = Trainer(
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **kept,
-    )
+    attached = trainer_of(config)
     made = attached.precision_plugin.convert_module(module_of(config))
     attached.strategy.connect(made)
     made.trainer = attached
@@ -80,6 +72,20 @@ def workbench(config: Mapping[str, Any], runs: Sequence[Path] = ()) -> Workbench
     module.prepare_tasks(source.tasks)
     module.eval()
     return Workbench(module, source, point_hash(module.base_model))
+
+
+def trainer_of(config: Mapping[str, Any]) -> Trainer:
+    """What a module is attached to that is scored without training: one device, with its precision."""
+    trainer = dict(config.get("trainer") or {})
+    kept = {name: trainer[name] for name in ("accelerator", "precision") if trainer.get(name) is not None}
+    return Trainer(
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **kept,
+    )
 
 
 def module_of(config: Mapping[str, Any]) -> Any:

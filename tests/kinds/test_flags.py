@@ -285,7 +285,12 @@ CALLBACKS_THAT_WORK = {
     "RichModelSummary", "RichProgressBar", "SpikeDetection", "TQDMProgressBar", "ThroughputMonitor", "Timer",
     "FusionProgressBar",
 }  # fmt: skip
-NO_OPTIONS = {"WholeCheckpointIO", "DryRun", "DryRunEnds"}  # of the command itself, no callbacks to be given
+NO_OPTIONS = {
+    "WholeCheckpointIO",
+    "DryRun",
+    "DryRunEnds",
+    "NothingToTrain",
+}  # of the command itself, no callbacks to be given
 
 
 class ParsersOnly(Exception):  # noqa: N818

@@ -260,7 +260,7 @@ NO_JSON: dict[str, tuple[bytes, str]] = {
     "a web page": (b"\n<html>", "web page"),
     "latin-1": ('{"note": "é"}'.encode("latin-1"), "is not valid JSON"),
     "a list": (b"[]", "holds a list, expected a mapping"),
-    "null": (b"null", "holds a NoneType, expected a mapping"),
+    "null": (b"null", "holds nothing, expected a mapping"),
     "deep lists": (b"[" * 100_000 + b"]" * 100_000, "is not valid JSON"),
     "deep mappings": (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "is not valid JSON"),
     "a long number": (b'{"r": ' + b"9" * 5000 + b"}", "is not valid JSON"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import random
 import signal
@@ -20,6 +21,7 @@ import torch
 from fusionlab import ClipModule
 from fusionlab.__main__ import main
 from fusionlab.callbacks import FusionCallback, WholeCheckpointIO
+from fusionlab.errors import InputError
 
 STEPS = 30
 FIT = [
@@ -190,10 +192,10 @@ def test_a_checkpoint_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.Monk
 
     def half(checkpoint: dict, file: Any) -> None:
         file.write(b"half")
-        raise OSError("disk full")
+        raise OSError(errno.ENOSPC, "disk full")
 
     monkeypatch.setattr(torch, "save", half)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(InputError, match=r"last\.ckpt' cannot be written: disk full"):
         WholeCheckpointIO().save_checkpoint({"step": 2}, path)
     assert torch.load(path, weights_only=True) == {"step": 1}
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fusionlab.commands.parser import parse, recipe_of
+from fusionlab.commands.parser import read_file, recipe_of, values
 from fusionlab.commands.sweep.processes import helping, num_processes
-from fusionlab.commands.sweep.recipe import SweepRecipe
-from fusionlab.layout import SWEEP
+from fusionlab.commands.sweep.recipe import SweepRecipe, overlay
+from fusionlab.errors import InputError
+from fusionlab.files import check_folder, named
+from fusionlab.foreign import parse_yaml
+from fusionlab.layout import CONFIG, LEDGER, RESULTS, SWEEP
 from fusionlab.progress import Lines
 
+MAPPINGS = ("fit", "by_method")  # whose single keys are flags, laid over those of the file
 SWITCHES = {"dry_run": "check everything, print the number of points and the estimated time, and stop"}
 
 
@@ -23,8 +27,46 @@ def main(argv: list[str]) -> int:
     Raises:
         InputError: what the user can fix.
     """
-    sweep(parse(SweepRecipe, argv, "sweep", SWITCHES), verbose=True)
+    rest, laid_over = taken_apart(argv, MAPPINGS)
+    given = values(SweepRecipe, rest, "sweep", SWITCHES)
+    for name, above in laid_over.items():
+        below = given.get(name) or {}
+        given[name] = overlay(read_file(below) if isinstance(below, str) else below, above)
+    sweep(SweepRecipe(**given), verbose=True)
     return 0
+
+
+def taken_apart(argv: Sequence[str], names: Sequence[str]) -> tuple[list[str], dict[str, dict[str, Any]]]:
+    """The flags of single keys below ``names`` (``--fit.KEY.KEY VALUE``), as mappings of YAML values; and the rest.
+
+    The parser would give the keys of a file up for them.
+
+    Example:
+        >>> taken_apart(["--fit.trainer.max_steps", "2", "--output=out", "--fit.model.init_args.rank=4"], ["fit"])
+        (['--output=out'], {'fit': {'trainer': {'max_steps': 2}, 'model': {'init_args': {'rank': 4}}}})
+
+    Raises:
+        InputError: a flag without a value or with two, or whose value is no YAML.
+    """
+    rest: list[str] = []
+    found: dict[str, dict[str, Any]] = {}
+    seen: set[str] = set()
+    arguments = iter(argv)
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        name, _, keys = flag.removeprefix("--").partition(".")
+        if not flag.startswith("--") or name not in names or not keys:
+            rest.append(argument)
+            continue
+        value = value if equals else next(arguments, "--")
+        if value.startswith("--") or flag in seen:
+            raise InputError(f"{flag}: expected one value, got {'none' if value.startswith('--') else 'two'}")
+        seen.add(flag)
+        content = parse_yaml(value, f"{flag} {value}")
+        for key in reversed(keys.split(".")):
+            content = {key: content}
+        found[name] = overlay(found.get(name, {}), content)
+    return rest, found
 
 
 def sweep(recipe: SweepRecipe | Mapping[str, Any] | str | Path, *, verbose: bool = False) -> Path:
@@ -50,6 +92,8 @@ def sweep(recipe: SweepRecipe | Mapping[str, Any] | str | Path, *, verbose: bool
     from fusionlab.commands.trainer import quiet
 
     quiet()
+    with named("output", "give a folder that can be written to"):
+        check_no_run(check_folder(recipe.output))
     work = Sweep(recipe)
     if recipe.dry_run:
         expected = forecast(work)
@@ -73,6 +117,18 @@ def sweep(recipe: SweepRecipe | Mapping[str, Any] | str | Path, *, verbose: bool
         print(f"sweep: {work.output / SWEEP}")
         print(f"report: python -m fusionlab report {recipe.output}")
     return work.output / SWEEP
+
+
+def check_no_run(output: Path) -> None:
+    """Raise if a sweep was to be written into a run's folder, whose results it would replace.
+
+    Raises:
+        InputError: naming the folder.
+    """
+    if any((output / name).exists() for name in (CONFIG, RESULTS)) and not (output / LEDGER).is_dir():
+        raise InputError(
+            f"output {str(output)!r} is the folder of a run, whose results a sweep would replace; give another"
+        )
 
 
 @contextmanager

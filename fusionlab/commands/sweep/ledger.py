@@ -14,7 +14,8 @@ from typing import Any
 from urllib.parse import quote
 
 from fusionlab.errors import InputError, name_list
-from fusionlab.files import create_text
+from fusionlab.files import create_text, named
+from fusionlab.foreign import read_json
 from fusionlab.layout import INPUTS, LEASES, POINTS
 from fusionlab.runs.leases import Leases
 
@@ -34,7 +35,7 @@ class Ledger:
     def get(self, key: str) -> dict[str, Any] | None:
         """The record, or None."""
         path = self._path(key)
-        return json.loads(path.read_text()) if path.is_file() else None
+        return _read(path) if path.is_file() else None
 
     def put(self, key: str, record: Mapping[str, Any]) -> bool:
         """Record, whole or not at all; False where ``key`` has a record already, which stays."""
@@ -43,7 +44,7 @@ class Ledger:
     def records(self) -> Iterator[dict[str, Any]]:
         """All records, by key."""
         for path in sorted((self.folder / POINTS).glob("*/*.json")):
-            yield json.loads(path.read_text())
+            yield _read(path)
 
     def count(self) -> int:
         """How many records there are."""
@@ -62,7 +63,7 @@ class Ledger:
             path = self.folder / INPUTS / f"{quote(name, safe='')}.json"
             if not path.is_file():
                 new[path] = value
-            elif (known := json.loads(path.read_text())) != value:
+            elif (known := _read(path)) != value:
                 differences += _differences(name, known, value)
         if differences:
             raise InputError(
@@ -84,6 +85,11 @@ class Ledger:
 
     def _path(self, key: str) -> Path:
         return self.folder / POINTS / key[:2] / f"{key}.json"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    with named("ledger", "remove the file, so that it is made anew"):
+        return read_json(path)
 
 
 def _differences(name: str, known: Any, value: Any) -> list[str]:

@@ -56,7 +56,11 @@ def _start(recipe: Path, place: float, threads: int, folder: str) -> Helper:
     told = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed when the helper has ended
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     argv = [sys.executable, "-m", "fusionlab.commands.sweep.processes", str(recipe), str(place)]
-    return subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=told, stderr=told, env=environment), told
+    # in a session of its own: Ctrl-C is for this process, which ends the others
+    process = subprocess.Popen(
+        argv, stdin=subprocess.PIPE, stdout=told, stderr=told, env=environment, start_new_session=True
+    )
+    return process, told
 
 
 def _end(helpers: list[Helper]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from fusionlab import rules as fusion_rules
+from fusionlab.commands.seeds import check_one_seed_in, check_seed, one_seed
 from fusionlab.errors import InputError, did_you_mean, name_list
 from fusionlab.files import path_of
 from fusionlab.foreign import read_yaml
@@ -88,6 +89,8 @@ class SweepRecipe:
                 raise InputError(f"{what}: expected at least one, got none")
             if given is not None and len(set(given)) < len(given) and what != "scaling_coefficients":
                 raise InputError(f"{what}: expected each once, got {name_list(map(str, given))}")
+        for seed in self.seeds:
+            check_seed("seeds", seed)
         per_size = self.subsets_per_size
         if per_size is not None and min(per_size.values() if isinstance(per_size, dict) else [per_size], default=0) < 1:
             raise InputError(f"subsets_per_size must be at least 1, got {per_size}")
@@ -133,18 +136,18 @@ class SweepRecipe:
         from fusionlab.search.workbench import arguments_of, class_of
 
         own = self._fit()
-        config = _overlay(own, self.by_method.get(method, {}))
+        config = overlay(own, self.by_method.get(method, {}))
         model = config.setdefault("model", {})
         for key in ("model", "data", "trainer"):
             if not isinstance(config.get(key, {}), Mapping):
                 raise InputError(f"fit.{key}: expected keys, got {config[key]!r}; give some, or leave it out")
         if "class_path" not in model:
             config["model"] = {"class_path": "ClipModule", "init_args": model.get("init_args", {})}
+        check_one_seed_in(config, "seeds", seed)
         chooses = "method" in arguments_of(class_of(config["model"]["class_path"], "fusionlab.modules"))
-        return _overlay(
-            config,
+        return overlay(
+            overlay(config, one_seed(config, seed)),
             {
-                "seed_everything": seed,
                 "model": {"init_args": {"method": method} if chooses else {}},
                 "trainer": {"default_root_dir": str(root)},
                 "fusion": {"rules": {}},
@@ -192,10 +195,10 @@ def is_sum(rule: fusion_rules.AnyRule | Search) -> bool:
     return fusion_rules.coefficients_by_norms(rule)
 
 
-def _overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """``below`` with the values of ``above``, mapping by mapping."""
     merged = dict(below)
     for key, value in above.items():
         is_both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping) and key != "rules"
-        merged[key] = _overlay(merged[key], value) if is_both else value
+        merged[key] = overlay(merged[key], value) if is_both else value
     return merged

@@ -15,7 +15,8 @@ from fusionlab.commands.sweep.recipe import Space, SweepRecipe
 from fusionlab.contracts import ModuleDefaults, as_module
 from fusionlab.errors import InputError, name_list
 from fusionlab.evaluation.rows import read_rows
-from fusionlab.files import write_text
+from fusionlab.files import named, path_of, write_text
+from fusionlab.foreign import read_yaml
 from fusionlab.fusion.finetuned import Finetuned
 from fusionlab.layout import ADAPTERS, CONFIG, FINETUNED, FITS, RESULTS, RUNS
 from fusionlab.runs.folder import RunFolder, changed_keys
@@ -27,6 +28,7 @@ from fusionlab.search.workbench import Workbench, module_of
 _SCORING = (
     "model.init_args.evaluation", "model.init_args.max_new_tokens", "model.init_args.ranking",
     "data.init_args.eval_batch_size", "fusion.",
+    "model.init_args.seed", "data.init_args.seed",  # seed_everything decides
 )  # fmt: skip
 ADAPTER_METHODS: tuple[str, ...] = get_args(Method)
 
@@ -66,7 +68,7 @@ class RunSource:
         path = self._given(output)
         if self.config is None or not self.is_finished or not path.is_file():
             return
-        before = dict(yaml.safe_load(path.read_text()))
+        before = read_yaml(path)
         changes = [change for change in changed_keys(before, self.config) if not change.startswith(_SCORING)]
         if changes:
             raise InputError(
@@ -102,7 +104,7 @@ def sources(recipe: SweepRecipe) -> list[RunSource]:
 
 def _sources(recipe: SweepRecipe) -> list[RunSource]:
     if not recipe.runs:
-        root = Path(recipe.output) / RUNS
+        root = path_of(recipe.output) / RUNS
         return [
             RunSource(method, seed, (root / f"{method}-seed{seed}",),
                       recipe.fit_config(method, seed, root / f"{method}-seed{seed}"))
@@ -111,7 +113,7 @@ def _sources(recipe: SweepRecipe) -> list[RunSource]:
         ]  # fmt: skip
     grouped: dict[tuple[str, int], list[Path]] = {}
     for given in recipe.runs:
-        folder = Path(given).expanduser()
+        folder = path_of(given)
         config = run_config(folder)
         if RunFolder(folder).state() != "finished":
             raise InputError(f"runs: the run in {given!r} is not finished; finish it with fit, or leave it out")
@@ -141,12 +143,13 @@ def run_config(folder: Path) -> dict[str, Any]:
     """A run's resolved configuration.
 
     Raises:
-        InputError: no run there.
+        InputError: no run there, or its configuration is damaged.
     """
     path = folder / CONFIG
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"runs: no {CONFIG} in {str(folder)!r}; give the folder of a finished run of fit")
-    return dict(yaml.safe_load(path.read_text()))
+    with named("runs"):
+        return RunFolder(folder).config()
 
 
 def load_finetuned(source: RunSource, bench: Workbench, space: Space = "delta_weight") -> Finetuned:

@@ -9,8 +9,10 @@ from datetime import timedelta
 from typing import Any
 
 import torch
+from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from fusionlab.commands.trainer import trainer_built
 from fusionlab.contracts import Data
 from fusionlab.search.workbench import module_of
 
@@ -43,19 +45,20 @@ def seconds_of_step(config: Mapping[str, Any], data: Data) -> float:
     given = dict(config.get("trainer") or {})
     kept = ("accelerator", "precision", "gradient_clip_val", "gradient_clip_algorithm")
     timed = _Timed()
-    trainer = Trainer(
-        devices=1,
-        max_steps=STEPS,
-        min_epochs=0,
-        max_time=timedelta(seconds=SECONDS_OF_STEPS),
-        callbacks=[timed],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        **{name: given[name] for name in kept if given.get(name) is not None},
-    )
+    with trainer_built(Namespace(devices=1, accelerator=given.get("accelerator"))):
+        trainer = Trainer(
+            devices=1,
+            max_steps=STEPS,
+            min_epochs=0,
+            max_time=timedelta(seconds=SECONDS_OF_STEPS),
+            callbacks=[timed],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            limit_val_batches=0,
+            **{name: given[name] for name in kept if given.get(name) is not None},
+        )
     before, state = data.trainer, torch.random.get_rng_state()
     try:
         trainer.fit(module_of(config), data)
