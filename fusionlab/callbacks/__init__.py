@@ -1,6 +1,6 @@
 """Callbacks: fusion at the end of epochs and of the run, the run folder, checkpoints, signals, progress."""
 
-from fusionlab.callbacks.dry_run import DryRun, DryRunEnds, NothingToTrain
+from fusionlab.callbacks.dry_run import DryRun, DryRunEnds, NothingToTrain, around
 from fusionlab.callbacks.fusion import FusionCallback
 from fusionlab.callbacks.harness import HarnessScores
 from fusionlab.callbacks.last_checkpoint import LastCheckpoint, WholeCheckpointIO
@@ -22,4 +22,5 @@ __all__ = [
     "StopOnSignal",
     "TrainOnly",
     "WholeCheckpointIO",
+    "around",
 ]

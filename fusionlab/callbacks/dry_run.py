@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -98,6 +98,11 @@ class NothingToTrain(Callback):
             DryRunEnds: always.
         """
         self.dry_run.end(trainer, pl_module, {})
+
+
+def around(callbacks: Sequence[Callback], dry_run: DryRun) -> list[Callback]:
+    """``callbacks`` with those of a dry run: one before all that write, and one after all that check."""
+    return [NothingToTrain(dry_run), *callbacks, dry_run]
 
 
 def _samples(data: Data) -> list[str]:

@@ -18,7 +18,6 @@ from fusionlab.callbacks.attached import attached
 from fusionlab.errors import InputError
 from fusionlab.files import written_whole
 from fusionlab.layout import LAST
-from fusionlab.runs.leases import remove_unfinished
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -65,9 +64,7 @@ class LastCheckpoint(Checkpoint):
         self._run: dict[str, int] = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remove what killed processes left half-written, and say what is different from the run that is resumed."""
-        if trainer.is_global_zero and self.path.parent.is_dir():
-            remove_unfinished(self.path.parent)
+        """Say what is different from the run that is resumed."""
         _, data = attached(trainer, pl_module)
         self._run = {"processes": trainer.world_size, "batch_size": data.batch_size * trainer.world_size}
         if self._restored is not None and self._restored["run"] != self._run and trainer.is_global_zero:

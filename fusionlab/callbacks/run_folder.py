@@ -94,6 +94,7 @@ class RunFolderCallback(Callback):
         leases = Leases(self._leases_folder)
         leases.take_tasks(task for task in tasks if task not in self.taken)
         self._leases = leases
+        self.folder.remove_leftovers()
         if self.folder.check(self.config, overwrite=self.overwrite) != self.state:
             raise InputError(f"another job has written to {str(self.folder.path)!r} meanwhile; give the command again")
         self.folder.begin(self.config, self.state, self.taken, overwrite=self.overwrite)

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies import DDPStrategy
 
@@ -21,18 +22,25 @@ from fusionlab.callbacks import (
     FusionCallback,
     FusionProgressBar,
     LastCheckpoint,
-    NothingToTrain,
     PredictionWriter,
     RunFolderCallback,
     StopOnSignal,
     TrainOnly,
     WholeCheckpointIO,
+    around,
 )
 from fusionlab.commands.arguments import refuse_empty_arguments
 from fusionlab.commands.checkpoint import checkpoint_to_go_on_from
 from fusionlab.commands.empty import refuse_empty
 from fusionlab.commands.flags import add_flags, take_whole_numbers_first
-from fusionlab.commands.folders import check_places, check_untrained, folder_for_a_trial, folder_of, run_folder
+from fusionlab.commands.folders import (
+    check_places,
+    check_untrained,
+    folder_for_a_trial,
+    folder_of,
+    run_folder,
+    taken_before,
+)
 from fusionlab.commands.given import check_given
 from fusionlab.commands.harness import score_by_harness
 from fusionlab.commands.messages import input_error_in, readable, refused_class
@@ -56,7 +64,7 @@ from fusionlab.data.tasks import check_samples
 from fusionlab.distributed.meeting import exit_code_of_others, leave, tell_bad_input
 from fusionlab.distributed.ranks import RUN_FOLDER_VARIABLE
 from fusionlab.distributed.strategies import SHARDED, RollCallDDP, ShardedDDP
-from fusionlab.errors import InputError, name_list
+from fusionlab.errors import InputError
 from fusionlab.layout import CHECKPOINTS, LEASES
 from fusionlab.modules import ClipModule
 from fusionlab.runs.folder import RunFolder
@@ -146,7 +154,8 @@ class FusionCLI(LightningCLI):
         plugins = [*given["plugins"], WholeCheckpointIO()]
         kwargs |= profiler_of(config.profiler, config.default_root_dir)
         if self.config[self.subcommand].get("dry_run"):  # not in the configuration, which is that of the run
-            kwargs |= {"enable_checkpointing": False, "enable_progress_bar": False}
+            keeps = any(isinstance(each, Checkpoint) for each in given["callbacks"])  # which it then has to be on for
+            kwargs |= {"enable_checkpointing": keeps, "enable_progress_bar": False}
         timeout = self.config[self.subcommand].start_timeout
         if config.strategy == SHARDED:
             kwargs["strategy"] = ShardedDDP(timeout)
@@ -190,17 +199,9 @@ class FusionCLI(LightningCLI):
             check_untrained(root, folder, data.task_names)
         taken = {} if overwrite or config.train_only else root.trained_tasks(resolved)
         if self.run_state == "unfinished":
-            gone = [task for task in folder.taken() if task not in taken]
-            if gone:
-                raise InputError(
-                    f"the run in {str(folder.path)!r} took {name_list(gone)} over from its parts/, which hold them no "
-                    f"longer; give --overwrite to train all tasks anew"
-                )
-            taken = {task: taken[task] for task in folder.taken()}
+            taken = {task: taken[task] for task in taken_before(folder, taken)}
         if config.dry_run:
-            dry_run = DryRun(str(folder.path), self.run_state)
-            self.trainer.callbacks.insert(0, NothingToTrain(dry_run))
-            self.trainer.callbacks.append(dry_run)
+            self.trainer.callbacks[:] = around(self.trainer.callbacks, DryRun(str(folder.path), self.run_state))
         self.trainer.callbacks.append(
             RunFolderCallback(
                 folder, resolved, state=self.run_state, taken=taken, leases=root.path / LEASES, overwrite=overwrite,

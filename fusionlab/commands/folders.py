@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,21 @@ def check_untrained(root: RunFolder, part: RunFolder, tasks: Sequence[str]) -> N
             f"{name_list(taken)}: trained already in {str(held[taken[0]])!r}; leave out what is trained, give another "
             f"--trainer.default_root_dir, or --overwrite to train anew"
         )
+
+
+def taken_before(folder: RunFolder, trained: Collection[str]) -> list[str]:
+    """The tasks that an unfinished run took over from parts when it began.
+
+    Raises:
+        InputError: one is not trained there any more.
+    """
+    taken = folder.taken()
+    if gone := [task for task in taken if task not in trained]:
+        raise InputError(
+            f"the run in {str(folder.path)!r} took {name_list(gone)} over from its parts/, which hold them no longer; "
+            f"give --overwrite to train all tasks anew"
+        )
+    return taken
 
 
 def folder_for_a_trial(cleanup: ExitStack) -> str:

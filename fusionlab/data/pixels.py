@@ -29,7 +29,7 @@ def decode(encoded: bytes, how: Preprocessing | int) -> np.ndarray:
     """
     try:
         opened = Image.open(io.BytesIO(encoded))
-    except ZeroDivisionError as error:  # which names the buffer
+    except UnidentifiedImageError as error:  # which names the buffer
         raise UnidentifiedImageError("no image, or of a format that is not known") from error
     with opened as image:
         image.load()

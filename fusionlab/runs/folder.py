@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from urllib.parse import quote
 import yaml
 
 from fusionlab.errors import InputError, name_list
-from fusionlab.files import named, write_text
+from fusionlab.files import named, remove, write_text
 from fusionlab.foreign import BegunConfig, TrainedPart, read_json, read_names, read_yaml
 from fusionlab.layout import (
     ADAPTERS,
@@ -213,6 +212,11 @@ class RunFolder:
             path.rename(self.path / path.name)
         remove(aside)
 
+    def remove_leftovers(self) -> None:
+        """Remove checkpoints that killed processes left half-written; for whoever holds the leases."""
+        for path in (self.path / CHECKPOINTS).glob(f".{LAST}.tmp-*"):
+            path.unlink(missing_ok=True)
+
     def forget_overwritten(self) -> None:
         """Remove the run that was overwritten, once there is something of the new one."""
         remove(self.path / OVERWRITTEN)
@@ -238,14 +242,6 @@ class RunFolder:
 
     def _parts_hold(self, config: Mapping[str, Any]) -> bool:
         return set(_definitions(config)) <= set(self.trained_tasks(config))
-
-
-def remove(path: Path) -> None:
-    """Remove a file, a link or a whole folder; nothing where there is none."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import yaml
 
 from fusionlab.__main__ import main
 from fusionlab.runs.folder import OVERWRITTEN, RunFolder
+from fusionlab.runs.leases import Leases
 
 FIT = [
     "fit", "--data.max_samples", "16", "--data.batch_size", "4", "--model.rank", "2", "--fusion.rules", "[average]",
@@ -122,16 +121,24 @@ def test_a_dry_run_goes_on_where_the_run_does(tmp_path: Path, capsys: pytest.Cap
     assert not (tmp_path / "results.json").exists()
 
 
-def test_a_living_process_keeps_what_it_is_writing(run: Path) -> None:
-    host = socket.gethostname()
-    living = run / "checkpoints" / f".last.ckpt.tmp-{host}-{os.getppid()}-0000"
-    dead = run / "checkpoints" / f".last.ckpt.tmp-{host}-{2**22 + 1}-0000"
+def test_a_living_process_keeps_what_it_is_writing(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    half = run / "checkpoints" / ".last.ckpt.tmp-host-1-0000"
     (run / "results.json").unlink()
-    for path in (living, dead):
-        path.write_text("")
+    half.write_text("")
+    leases = Leases(run / "leases")
+    leases.take_tasks(["digits"])
+    assert fit(run) == 2
+    assert "digits" in capsys.readouterr().err
+    assert half.exists()
+    leases.close()
     assert fit(run) == 0
-    assert living.exists()
-    assert not dead.exists()
+    assert not half.exists()
+
+
+def test_a_dry_run_takes_a_callback_that_keeps_checkpoints(tmp_path: Path) -> None:
+    callback = json.dumps([{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint"}])
+    assert fit(tmp_path / "run", "--dry_run", "--trainer.callbacks", callback) == 0
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("joined", [True, False])
