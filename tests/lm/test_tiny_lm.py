@@ -89,6 +89,7 @@ def test_the_config_learns_five_of_six_tasks(tmp_path: Path) -> None:
     assert len(good) >= 5, values
 
 
+@pytest.mark.slow
 def test_a_short_fit_learns_a_ranked_and_a_generated_task(tmp_path: Path) -> None:
     argv = ["fit", "--config", str(CONFIG), "--data.tasks", "[sorting, legs]", "--data.cache_dir", str(tmp_path)]
     argv += ["--trainer.max_steps", "50", "--fusion.rules", "[average]", "--trainer.enable_progress_bar", "false"]
@@ -100,6 +101,7 @@ def test_a_short_fit_learns_a_ranked_and_a_generated_task(tmp_path: Path) -> Non
         assert values["finetuned", task] > values["pretrained", task] + 0.3
 
 
+@pytest.mark.slow
 def test_the_sweep_config_is_checked_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
     monkeypatch.chdir(ROOT)
     argv = ["sweep", "--config", "configs/sweep/lm.yaml", "--output", str(tmp_path / "out"), "--dry_run"]

@@ -108,6 +108,7 @@ def killed_until_done(root: Path, kills: int, seed: int) -> list[int | None]:
     return [*codes, process.exitcode]
 
 
+@pytest.mark.slow
 def test_killed_three_times_and_restarted_equals_uninterrupted(whole: Path, tmp_path: Path) -> None:
     root = tmp_path / "run"
     codes = killed_until_done(root, 3, seed=11)
