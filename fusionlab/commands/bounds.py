@@ -31,9 +31,9 @@ def check_bounds(trainer: Any) -> None:
     for name, (least, advice) in LEAST.items():
         if trainer[name] is not None and trainer[name] < least:
             raise InputError(f"trainer.{name} must be at least {least}, got {trainer[name]}; {advice}")
-    if trainer.gradient_clip_val is not None and not trainer.gradient_clip_val > 0:
+    if trainer.gradient_clip_val is not None and not trainer.gradient_clip_val >= 0:
         raise InputError(
-            f"trainer.gradient_clip_val must be positive, got {trainer.gradient_clip_val}; leave it out to clip nothing"
+            f"trainer.gradient_clip_val must not be negative, got {trainer.gradient_clip_val}; 0 clips nothing"
         )
     if trainer.val_check_interval == 0:
         raise InputError("trainer.val_check_interval 0 would never validate; leave it out")

@@ -23,6 +23,7 @@ from fusionlab.layout import (
     RESULTS,
     RUNS,
 )
+from fusionlab.runs.folder import OF_A_RUN
 
 # what tells a run's folder from one that merely holds a configuration
 _OF_A_RUN = (RESULTS, CHECKPOINTS, ADAPTERS, FINETUNED, LEASES)
@@ -78,14 +79,15 @@ def main(argv: list[str]) -> int:
 
 
 def _check_output(output: Path, runs: Sequence[Path]) -> None:
-    """Raise for a folder that is one of the runs, or lies within any run, or among what a sweep keeps."""
+    """Raise for a folder that is a run's, or lies among what a run or a sweep keeps."""
     place, given = output.resolve(), [run.resolve() for run in runs]
     if place in given:
         raise InputError(f"--output {output}: that is one of the runs; give a folder of its own")
     for above in (place, *place.parents):
         is_sweep = (above / LEDGER / INPUTS).exists()
         is_run = (above / CONFIG).is_file() and any((above / name).exists() for name in _OF_A_RUN)
-        is_kept = bool({*place.relative_to(above).parts[:1]} & {RUNS, FITS, LEDGER})
-        if is_kept if is_sweep else (above in given or is_run):
+        inside = place.relative_to(above).parts[:1]
+        kept = {RUNS, FITS, LEDGER} if is_sweep else {*OF_A_RUN, LEASES} if above in given or is_run else set()
+        if {*inside} & kept or (kept and not inside and not is_sweep):
             kind = "sweep" if is_sweep else "run"
             raise InputError(f"--output {output}: that lies within the {kind} {str(above)!r}; give a folder beside it")

@@ -165,8 +165,8 @@ class BegunConfig(Schema):
     """``config.yaml`` of a run that ``fit`` looks at again; its data may be of another package."""
 
     model: dict[str, Any]
-    data: dict[str, Any]
-    seed_everything: int
+    data: dict[str, Any] = {}
+    seed_everything: int | None = None
 
 
 class TrainedPart(Schema):

@@ -256,7 +256,7 @@ def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 def _definitions(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a configuration says of each task, by name."""
-    tasks = config["data"].get("init_args", {}).get("tasks") or ()  # data of another package may have its own
+    tasks = config.get("data", {}).get("init_args", {}).get("tasks") or ()  # data of another package may have its own
     return {entry if isinstance(entry, str) else entry["name"]: entry for entry in tasks}
 
 

@@ -288,6 +288,7 @@ CALLBACKS_THAT_WORK = {
 NO_OPTIONS = {
     "WholeCheckpointIO",
     "DryRun",
+    "around",
     "DryRunEnds",
     "NothingToTrain",
 }  # of the command itself, no callbacks to be given

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,7 @@ BOUNDS: dict[str, tuple[list[str], str]] = {
     "logs": (["--trainer.log_every_n_steps", "-1"], "log_every_n_steps must be at least 0, got -1"),
     "no batches": (["--trainer.accumulate_grad_batches", "0"], "accumulate_grad_batches must be at least 1, got 0"),
     "fewer batches": (["--trainer.accumulate_grad_batches", "-1"], "must be at least 1, got -1"),
-    "uphill": (["--trainer.gradient_clip_val", "-1"], "gradient_clip_val must be positive, got -1; leave it out"),
-    "clipped to nothing": (["--trainer.gradient_clip_val", "0"], "gradient_clip_val must be positive, got 0"),
+    "uphill": (["--trainer.gradient_clip_val", "-1"], "gradient_clip_val must not be negative, got -1; 0 clips"),
     "decay": (["--model.weight_decay", "-1"], r"weight_decay must be at least 0, got -1\.0"),
     "warm-up": (["--model.num_warmup_steps", "-1"], "num_warmup_steps must be at least 0, got -1"),
     "no targets": (["--model.target_modules", "[]"], r"target_modules: expected at least one name, got \[\]"),
@@ -81,6 +81,14 @@ FILES = {
     "seed.yaml": b"model: {class_path: ClipModule, init_args: {seed: 7}}\n",
     "seeds.yaml": b"seed_everything: 7\nmodel: {class_path: ClipModule, init_args: {seed: 7}}\n",
 }
+
+
+@pytest.fixture(autouse=True)
+def heeded() -> Iterator[None]:
+    """SIGINT is handled, also where these tests run in a background that ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
@@ -184,7 +192,9 @@ def test_an_image_that_is_none_is_named_alone(folder: Path, capsys: pytest.Captu
     [
         ("runs/x", "that is one of the runs"),
         ("runs/x/fused", "lies within the run '.*/runs/x'"),
-        ("runs/y/some/where", "lies within the run '.*/runs/y'"),
+        ("runs/y", "lies within the run '.*/runs/y'"),
+        ("runs/y/parts/a", "lies within the run '.*/runs/y'"),
+        ("runs/y/report", "'runs/x' has neither results.json nor sweep.json"),
         ("swept/ledger/points", "lies within the sweep '.*/swept'"),
         ("swept/report", "'runs/x' has neither results.json nor sweep.json"),
     ],

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fusionlab.commands.fuse.opened import Opened
 from fusionlab.engine import Outcome, Plan
+from fusionlab.errors import InputError
 from fusionlab.layout import STATS
 from fusionlab.tensors.stats import read_squared_norms, task_vector_key, write_squared_norms
 
@@ -48,6 +49,6 @@ def keep_sums(base: Opened, inputs: Mapping[str, Opened], plan: Plan, outcome: O
                 continue
             try:
                 write_squared_norms(path, key, norms)
-            except OSError as error:
-                notes.append(f"the statistics of {task!r} could not be kept in {str(path)!r}: {error.strerror}")
+            except InputError as error:
+                notes.append(f"the statistics of {task!r} could not be kept: {error}")
     return notes
