@@ -6,11 +6,13 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from fusionlab.adapters import Adapter, Factors, laid_out, match_targets
 from fusionlab.adapters.targets import base_layer, layer_shape
+from fusionlab.commands.fit import TRAINER_DEFAULTS
 from fusionlab.commands.sweep.execute import Sweep
 from fusionlab.commands.sweep.processes import num_processes
 from fusionlab.commands.sweep.recipe import SweepRecipe, is_sum
@@ -199,13 +201,24 @@ def seconds_of_fit(
     sweep: Sweep, source: RunSource, steps: Mapping[str, float], per_sample: Mapping[str, float]
 ) -> float:
     """Training, and the scores of pretrained and fine-tuned models that a run ends with."""
-    data, trainer = sweep.bench.data, (source.config or {}).get("trainer") or {}
-    count = int(trainer.get("max_steps") or 0) * int(trainer.get("accumulate_grad_batches") or 1)
-    if count < 1:
-        longest = max(len(data.splits[task]["train"]) for task in sweep.tasks)
-        count = int(trainer.get("max_epochs") or 1) * -(-longest // data.batch_size)
+    data = sweep.bench.data
+    longest = max(len(data.splits[task]["train"]) for task in sweep.tasks)
+    count = num_batches((source.config or {}).get("trainer") or {}, -(-longest // data.batch_size))
     scored = 2 * sum(per_sample[task] * len(data.splits[task]["test"]) for task in sweep.tasks)
     return START_SECONDS + count * steps[source.method] + scored
+
+
+def num_batches(trainer: Mapping[str, Any], of_epoch: int) -> int:
+    """Micro-batches that a fit trains on: by steps or epochs, whichever end it first, as ``fit`` has them by default.
+
+    Example:
+        >>> num_batches({}, 32), num_batches({"max_steps": -1, "max_epochs": 2}, 32)
+        (80, 64)
+    """
+    given = TRAINER_DEFAULTS | {name: value for name, value in trainer.items() if value is not None}
+    steps, epochs = int(given["max_steps"]), int(given["max_epochs"])
+    ends = [steps * int(given.get("accumulate_grad_batches", 1))] if steps > 0 else []
+    return min([*ends, *([epochs * of_epoch] if epochs > 0 else [])], default=of_epoch)
 
 
 def duration(seconds: float) -> str:
