@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import structure
@@ -87,3 +88,18 @@ def test_help_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "fuse" in done.stdout
+
+
+def test_nothing_else_lies_at_the_top() -> None:
+    """What a run leaves in the working directory is easily committed, a model of hundreds of megabytes too."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        pytest.skip("no checkout")
+    tracked = subprocess.run(["git", "ls-files"], cwd=root, capture_output=True, text=True, check=True).stdout
+    files = [root / name for name in tracked.splitlines()]
+    assert {path.relative_to(root).parts[0] for path in files} <= {
+        ".ci", ".gitignore", ".pre-commit-config.yaml", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE",
+        "Makefile", "README.md", "benchmarks", "configs", "docs", "fusionlab", "pyproject.toml", "tests",
+    }  # fmt: skip
+    large = [path.name for path in files if path.is_file() and path.stat().st_size > 1e6]
+    assert set(large) == {"model.safetensors"}
