@@ -18,10 +18,17 @@ PARTS = "parts"
 TRAINED = "trained.json"
 TAKEN = f"{PARTS}/taken.json"  # the tasks that the run took over from parts
 
+OVERWRITTEN = ".overwritten"  # the run that one given --overwrite takes the place of, until that has a checkpoint
+
 # diagnostics
 DIAGNOSTICS = "diagnostics"
 COSINES, NORMS, NORM_SHARES = "cosines", "norms", "norm_shares"  # .csv, the first and the last as plots, too
 PLANE, PLANE_TASKS = "plane", "plane_tasks"
+
+OF_A_RUN = (
+    CONFIG, RESULTS, TABLE, TRAINED, CHECKPOINTS, ADAPTERS, FINETUNED, HEADS, BASE, PARTS, FUSED, PLOTS, DIAGNOSTICS,
+)  # fmt: skip
+"""What a run writes into its folder, but for leases."""
 
 # a folder of weights
 FUSION = "fusion.json"  # of fused ones: rule, coefficients, norms, inputs

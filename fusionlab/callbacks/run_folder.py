@@ -53,6 +53,7 @@ class RunFolderCallback(Callback):
         self.taken, self.begins = dict(taken), begins
         self._leases_folder = leases or folder.path / LEASES
         self._leases: Leases | None = None
+        self._put_aside = False  # a former run, which is not forgotten yet
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Make what is trained, and fill in what other jobs have trained; only the rest is trained."""
@@ -98,11 +99,13 @@ class RunFolderCallback(Callback):
         if self.folder.check(self.config, overwrite=self.overwrite) != self.state:
             raise InputError(f"another job has written to {str(self.folder.path)!r} meanwhile; give the command again")
         self.folder.begin(self.config, self.state, self.taken, overwrite=self.overwrite)
+        self._put_aside = self.overwrite
 
     def on_train_batch_end(self, trainer: Trainer, *arguments: Any) -> None:
         """Let the run go that this one takes the place of, once a checkpoint is kept."""
-        if trainer.is_global_zero and self.overwrite and self.folder.last_checkpoint is not None:
+        if self._put_aside and self.folder.last_checkpoint is not None:
             self.folder.forget_overwritten()
+            self._put_aside = False
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The same at the end of a run that keeps no checkpoint."""

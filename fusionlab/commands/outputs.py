@@ -11,9 +11,8 @@ from lightning.pytorch import Trainer
 from fusionlab.contracts import Module
 from fusionlab.errors import InputError
 from fusionlab.files import check_file, named, path_of
-from fusionlab.layout import CONFIG, RESULTS, SCORED
+from fusionlab.layout import CONFIG, OF_A_RUN, RESULTS, SCORED
 from fusionlab.reporting import print_table, write_results
-from fusionlab.runs.folder import OF_A_RUN
 
 
 def check_output(output: str | None, arguments: Mapping[str, Any]) -> None:

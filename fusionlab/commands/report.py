@@ -18,12 +18,12 @@ from fusionlab.layout import (
     INPUTS,
     LEASES,
     LEDGER,
+    OF_A_RUN,
     PAGE,
     REPORT,
     RESULTS,
     RUNS,
 )
-from fusionlab.runs.folder import OF_A_RUN
 
 # what tells a run's folder from one that merely holds a configuration
 _OF_A_RUN = (RESULTS, CHECKPOINTS, ADAPTERS, FINETUNED, LEASES)

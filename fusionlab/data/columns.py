@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fusionlab.data.tasks import Task
@@ -40,6 +40,19 @@ def find_column(
         named = name_list(best)
         raise InputError(f"task {task.name!r}: any of {named} may be the {what}; name it with {what}_column: ...")
     return best[0]
+
+
+def column_of(tables: Mapping[str, Any], split: str, find: Callable[[Mapping[str, Any]], str]) -> str:
+    """The column of a split that ``find`` finds among training's, where the split has it; else among its own.
+
+    Args:
+        tables: by split.
+        split: one of them.
+        find: the column among a table's features.
+    """
+    own = tables[split].features
+    trained = find(tables["train"].features) if "train" in tables else None
+    return trained if trained in own else find(own)
 
 
 def label_candidates(features: Mapping[str, Any], hint: str | None) -> list[list[str]]:

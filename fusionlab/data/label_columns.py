@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fusionlab.data.columns import find_column, label_candidates
+from fusionlab.data.columns import column_of, find_column, label_candidates
 from fusionlab.data.tasks import Task, check_duplicates
 from fusionlab.errors import InputError, name_list
 
@@ -36,14 +36,10 @@ class LabelColumn:
 def label_columns(task: Task, tables: Mapping[str, Any], hint: str | None) -> dict[str, LabelColumn]:
     """Each split's label column: training's in all that have a column of its name."""
 
-    def name(table: Any) -> str:
-        return find_column(task, table.features, task.label_column, label_candidates(table.features, hint), "label")
+    def find(features: Mapping[str, Any]) -> str:
+        return find_column(task, features, task.label_column, label_candidates(features, hint), "label")
 
-    trained = name(tables["train"]) if "train" in tables else None
-    return {
-        split: _column(task, split, table, trained if trained in table.features else name(table))
-        for split, table in tables.items()
-    }
+    return {split: _column(task, split, table, column_of(tables, split, find)) for split, table in tables.items()}
 
 
 def _column(task: Task, split: str, table: Any, name: str) -> LabelColumn:
@@ -94,7 +90,7 @@ def as_listed(task: Task, columns: Mapping[str, LabelColumn]) -> Mapping[str, La
     }
 
 
-def value_of(name: str) -> tuple[str, object]:
+def value_of(name: str) -> tuple[str, Any]:
     """What a label says, whichever way it is written: a number, true or false, or the text itself."""
     text = name.strip()
     if _INTEGER.fullmatch(text):
@@ -126,12 +122,23 @@ def numbers_of(column: LabelColumn) -> np.ndarray | None:
 
 
 def number_of(name: str) -> int | None:
-    if _INTEGER.fullmatch(name):
-        return int(name)
-    return {"false": 0, "true": 1}.get(name.casefold())
+    """The class number that a label is, 0 or 1 where it is a truth; None for any other text."""
+    kind, value = value_of(name)
+    return {"number": value, "truth": int(value == "true")}.get(kind)
 
 
 def check_range(task: Task, split: str, values: np.ndarray, names: tuple[str, ...]) -> None:
+    """Raise for labels that are no places in ``names``.
+
+    Args:
+        task: the task, for messages.
+        split: theirs.
+        values: int64, of each row.
+        names: the classes.
+
+    Raises:
+        InputError: how many, and what they are.
+    """
     bad = values[(values < 0) | (values >= len(names))]
     if not len(bad):
         return

@@ -18,7 +18,7 @@ import numpy as np
 from fusionlab.backbones.preprocessing import Preprocessing
 from fusionlab.data import sources
 from fusionlab.data.cache import cached_folder
-from fusionlab.data.columns import find_column
+from fusionlab.data.columns import column_of, find_column
 from fusionlab.data.labels import display_names, read_labels
 from fusionlab.data.local import is_local
 from fusionlab.data.pixels import DECODE_ERRORS, decode
@@ -131,9 +131,8 @@ class StoredImages:
         """The table cut to its image column, undecoded; the column; whether it holds paths as text."""
         from datasets import Image, Value
 
-        tables, table = self._source.tables, self._source.tables[split]
-        trained = self._named_image_column(tables["train"].features) if "train" in tables else None
-        column = trained if trained in table.features else self._named_image_column(table.features)
+        table = self._source.tables[split]
+        column = column_of(self._source.tables, split, self._named_image_column)
         feature = table.features[column]
         table, dtype = table.select_columns([column]), getattr(feature, "dtype", "")
         if isinstance(feature, Image):

@@ -121,6 +121,12 @@ def paired(first: Iterable[Row], second: Iterable[Row]) -> Pairing:
     rows = [{**row, "side": side} for side, of in enumerate(sides) for row in of]
     compared, other_samples, other_ways = [], set(), set()
     alone: list[dict[str, int]] = [{}, {}]
+    # what only one side has of these was told already
+    matched = {
+        field: {row[field] for row in sides[0]} & {row[field] for row in sides[1]}
+        for field, is_matched in (("method", by_method), ("seed", by_seed))
+        if is_matched
+    }
     for group in groups(rows):
         found: dict[Name, dict[Unit, dict[int, Row]]] = {}
         for row in group.rows:
@@ -134,7 +140,7 @@ def paired(first: Iterable[Row], second: Iterable[Row]) -> Pairing:
             if pairs:
                 compared.append(Compared(name, group, pairs))
             for row in (row for of in units.values() if len(of) == 1 for row in of.values()):
-                if _is_of_both(row, "method", sides, by_method) and _is_of_both(row, "seed", sides, by_seed):
+                if all(row[field] in of_both for field, of_both in matched.items()):
                     words = _in_words(name)
                     alone[row["side"]][words] = alone[row["side"]].get(words, 0) + 1
     for where, of in zip(("first", "second"), alone, strict=True):
@@ -142,11 +148,6 @@ def paired(first: Iterable[Row], second: Iterable[Row]) -> Pairing:
             words = name_list(f"{model} ({count(number, 'score')})" for model, number in of.items())
             told.append(f"In the {where} only, and left out: {words}.")
     return Pairing(compared, [*told, *_said(compared, other_samples, other_ways - other_samples)])
-
-
-def _is_of_both(row: Row, field: str, sides: Sequence[Sequence[Row]], is_matched: bool) -> bool:
-    """Whether both sides have the row's method or seed; what only one has was told already."""
-    return not is_matched or all(row[field] in {each[field] for each in side} for side in sides)
 
 
 def _in_words(name: Name) -> str:

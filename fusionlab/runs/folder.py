@@ -18,15 +18,13 @@ from fusionlab.errors import InputError, name_list
 from fusionlab.files import named, remove, write_text
 from fusionlab.foreign import BegunConfig, TrainedPart, read_json, read_names, read_yaml
 from fusionlab.layout import (
-    ADAPTERS,
-    BASE,
     CHECKPOINTS,
     CONFIG,
     DIAGNOSTICS,
-    FINETUNED,
     FUSED,
-    HEADS,
     LAST,
+    OF_A_RUN,
+    OVERWRITTEN,
     PARTS,
     PLOTS,
     RESULTS,
@@ -36,11 +34,6 @@ from fusionlab.layout import (
     TRAINED,
 )
 
-OVERWRITTEN = ".overwritten"  # the run that one given --overwrite takes the place of, until that has begun to train
-OF_A_RUN = (
-    CONFIG, RESULTS, TABLE, TRAINED, CHECKPOINTS, ADAPTERS, FINETUNED, HEADS, BASE, PARTS, FUSED, PLOTS, DIAGNOSTICS,
-)  # fmt: skip
-"""What a run writes into its folder, but for leases."""
 RunState = Literal["new", "unfinished", "extended"]
 # what may differ when a run is taken up again: where and how it runs, not what it computes
 _FREE_KEYS = (

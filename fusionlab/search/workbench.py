@@ -74,8 +74,13 @@ def workbench(config: Mapping[str, Any], runs: Sequence[Path] = ()) -> Workbench
     return Workbench(module, source, point_hash(module.base_model))
 
 
-def trainer_of(config: Mapping[str, Any]) -> Trainer:
-    """What a module is attached to that is scored without training: one device, with its precision."""
+def trainer_of(config: Mapping[str, Any], **more: Any) -> Trainer:
+    """What a module is attached to that is scored, or trained for a trial: one device, with its precision.
+
+    Args:
+        config: of a run, or what one is fitted with.
+        more: further arguments of the trainer.
+    """
     trainer = dict(config.get("trainer") or {})
     kept = {name: trainer[name] for name in ("accelerator", "precision") if trainer.get(name) is not None}
     return Trainer(
@@ -85,6 +90,7 @@ def trainer_of(config: Mapping[str, Any]) -> Trainer:
         enable_progress_bar=False,
         enable_model_summary=False,
         **kept,
+        **more,
     )
 
 

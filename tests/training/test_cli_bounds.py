@@ -262,9 +262,9 @@ def test_an_interrupted_fit_keeps_its_step(
     assert signal.getsignal(signal.SIGINT) is handler
     assert "stopped by SIGINT; step 1 is saved; the same command goes on from there" in capsys.readouterr().err
     path = folder / "run" / "parts" / "textures" / "checkpoints" / "last.ckpt"
-    assert torch.load(path, weights_only=False)["global_step"] == 1
+    assert torch.load(path, weights_only=True)["global_step"] == 1
     assert main(FIT) == 0
-    assert torch.load(path, weights_only=False)["global_step"] == 2
+    assert torch.load(path, weights_only=True)["global_step"] == 2
 
 
 def test_a_second_interrupt_ends_at_once(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from fusionlab.__main__ import main
-from fusionlab.runs.folder import OVERWRITTEN, RunFolder
+from fusionlab.layout import OVERWRITTEN
+from fusionlab.runs.folder import RunFolder
 from fusionlab.runs.leases import Leases
 
 FIT = [

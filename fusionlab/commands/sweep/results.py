@@ -30,6 +30,7 @@ def write_sweep(sweep: Sweep) -> dict[str, Any]:
     every = list(sweep.ledger.records())
     records = of_recipe(sweep, every)
     fitted = sweep.fitted  # once: another process may finish a run while this one writes
+    runs = {(source.method, source.seed) for source in fitted}
     singles = {source.name: sweep.single_task(source) for source in fitted}
     full = _full(sweep, fitted, singles)
     chosen = {protocol: chosen_points(sweep, records, protocol, singles) for protocol in sweep.recipe.protocols}
@@ -53,7 +54,7 @@ def write_sweep(sweep: Sweep) -> dict[str, Any]:
         "fits": [
             {"method": record["method"], "seed": record["seed"], **record["cost"]}
             for record in every
-            if record["kind"] == "fit" and f"{record['method']}-seed{record['seed']}" in singles
+            if record["kind"] == "fit" and (record["method"], record["seed"]) in runs
         ],
         "searches": searches(records),
         "cosines": {source.name: _cosines(sweep, source) for source in fitted},

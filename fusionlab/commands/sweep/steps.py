@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from fusionlab.commands.trainer import trainer_built
 from fusionlab.contracts import Data
-from fusionlab.search.workbench import module_of
+from fusionlab.search.workbench import module_of, trainer_of
 
 STEPS = 3  # the first one warms up
 SECONDS_OF_STEPS = 3.0  # after which no other step of the method begins
@@ -43,19 +43,15 @@ def seconds_of_step(config: Mapping[str, Any], data: Data) -> float:
         data: that is set up; it is left attached to the trainer that it had.
     """
     given = dict(config.get("trainer") or {})
-    kept = ("accelerator", "precision", "gradient_clip_val", "gradient_clip_algorithm")
+    kept = ("gradient_clip_val", "gradient_clip_algorithm")
     timed = _Timed()
     with trainer_built(Namespace(devices=1, accelerator=given.get("accelerator"))):
-        trainer = Trainer(
-            devices=1,
+        trainer = trainer_of(
+            config,
             max_steps=STEPS,
             min_epochs=0,
             max_time=timedelta(seconds=SECONDS_OF_STEPS),
             callbacks=[timed],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
             limit_val_batches=0,
             **{name: given[name] for name in kept if given.get(name) is not None},
         )
