@@ -36,7 +36,7 @@ test-slow: $(STAMP) ## the slow tests too (crash loops, long runs)
 	$(PYTEST) -n 2 --dist loadfile -m 'not gpu and not network and not browser'
 
 .PHONY: test-guards
-test-guards: $(STAMP) ## break forty drawn lines one by one: do tests see it (an hour)
+test-guards: $(STAMP) ## break forty drawn lines one by one: do tests see it (40 minutes)
 	$(BIN)/python tests/helpers/guarded_lines.py $(VENV)/guarded.json
 
 .PHONY: test-gpu

@@ -34,4 +34,6 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if not known:
+        return "there is none"
     return f"did you mean {near[0]!r}?" if near else f"known: {name_list(known, limit=40)}"

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from fusionlab.contracts import Data, Module, Row
+from fusionlab.contracts import Data, Module, Row, primary_metric
 
 FORMULAS = 2
 """Of rules, searches, metrics and how they are computed; raise after a change to one: what was scored before is anew.
@@ -41,8 +41,10 @@ def scoring_key(module: Module, data: Data, task: str, split: str) -> str:
         split: ``validation`` or ``test``.
     """
     samples = data.splits[task][split]
-    read = [samples.reading_version, len(samples)]
-    return key_of({"formulas": FORMULAS, "read": read, "settings": plain(module.scoring_settings(task))})
+    decided = {"formulas": FORMULAS, "read": [samples.reading_version, len(samples)]}
+    if (primary := primary_metric(module, task)) is not None:
+        decided["primary"] = primary  # ledgers keep a score of that metric alone
+    return key_of(decided | {"settings": plain(module.scoring_settings(task))})
 
 
 def keyed(rows: Iterable[Row], module: Module, data: Data) -> list[Row]:

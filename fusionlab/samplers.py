@@ -32,7 +32,9 @@ class Split(Protocol):
 
 
 class FirstSamples:
-    """A split cut to the first samples in the order of its evaluation, which the rows of its scores say.
+    """A split cut to the first samples of its data, which the rows of its scores say.
+
+    They are evaluated in the order in which they are when the whole split is.
 
     Args:
         split: the whole split.
@@ -42,9 +44,11 @@ class FirstSamples:
 
     def __init__(self, split: Split, num_samples: int, why: str) -> None:
         self._split, self._num_samples = split, num_samples
-        self.evaluation_order: Tensor | None = None
-        self.data_version = f"{split.data_version}:{num_samples}"
-        self.reading_version = f"{split.reading_version}:{num_samples}"
+        order = split.evaluation_order
+        self.evaluation_order: Tensor | None = None if order is None else order[order < num_samples]
+        which = f"{num_samples}" if order is None else f"first {num_samples}"  # of ordered ones others were scored
+        self.data_version = f"{split.data_version}:{which}"
+        self.reading_version = f"{split.reading_version}:{which}"
         self.limited = f"{why}: the first {num_samples} of {len(split)} samples"
 
     def __len__(self) -> int:
@@ -53,8 +57,7 @@ class FirstSamples:
 
     def batch(self, indices: Tensor) -> Batch:
         """Those of the samples that are kept, of the whole split's ``index``."""
-        order = self._split.evaluation_order
-        return self._split.batch(indices if order is None else order[indices])
+        return self._split.batch(indices)
 
 
 def bounded(num_batches: int, limit: int | float) -> int:

@@ -7,6 +7,7 @@ from fusionlab.adapters.base import (
     base_tensors,
     modules_of_tied_tensors,
     tied_names,
+    under_first_names,
 )
 from fusionlab.adapters.checkpointing import enable_gradient_checkpointing
 from fusionlab.adapters.combining import combine, combine_factors, truncate
@@ -80,5 +81,6 @@ __all__ = [
     "tied_names",
     "trainable_parameters",
     "truncate",
+    "under_first_names",
     "why_apart",
 ]

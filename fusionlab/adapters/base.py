@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor, nn
 
-from fusionlab.tensors.state import named_tensors
+from fusionlab.errors import InputError
+from fusionlab.tensors.state import State, named_tensors
 
 
 def base_state(model: nn.Module) -> dict[str, Tensor]:
@@ -39,6 +41,26 @@ def tied_names(model: nn.Module) -> dict[str, str]:
         for name, tensor in model.state_dict(keep_vars=True).items()
     }
     return {name: kept for name, kept in names.items() if name != kept}
+
+
+def under_first_names(model: nn.Module, state: State) -> dict[str, Tensor]:
+    """``state`` as :func:`base_state` names it: of a tensor that ``model`` has under several names, the first alone.
+
+    Raises:
+        InputError: the state has two values for one tensor; naming them.
+    """
+    tied, found, names = tied_names(model), dict[str, Tensor](), dict[str, str]()
+    for name, value in state.items():
+        first = tied.get(name, name)
+        if first in found and not _equal(found[first], value):
+            raise InputError(f"{names[first]} and {name} are one tensor, and the weights have two values for it")
+        found[first], names[first] = value, name
+    return found
+
+
+def _equal(first: Tensor, second: Tensor) -> bool:
+    dtype = torch.promote_types(first.dtype, second.dtype)
+    return first is second or torch.equal(first.to(dtype), second.to(dtype))
 
 
 def modules_of_tied_tensors(model: nn.Module, module_names: Iterable[str]) -> list[str]:

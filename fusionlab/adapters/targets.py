@@ -34,6 +34,15 @@ def layer_shape(layer: nn.Module) -> tuple[int, int]:
     return layer.out_features, layer.in_features
 
 
+def linear_but(model: nn.Module, head: nn.Module | None) -> tuple[str, ...]:
+    """Every linear layer but the head: by the ends of their names where these say just them, else by full names."""
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, LINEAR) and name}
+    wanted = [name for name, module in linear.items() if module is not head]
+    ends = tuple(dict.fromkeys(name.rpartition(".")[2] for name in wanted))
+    chosen = [name for name in linear if name.endswith(tuple(f".{end}" for end in ends)) or name in ends]
+    return ends if chosen == wanted else tuple(wanted)
+
+
 def match_targets(model: nn.Module, target_modules: Sequence[str], scope: str = "") -> list[str]:
     """Names of the linear layers below ``scope`` that are, or end in, one of ``target_modules``, in model order.
 

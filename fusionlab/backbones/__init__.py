@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from fusionlab.backbones.causal import CausalBackbone
 from fusionlab.backbones.clip import ClipBackbone
@@ -12,6 +12,7 @@ from fusionlab.backbones.gguf import GGUF
 from fusionlab.backbones.open_clip import OpenClipBackbone, is_open_clip
 from fusionlab.backbones.t5 import T5Backbone
 from fusionlab.backbones.vit import FROM_CONFIG, TIMM, TimmBackbone, ViTBackbone
+from fusionlab.contracts import Backbone
 from fusionlab.errors import InputError, did_you_mean
 from fusionlab.files import is_there, path_of
 from fusionlab.foreign import ModelConfig, read_json
@@ -59,16 +60,25 @@ def resolve_model(name: str) -> str:
         raise InputError(f"the model {error}{hint}") from error
 
 
-def own_folder(name: str) -> Path | None:
-    """The local folder that the backbone ``name`` was loaded from, the hub's cache included.
+@runtime_checkable
+class Loaded(Protocol):
+    """A backbone that says what it was loaded from."""
 
-    None where there is none: for tags, lone files, a configuration, and hub ids that are not in the cache.
+    loaded_from: str | None
+
+
+def own_folder(backbone: Backbone) -> Path | None:
+    """The local folder that the backbone was loaded from, the hub's cache included; what it is called says nothing.
+
+    None where there is none: for networks of one's own, tags, lone files, a configuration, and hub ids that are not in
+    the cache.
     """
-    path = None if name.startswith(FROM_CONFIG) else at_hand(name)
+    source = backbone.loaded_from if isinstance(backbone, Loaded) else None
+    path = None if source is None or source.startswith(FROM_CONFIG) else at_hand(source)
     return path if path is not None and path.is_dir() else None
 
 
-def load_backbone(name: str, dtype: str = "float32", *, causal: bool = True) -> KnownBackbone:
+def load_backbone(name: str | Path, dtype: str = "float32", *, causal: bool = True) -> KnownBackbone:
     """The frozen backbone that ``name`` stands for.
 
     Args:
@@ -82,6 +92,12 @@ def load_backbone(name: str, dtype: str = "float32", *, causal: bool = True) -> 
     Raises:
         InputError: nothing there, no network for a hub id, or an architecture this package has no module for.
     """
+    loaded = _load(str(name), dtype, causal)
+    loaded.loaded_from = str(name)
+    return loaded
+
+
+def _load(name: str, dtype: str, causal: bool) -> KnownBackbone:
     for prefix, load in ((TIMM, TimmBackbone.load), (FROM_CONFIG, ViTBackbone.from_config)):
         if name.startswith(prefix):
             _only_float32(name, dtype)

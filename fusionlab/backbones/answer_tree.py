@@ -27,6 +27,8 @@ class AnswerTree:
         columns: the column of the logits that each of them is asked for at, 0 behind an answer's end, of that shape.
         is_asked: False behind an answer's end, bool, of that shape.
         num_closing: how many tokens close each answer.
+        num_opening: how many, the same of all, come before what tells one from another, such as a block of thinking
+            that a template writes.
     """
 
     answers: tuple[tuple[int, ...], ...]
@@ -37,6 +39,7 @@ class AnswerTree:
     columns: Tensor
     is_asked: Tensor
     num_closing: tuple[int, ...]
+    num_opening: int = 0
 
     @classmethod
     def of(
@@ -44,6 +47,7 @@ class AnswerTree:
         answers: Sequence[Sequence[int]],
         device: torch.device | None = None,
         num_closing: Sequence[int] | None = None,
+        num_opening: int = 0,
     ) -> AnswerTree:
         """The tree of these answers, each of at least one token, of which one closes it where nothing else is said."""
         closing = (1,) * len(answers) if num_closing is None else tuple(num_closing)
@@ -57,7 +61,7 @@ class AnswerTree:
         tokens = torch.zeros(is_asked.shape, dtype=torch.int64)
         tokens[is_asked] = torch.tensor([token for ids in answers for token in ids])
         parts = (inputs, word, depth, tokens, columns, is_asked)
-        return cls(tuple(tuple(ids) for ids in answers), *(part.to(device) for part in parts), closing)
+        return cls(tuple(tuple(ids) for ids in answers), *(part.to(device) for part in parts), closing, num_opening)
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -66,13 +70,19 @@ class AnswerTree:
 
     @property
     def words(self) -> tuple[tuple[int, ...], ...]:
-        """The answers without what closes them."""
-        return tuple(ids[: len(ids) - closing] for ids, closing in zip(self.answers, self.num_closing, strict=True))
+        """The answers without what closes and opens them."""
+        parts = zip(self.answers, self.num_closing, strict=True)
+        return tuple(ids[self.num_opening : len(ids) - closing] for ids, closing in parts)
 
     @property
     def num_columns(self) -> int:
         """Columns whose logits are needed: the prompt's last one, and one a token that is read."""
         return 1 + len(self.inputs)
+
+    @property
+    def num_read(self) -> int:
+        """How many answers have tokens that are read, which are those of more than one token."""
+        return sum(len(ids) > 1 for ids in self.answers)
 
     def behind(self, prompt_ids: Tensor, prompt_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rows that hold a prompt and all answers.
@@ -110,6 +120,29 @@ class AnswerTree:
         logits = logits.float()
         chosen = logits[:, self.columns, self.tokens] - logits.logsumexp(dim=-1)[:, self.columns]
         return chosen.masked_fill(~self.is_asked, 0)
+
+    def ranked_by(self, of_tokens: Tensor, ranking: str, words: Sequence[str]) -> Tensor:
+        """The answers' scores from log p of their tokens.
+
+        Args:
+            of_tokens: as of :meth:`log_likelihoods`.
+            ranking: the sum of the ``whole`` answer, or :attr:`words` alone: their sum (``without_end``), divided by
+                their tokens (``per_token``) or by the bytes of the texts (``per_byte``).
+            words: the answers as texts.
+
+        Returns:
+            shape ``(batch, answers)``.
+        """
+        if ranking == "whole":
+            return of_tokens.sum(2)
+        place = torch.arange(of_tokens.shape[2], device=of_tokens.device)
+        ends = torch.tensor([self.num_opening + len(word) for word in self.words], device=place.device)
+        is_word = (place >= self.num_opening) & (place < ends[:, None])
+        total = of_tokens.masked_fill(~is_word, 0).sum(2)
+        if ranking == "without_end":
+            return total
+        texts = self.words if ranking == "per_token" else [word.encode() for word in words]
+        return total / total.new_tensor([len(text) for text in texts])
 
     def each_behind(self, prompt: Tensor) -> Tensor:
         """One row an answer: the prompt (int64, shape ``(len,)``) and the answer's tokens but the last, padded."""

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from fusionlab.adapters.samples import SampleTokens
-from fusionlab.adapters.targets import LINEAR
+from fusionlab.adapters.targets import linear_but
 from fusionlab.backbones.answer_tree import AnswerTree
 from fusionlab.backbones.gguf import GGUF, dequantized
 from fusionlab.backbones.greedy import Output, Way, find_ends, find_way, greedy, plain
 from fusionlab.backbones.masks import additive_masks, visible_within
 from fusionlab.backbones.packed import Apart, find_apart, windows_of
-from fusionlab.backbones.positions import check_positions
+from fusionlab.backbones.positions import check_logits, check_positions
 from fusionlab.backbones.quiet import UNREADABLE, quiet, reason_of
 from fusionlab.backbones.settings import function_settings
 from fusionlab.backbones.tokenizers import read_tokenizer
@@ -46,8 +46,8 @@ class CausalBackbone(nn.Module):
         InputError: the tokenizer has more tokens than the model.
     """
 
-    scope = ""
-    full_scopes = ("",)
+    scope, full_scopes = "", ("",)
+    loaded_from: str | None = None
 
     def __init__(self, model: Any, tokenizer: Any, *, name: str, is_converted: bool = False) -> None:
         super().__init__()
@@ -58,14 +58,14 @@ class CausalBackbone(nn.Module):
                 f"tokenizer that the model was made with, or resize the model's embeddings"
             )
         self.model = model.requires_grad_(False).eval()
-        self.tokenizer = tokenizer
+        self.tokenizer, self._template = tokenizer, tokenizer.chat_template
         self.name, self.is_converted = name, is_converted
         self.end_ids()  # which are refused where they are none
         self.sample_tokens = SampleTokens()
         """A sample's own are the tokens of its prompt."""
         self._side_by_side: bool | None = None
         self._windows = windows_of(model)
-        self._tried = 0
+        self._tried, self._told = 0, False
         self._way: Way | None = None
         self._apart_by: Apart | None = None
 
@@ -105,15 +105,14 @@ class CausalBackbone(nn.Module):
                 raise
             raise InputError(f"the language model {name!r} could not be loaded: {reason_of(error)}") from error
         model, info = loaded
+        check_logits(model, name)
         if info["missing_keys"]:
             raise InputError(
                 f"the language model {name!r} lacks weights: {name_list(sorted(info['missing_keys']))}; give a "
                 f"complete one saved by save_pretrained"
             )
         if is_gguf:
-            _log.warning(
-                "%s is dequantized to %s: its weights are those of the quantized model, stored wider", name, dtype
-            )
+            _log.warning("%s is dequantized to %s: the weights of the quantized model, stored wider", name, dtype)
         tokenizer = read_tokenizer(where, f"the language model {name!r}")
         return cls(model, tokenizer, name=name, is_converted=is_gguf)
 
@@ -125,12 +124,7 @@ class CausalBackbone(nn.Module):
     @property
     def default_target_modules(self) -> tuple[str, ...]:
         """Every linear layer but the head: by the ends of their names where these say just them, else by full names."""
-        head = self.model.get_output_embeddings()
-        linear = {name: module for name, module in self.model.named_modules() if isinstance(module, LINEAR) and name}
-        wanted = [name for name, module in linear.items() if module is not head]
-        ends = tuple(dict.fromkeys(name.rpartition(".")[2] for name in wanted))
-        chosen = [name for name in linear if name.endswith(tuple(f".{end}" for end in ends)) or name in ends]
-        return ends if chosen == wanted else tuple(wanted)
+        return linear_but(self.model, self.model.get_output_embeddings())
 
     def end_ids(self, more: Sequence[int] = ()) -> tuple[int, ...]:
         """The tokens that end an answer: the tokenizer's, those of ``generation_config``, and ``more``."""
@@ -199,8 +193,9 @@ class CausalBackbone(nn.Module):
         check_positions(self.model, prompt_ids.shape[1] + max(tree.lengths) - 1, "a prompt with an answer")
         longest = prompt_ids.shape[1] + len(tree.inputs)
         is_new = any(self._tried <= window < longest for window in self._windows)
-        if self._side_by_side is None or (self._side_by_side and is_new):
-            self._tried = longest
+        is_told = tree.num_read > 1 and not self._told  # answers of one token see no other
+        if self._side_by_side is None or is_told or (self._side_by_side and is_new):
+            self._tried, self._told = max(longest, self._tried), self._told or is_told
             self._side_by_side = self._honours_masks(prompt_ids[:2], prompt_mask[:2], tree)
         columns = tree.num_columns if self._side_by_side else len(tree.lengths) * max(tree.lengths)
         rows = max(1, _MAX_LOGITS // (columns * self.model.config.get_text_config().vocab_size))
@@ -261,7 +256,7 @@ class CausalBackbone(nn.Module):
         output: Output = plain,
         *,
         cached: bool = True,
-    ) -> list[list[int]]:
+    ) -> list[list[int] | None]:
         """The greedy answer to each prompt: at every step the most likely token, whatever ``generation_config`` says.
 
         Args:
@@ -273,7 +268,7 @@ class CausalBackbone(nn.Module):
             cached: whether keys and values may be kept, which linearized outputs do not have.
 
         Returns:
-            tokens of each answer, without the one that ended it.
+            tokens of each answer, without the one that ended it; None where the logits are NaN.
         """
         check_positions(self.model, prompt_ids.shape[1] + max_new_tokens - 1, "a prompt with its generated answer")
         vocabulary = self.model.config.get_text_config().vocab_size
@@ -281,7 +276,7 @@ class CausalBackbone(nn.Module):
         parts = [(prompt_ids, prompt_mask)]
         if self._way == "alone":
             parts = [(ids[mask][None], mask[mask][None]) for ids, mask in zip(prompt_ids, prompt_mask, strict=True)]
-        answers = []
+        answers: list[list[int] | None] = []
         for ids, mask in parts:
             with self.sample_tokens.reading({"": mask}):
                 kept = cached and self._way == "cached"
@@ -291,6 +286,11 @@ class CausalBackbone(nn.Module):
     def decode(self, ids: Sequence[int]) -> str:
         """The text of tokens, special ones left out."""
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    @property
+    def has_other_template(self) -> bool:
+        """Whether the tokenizer has another chat template than the base's own files have, or none where they have."""
+        return bool(self.tokenizer.chat_template != self._template)
 
     def save_files(self, folder: Path) -> None:
         """Write what belongs beside weights in this layout: configuration, generation defaults and tokenizer."""

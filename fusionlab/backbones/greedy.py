@@ -20,6 +20,7 @@ Reading: TypeAlias = Callable[[Mapping[str, Tensor]], AbstractContextManager[Any
 Way = Literal["cached", "together", "alone"]
 """How prompts are answered: side by side with what was read kept, side by side anew each time, one after another."""
 _TRIED = ((3, 24), (11, 9))  # first token and length of the prompts that are tried
+_STEPS = 4
 _EXACT = 1e-3  # log-likelihoods of a way may differ by so much from those of each prompt alone
 
 
@@ -60,7 +61,7 @@ def greedy(
     output: Output,
     *,
     cached: bool,
-) -> list[list[int]]:
+) -> list[list[int] | None]:
     """The answers; arguments and result as of :meth:`~fusionlab.backbones.causal.CausalBackbone.generate`."""
     from transformers import DynamicCache
 
@@ -83,7 +84,8 @@ def greedy(
         )
         token = lowest_argmax(output(lambda call=call: call().logits)[:, -1])
         chosen.append(token)
-        ended |= torch.isin(token, ends)
+        token = token.clamp(min=0)  # where the logits are NaN, which is no answer
+        ended |= torch.isin(token, ends) | (chosen[-1] < 0)
         if ended.all():
             break
         inputs = token[:, None] if cached else torch.cat([inputs, token[:, None]], dim=1)
@@ -138,10 +140,12 @@ def _steps(
         return seen[-1]
 
     with reading({"": prompt_mask}):
-        greedy(model, prompt_ids, prompt_mask, 4, (-1,), output, cached=cached)
-    return torch.stack([logits[:, -1].float().log_softmax(-1) for logits in seen], dim=1)
+        greedy(model, prompt_ids, prompt_mask, _STEPS, (-1,), output, cached=cached)
+    found = [logits[:, -1].float().log_softmax(-1) for logits in seen]
+    found += [torch.full_like(found[-1], torch.nan)] * (_STEPS - len(found))  # answers end where logits are NaN
+    return torch.stack(found, dim=1)
 
 
-def _before_end(tokens: Sequence[int], ends: set[int]) -> list[int]:
+def _before_end(tokens: Sequence[int], ends: set[int]) -> list[int] | None:
     first = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
-    return list(tokens[:first])
+    return None if -1 in tokens[:first] else list(tokens[:first])

@@ -18,6 +18,7 @@ class ImageBackbone(nn.Module):
 
     preprocessing: Preprocessing
     processor_files: dict[str, str]
+    loaded_from: str | None = None
 
     def preprocess_by(self, preprocessing: Preprocessing) -> None:
         """Take images processed so."""

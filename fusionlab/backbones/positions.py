@@ -1,7 +1,8 @@
-"""How many tokens a language model can read at once where its positions are looked up in a table."""
+"""What a language model can read: ids that it has embeddings for, positions that are looked up in a table."""
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from torch import nn
@@ -25,6 +26,42 @@ def check_positions(model: Any, tokens: int, what: str) -> None:
         raise InputError(
             f"{what} has {tokens} tokens, and a {type(model).__name__} with {most} positions reads no more; lower "
             f"data.max_length or model.max_new_tokens, or give a model of more positions"
+        )
+
+
+def check_ids(model: Any, largest: int, what: str) -> None:
+    """Raise where tokens have ids that the model has no row of embeddings for.
+
+    Args:
+        model: of transformers'.
+        largest: the largest id.
+        what: has it, for the message.
+
+    Raises:
+        InputError: with both numbers.
+    """
+    rows = len(model.get_input_embeddings().weight)
+    if largest >= rows:
+        raise InputError(
+            f"{what} has the token {largest}, and the model embeds {rows} tokens; read the data by the model's own "
+            f"tokenizer (data.tokenizer)"
+        )
+
+
+def check_logits(model: Any, name: str) -> None:
+    """Raise where a model gives the logits of all columns only, most of which nobody reads.
+
+    Args:
+        model: of transformers'.
+        name: what the user called it.
+
+    Raises:
+        InputError: it does.
+    """
+    if "logits_to_keep" not in inspect.signature(model.forward).parameters:
+        raise InputError(
+            f"the language model {name!r} is a {type(model).__name__}, whose forward has no logits_to_keep: it cannot "
+            f"be asked for the logits of some tokens; give a decoder such as a Llama, Qwen, Gemma or GPT-2"
         )
 
 

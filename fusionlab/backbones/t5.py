@@ -44,6 +44,7 @@ class T5Backbone(nn.Module):
     scope = ""
     full_scopes = ("",)
     default_target_modules = ("q", "v")
+    loaded_from: str | None = None
 
     def __init__(self, model: Any, tokenizer: Any, *, name: str) -> None:
         super().__init__()
@@ -199,7 +200,9 @@ class T5Backbone(nn.Module):
         ended = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
         for _ in range(max_new_tokens):
             logits = output(partial(self._logits, input_ids, attention_mask, tokens))
-            chosen = lowest_argmax(logits[:, -1]).masked_fill(ended, config.pad_token_id)
+            best = lowest_argmax(logits[:, -1])
+            ended |= best < 0  # where the logits are NaN
+            chosen = best.masked_fill(ended, config.pad_token_id)
             tokens = torch.cat([tokens, chosen[:, None]], dim=1)
             ended |= chosen == config.eos_token_id
             if ended.all():

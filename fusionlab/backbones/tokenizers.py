@@ -6,10 +6,42 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fusionlab.backbones.quiet import UNREADABLE
 from fusionlab.errors import InputError
+
+
+class Frame(NamedTuple):
+    """What a chat template writes around the content of an answer, as generated answers are read.
+
+    Args:
+        opening: what it writes between the header and the content, such as an empty block of thinking.
+        end_text: the text that ends an answer where no special token does before it; empty where one does.
+    """
+
+    opening: str = ""
+    end_text: str = ""
+
+    def answer(self, text: str) -> str:
+        """A generated text up to what ends it, which is looked for in its content.
+
+        Example:
+            >>> Frame("<think></think>", "###").answer("<think></think> yes ### and so on")
+            '<think></think> yes '
+        """
+        content = self.content(text)
+        end = content.find(self.end_text) if self.end_text else -1
+        return text if end < 0 else text[: len(text) - len(content) + end]
+
+    def content(self, text: str) -> str:
+        """A text without what opens an answer, and without the white space before it.
+
+        Example:
+            >>> Frame("<think></think>").content("<think></think> 3.8")
+            '3.8'
+        """
+        return text.lstrip().removeprefix(self.opening).lstrip()
 
 
 def read_tokenizer(where: Mapping[str, Any], what: str) -> Any:

@@ -80,7 +80,8 @@ class DryRun(Callback):
             for task, part in batch.items():
                 module.activate(task)
                 loss = module.loss(task, to_device(part, module.device))
-                torch.autograd.grad(loss, module.task_parameters[task])
+                trained = [value for value in module.task_parameters[task] if value.requires_grad]
+                torch.autograd.grad(loss, trained, allow_unused=True)
                 found[task] = float(loss.detach())
         return found
 

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from fusionlab import reporting, rules, search
 from fusionlab.adapters import base_state
-from fusionlab.callbacks.attached import attached
+from fusionlab.callbacks.attached import attached_to_score
 from fusionlab.callbacks.harness import causal, harness_rows
 from fusionlab.callbacks.origin import origin_of
 from fusionlab.callbacks.scoring import Made, Scorer, log_key, log_scores, row_of, with_bounds_of_choice
@@ -24,7 +24,7 @@ from fusionlab.data.tasks import without_classes
 from fusionlab.engine import try_rule
 from fusionlab.errors import InputError, name_list
 from fusionlab.evaluation.rows import Row
-from fusionlab.files import write_text
+from fusionlab.files import path_of, write_text
 from fusionlab.fusion.by_task import acting
 from fusionlab.fusion.finetuned import Finetuned
 from fusionlab.fusion.folders import export_finetuned, save_fused
@@ -86,7 +86,7 @@ class FusionCallback(Callback):
         self.diagnostics = diagnostics
         self.harness: HarnessTasks | None = None
         """Tasks of lm-eval to score beside the data's at the end."""
-        self._reference = None if full_reference is None else Path(full_reference)
+        self._reference = None if full_reference is None else path_of(full_reference)
         self.full_reference = None if self._reference is None else reporting.single_task_values(self._reference)
 
     def should_fuse(self, trainer: Trainer) -> bool:
@@ -95,7 +95,7 @@ class FusionCallback(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what cannot be had, before anything is trained."""
-        module, data = attached(trainer, pl_module)
+        module, data = attached_to_score(trainer, pl_module)
         if self.dtype is not None and module.method in LINEARIZED_METHODS:
             raise InputError(
                 f"fusion.dtype {self.dtype}: models of method {module.method!r} act to first order about the base's "
@@ -124,6 +124,9 @@ class FusionCallback(Callback):
             if not search.looks_at_data(rule) and not _names_parameters(rule):
                 try_rule(rule, data.tasks)
         search.check_data(self.rules, data, [module.method])
+        if any(map(search.looks_at_data, self.rules.values())):
+            module.prepare_tasks(data.tasks)
+            search.check_module(self.rules, module, data)
         if self.diagnostics is not None:
             self.diagnostics.check(list(data.tasks), without_classes(data.tasks))
 
@@ -131,13 +134,13 @@ class FusionCallback(Callback):
         """Score on the validation splits and log."""
         if self.should_fuse(trainer):
             with isolate_rng(include_cuda=torch.cuda.is_initialized()):
-                rows, _ = self._score(trainer, *attached(trainer, pl_module), "validation")
+                rows, _ = self._score(trainer, *attached_to_score(trainer, pl_module), "validation")
             pl_module.log_dict({log_key(row): row["value"] for row in rows if log_key(row)}, rank_zero_only=True)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Score on the test splits and write the run folder."""
-        module, data = attached(trainer, pl_module)
-        with isolate_rng(include_cuda=torch.cuda.is_initialized()):
+        """Score on the test splits and write the run folder; where scoring fails, what was trained is written."""
+        module, data = attached_to_score(trainer, pl_module)
+        with isolate_rng(include_cuda=torch.cuda.is_initialized()), _trained_is_kept(trainer, module, data):
             rows, made = self._score(trainer, module, data, "test")
             rows += self._harness_rows(trainer, pl_module, data, made)
             diagnose = self._diagnosis(module, data)
@@ -165,7 +168,7 @@ class FusionCallback(Callback):
         """What is to be written into the run folder of how the task vectors lie; all ranks take part."""
         if self.diagnostics is None:
             return lambda root: None
-        finetuned = {task: module.finetuned(task) for task in data.tasks}
+        finetuned = Finetuned(module, {task: module.finetuned(task) for task in data.tasks}).weights
         plane = self.diagnostics.plane(module, data, finetuned)
         return lambda root: write_diagnostics(root, base_state(module.base_model), finetuned, plane)
 
@@ -219,6 +222,17 @@ class FusionCallback(Callback):
         reporting.plot_scores(rows, root / PLOTS / SCORES)
         reporting.write_results(root / RESULTS, rows)
         reporting.print_table(rows, title)
+
+
+@contextmanager
+def _trained_is_kept(trainer: Trainer, module: Module, data: Data) -> Iterator[None]:
+    """Where the block fails, write what was trained, whole task by task; the run stays unfinished."""
+    try:
+        yield
+    except Exception:
+        if not trainer.fast_dev_run:
+            export_finetuned(module, Path(trainer.default_root_dir), list(data.tasks), origin_of(trainer, module, data))
+        raise
 
 
 @contextmanager

@@ -57,9 +57,11 @@ class RunFolderCallback(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Make what is trained, and fill in what other jobs have trained; only the rest is trained."""
-        if stage != "fit" or not self.taken:
+        if stage != "fit":
             return
-        module, data = attached(trainer, pl_module)
+        module, data = attached(trainer, pl_module)  # refused before the module is set up for them
+        if not self.taken:
+            return
         module.add_adapters(list(data.tasks))
         for path in dict.fromkeys(self.taken.values()):
             fill_in(module, [task for task, of in self.taken.items() if of == path], path)

@@ -19,6 +19,7 @@ LEAST: Mapping[str, tuple[int, str]] = {
     "min_steps": (0, "leave it out"),
     "min_epochs": (0, "leave it out"),
 }
+RULES = ("rule", "rules")  # of recipes: these check their own numbers, and name the rule
 UNITS = ("weeks", "days", "hours", "minutes", "seconds", "milliseconds", "microseconds")
 
 
@@ -46,6 +47,22 @@ def check_bounds(trainer: Any) -> None:
                 f"trainer.min_{unit} {least} is more than trainer.max_{unit} {most}, which ends the training; give less"
             )
     _check_time(trainer.max_time)
+
+
+def check_finite(given: Any, name: str) -> None:
+    """Raise if a number anywhere in a recipe's value is infinite, or none.
+
+    Raises:
+        InputError: naming its place.
+    """
+    if isinstance(given, Mapping):
+        for key, value in given.items():
+            check_finite(value, f"{name}.{key}")
+    elif isinstance(given, list | tuple):
+        for value in given:
+            check_finite(value, name)
+    elif isinstance(given, float) and not math.isfinite(given):
+        raise InputError(f"{name}: expected a finite number, got {given}; give one, or leave it out")
 
 
 def check_timeout(seconds: float) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fusionlab.errors import InputError
+from fusionlab.files import named, path_of
 from fusionlab.layout import CHECKPOINTS, LAST
 from fusionlab.runs.checkpoints import read_checkpoint
 from fusionlab.runs.folder import RunFolder
@@ -28,7 +29,7 @@ def checkpoint_to_go_on_from(config: Any, folder: RunFolder, state: str) -> Path
         InputError: the given one, or the folder's own, cannot be read or is past the run's end; or the given one goes
             against the folder's own.
     """
-    given = None if config.ckpt_path is None else _checked(str(config.ckpt_path), config)
+    given = None if config.ckpt_path is None else _checked(_path(config.ckpt_path), config)
     own = folder.last_checkpoint
     if state != "unfinished":
         if given is not None and config.overwrite and folder.path.resolve() in given.resolve().parents:
@@ -37,7 +38,8 @@ def checkpoint_to_go_on_from(config: Any, folder: RunFolder, state: str) -> Path
             )
         return given
     before = folder.config().get("ckpt_path")
-    if given is not None and not (own is not None and given.samefile(own)) and str(given) != before:
+    same = before is not None and str(given) == _path(before)
+    if given is not None and not (own is not None and given.samefile(own)) and not same:
         raise InputError(
             f"the unfinished run in {str(folder.path)!r} goes on from its own {own or 'start'}, not from "
             f"{str(given)!r}; leave --ckpt_path out, or give another --trainer.default_root_dir"
@@ -50,6 +52,11 @@ def checkpoint_to_go_on_from(config: Any, folder: RunFolder, state: str) -> Path
         advice = "give --overwrite to start anew, or put a whole one there"
         _check_end(own, read_checkpoint(own, "the run's own", advice, needed=_NEEDED), "the run's own", config)
     return own or given
+
+
+def _path(given: str | Path) -> str:
+    with named("--ckpt_path"):
+        return str(path_of(given))
 
 
 def _checked(path: str, config: Any) -> Path:

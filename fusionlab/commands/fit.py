@@ -29,8 +29,9 @@ from fusionlab.callbacks import (
     WholeCheckpointIO,
     around,
 )
-from fusionlab.commands.arguments import refuse_empty_arguments
+from fusionlab.commands.arguments import default_classes, refuse_empty_arguments
 from fusionlab.commands.checkpoint import checkpoint_to_go_on_from
+from fusionlab.commands.dates import settle_date
 from fusionlab.commands.empty import refuse_empty
 from fusionlab.commands.flags import add_flags, take_whole_numbers_first
 from fusionlab.commands.folders import (
@@ -41,7 +42,6 @@ from fusionlab.commands.folders import (
     run_folder,
     taken_before,
 )
-from fusionlab.commands.given import check_given
 from fusionlab.commands.harness import score_by_harness
 from fusionlab.commands.messages import input_error_in, readable, refused_class
 from fusionlab.commands.options import check_monitors, check_options
@@ -50,8 +50,8 @@ from fusionlab.commands.parser import checked_flags, config_files, flag_names, g
 from fusionlab.commands.seeds import check_one_seed
 from fusionlab.commands.trainer import (
     as_list,
+    begins_anew,
     brings_progress_bar,
-    is_restarted,
     lightning_errors,
     plain,
     profiler_of,
@@ -59,15 +59,15 @@ from fusionlab.commands.trainer import (
     trainer_built,
 )
 from fusionlab.contracts import as_data, as_module
-from fusionlab.data import ImageTasks
+from fusionlab.data.base import TaskData
 from fusionlab.data.tasks import check_samples
 from fusionlab.distributed.meeting import exit_code_of_others, leave, tell_bad_input
 from fusionlab.distributed.ranks import RUN_FOLDER_VARIABLE
 from fusionlab.distributed.strategies import SHARDED, RollCallDDP, ShardedDDP
 from fusionlab.errors import InputError
 from fusionlab.layout import CHECKPOINTS, LEASES
-from fusionlab.modules import ClipModule
 from fusionlab.runs.folder import RunFolder
+from fusionlab.search.workbench import DEFAULT_SEED
 
 TRAINER_DEFAULTS = {
     "max_steps": 80,
@@ -88,6 +88,7 @@ class FusionCLI(LightningCLI):
     """The values of the flags on the command line, by their names."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
+        self._classes = default_classes(options.get("args") or ())
         with ExitStack() as self.cleanup:
             super().__init__(*arguments, **options)
 
@@ -96,7 +97,7 @@ class FusionCLI(LightningCLI):
         parser.add_lightning_class_args(FusionCallback, "fusion")
         add_flags(parser)
         take_whole_numbers_first(parser)
-        parser.set_defaults({"model": ClipModule.__name__, "data": ImageTasks.__name__})
+        parser.set_defaults(self._classes)
         parser.link_arguments("seed_everything", "model.init_args.seed")
         parser.link_arguments("seed_everything", "data.init_args.seed")
 
@@ -119,13 +120,13 @@ class FusionCLI(LightningCLI):
         refuse_empty(self._subcommand_parsers[self.subcommand], config)
         refuse_empty_arguments(config)
         given = [*self.given, *(["dry_run"] if config.dry_run else [])]  # of a file too: it must not become a true run
-        check_given(self.subcommand, given, config.data.class_path)
         if self.subcommand == "validate" and "trainer.limit_val_batches" not in self.given:
             config.trainer.limit_val_batches = config.trainer.limit_val_batches or 1.0  # 0 is what fit has
-        check_options(self.subcommand, config)
+        check_options(self.subcommand, config, given)
         if self.subcommand == "fit" and config.trainer.fast_dev_run:
             config.trainer.default_root_dir = folder_for_a_trial(self.cleanup)
         config.trainer.default_root_dir = run_folder(self.subcommand, config)
+        settle_date(self.subcommand, config, overwrite=self.subcommand == "fit" and begins_anew(config))
         if self.subcommand != "fit":
             check_output(config.output, config.data.init_args)
         if self.subcommand == "predict":
@@ -172,12 +173,12 @@ class FusionCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Decide between a new run, a resumed one, and a refusal; nothing is written before the data is checked."""
-        module, data = as_module(self.model), as_data(self.datamodule)
+        module, data = as_module(self.model), as_data(self.datamodule, is_set_up=False)
         check_samples(module, data)
         config = self.config[self.subcommand]
         for key, value in module.resolved.items():
             config.model.init_args[key] = value
-        if "tasks" in config.data.init_args and config.data.init_args.tasks is None:
+        if isinstance(data, TaskData) and config.data.init_args.get("tasks", "") is None:
             config.data.init_args.tasks = list(data.task_names)
         score_by_harness(config, self.subcommand, self.trainer, self.model, self.datamodule)
         if self.subcommand == "predict" and self.trainer.world_size > 1:  # which one has which input is not known
@@ -186,14 +187,10 @@ class FusionCLI(LightningCLI):
             return
         written = self.parser.dump(plain(self.config), skip_none=False, skip_check=True)
         resolved = yaml.safe_load(written)[self.subcommand]
-        check_monitors(
-            self.trainer.callbacks,
-            data.task_names,
-            validates=bool(self.trainer.limit_val_batches),
-            fuses=config.fusion.every_n_epochs is not None,
-        )
+        fuses = config.fusion.every_n_epochs is not None
+        check_monitors(self.trainer, module, data, fuses=fuses)
         root, folder = RunFolder(Path(config.trainer.default_root_dir)), folder_of(config)
-        overwrite = config.overwrite and not is_restarted()
+        overwrite = begins_anew(config)
         self.run_state = folder.check(resolved, overwrite=overwrite)
         if config.train_only and not overwrite:
             check_untrained(root, folder, data.task_names)
@@ -283,7 +280,7 @@ def _run(argv: list[str]) -> int:
             subclass_mode_model=True,
             subclass_mode_data=True,
             save_config_callback=None,
-            seed_everything_default=42,
+            seed_everything_default=DEFAULT_SEED,
             trainer_defaults=TRAINER_DEFAULTS,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,

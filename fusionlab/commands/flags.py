@@ -41,7 +41,7 @@ def add_flags(parser: LightningArgumentParser) -> None:
         "--harness_num_fewshot",
         type=int | None,
         default=None,
-        help="examples before a question, for all such tasks",
+        help="examples before a question, for all such tasks but those that say 0 themselves",
     )
 
 

@@ -18,8 +18,8 @@ from fusionlab.distributed.ranks import RUN_FOLDER_VARIABLE, started_world_size
 from fusionlab.errors import InputError, name_list
 from fusionlab.files import check_folder, named
 from fusionlab.modules import FusionModule
-from fusionlab.runs.folder import RunFolder
-from fusionlab.search.workbench import class_of
+from fusionlab.runs.folder import RunFolder, names_of_tasks
+from fusionlab.search.workbench import class_given
 
 
 def folder_of(config: Any) -> RunFolder:
@@ -27,9 +27,10 @@ def folder_of(config: Any) -> RunFolder:
     root = RunFolder(Path(config.trainer.default_root_dir))
     if not config.train_only:
         return root
-    if not config.data.init_args.get("tasks"):
+    tasks = names_of_tasks(config.data.init_args.get("tasks"))
+    if not tasks:
         raise InputError("train_only: name the tasks to train in --data.tasks; the job's folder is called after them")
-    return root.part(task if isinstance(task, str) else task["name"] for task in config.data.init_args.tasks)
+    return root.part(tasks)
 
 
 def check_untrained(root: RunFolder, part: RunFolder, tasks: Sequence[str]) -> None:
@@ -114,11 +115,17 @@ def next_run_folder(command: str, config: Any) -> RunFolder:
             f"{what} were started: give --trainer.default_root_dir, a folder that all of them see, so that they "
             f"agree on it"
         )
-    own = class_of(config.model.class_path, "fusionlab.modules")
+    own, arguments = class_given("model", config.model), config.model.init_args
     default = own.default_backbone if issubclass(own, FusionModule) else own.__name__
-    backbone = config.model.init_args.get("backbone") or default
-    method = config.model.init_args.get("method", ModuleDefaults.method)
-    return RunFolder.next_free(f"{Path(backbone).name}-{method if command == 'fit' else command}")
+    backbone = _text(arguments.get("backbone"), default)
+    method = _text(arguments.get("method"), own.method if issubclass(own, ModuleDefaults) else None)
+    kind = (method or ModuleDefaults.method) if command == "fit" else command
+    return RunFolder.next_free(f"{Path(backbone).name}-{kind}")
+
+
+def _text(value: Any, default: Any) -> str:
+    # of a class of another package it may be anything
+    return next((each for each in (value, default) if isinstance(each, str) and each), "")
 
 
 def _chosen_by_first() -> str | None:

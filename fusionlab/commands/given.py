@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from fusionlab.errors import InputError
 
@@ -50,7 +50,7 @@ def commands_of(flag: str, data: str = "") -> tuple[str, ...]:
     return COMMANDS_OF.get(flag) or COMMANDS_OF.get(flag.partition(".")[0]) or ()
 
 
-def check_given(command: str, flags: Iterable[str], data: str) -> None:
+def check_given(command: str, flags: Iterable[str], data: str = "", foreign: Collection[str] = ()) -> None:
     """Raise if a flag was given to a command in which it does nothing.
 
     In a file it may stand: one configuration serves all commands.
@@ -59,11 +59,12 @@ def check_given(command: str, flags: Iterable[str], data: str) -> None:
         command: which one.
         flags: names of the flags on the command line.
         data: the class of the data.
+        foreign: of ``model`` and ``data`` those of other packages, whose arguments mean what these say.
 
     Raises:
         InputError: one of them acts in other commands only.
     """
-    for flag in flags:
+    for flag in (flag for flag in flags if flag.partition(".")[0] not in foreign):
         commands = commands_of(flag, data)
         if commands and command not in commands:
             raise InputError(does_nothing(flag, command, data))

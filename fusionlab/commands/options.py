@@ -6,15 +6,21 @@ What is not named here works, as Lightning's documentation says.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from fusionlab.commands.bounds import check_bounds, check_timeout
+from fusionlab.commands.given import check_given
+from fusionlab.contracts import Data, Module
+from fusionlab.data import ChatTasks, TextTasks
+from fusionlab.data.base import TaskData
 from fusionlab.distributed.strategies import SHARDED, check_sharded, check_strategy
 from fusionlab.errors import InputError, name_list
+from fusionlab.modules import FusionModule
+from fusionlab.search.workbench import class_given
 
 # options of the trainer that never act, whatever the value, with what to do
 NEVER: Mapping[str, str] = {
@@ -59,13 +65,21 @@ PLUGINS: Mapping[str, str] = {
 }
 
 
-def check_options(command: str, config: Any) -> None:
+def check_options(command: str, config: Any, flags: Iterable[str] = ()) -> None:
     """Raise if the configuration asks for what cannot work here; before anything is made.
+
+    Args:
+        command: which one.
+        config: its configuration.
+        flags: names of the flags on the command line, which must act in the command.
 
     Raises:
         InputError: which option, why, and what to do.
     """
     trainer, defaults = config.trainer, inspect.signature(Trainer).parameters
+    model, data = (class_given(part, config.get(part) or {}) for part in ("model", "data"))
+    own = {"model": issubclass(model, FusionModule), "data": issubclass(data, TaskData)}
+    check_given(command, flags, data.__name__, [part for part, is_own in own.items() if not is_own])
     for name, reason in NEVER.items():
         if trainer[name] != defaults[name].default:
             raise InputError(f"trainer.{name} {trainer[name]!r} does nothing here: {reason}")
@@ -76,13 +90,18 @@ def check_options(command: str, config: Any) -> None:
             kind = "CheckpointIO" if name.endswith("CheckpointIO") else name
             if kind in refused:
                 raise InputError(f"trainer.{key}: {name} cannot work here: {refused[kind]}")
-    kind = config.data.class_path.rpartition(".")[2]
-    if "GradientAccumulationScheduler" in class_names(trainer.callbacks) and kind in ("ChatTasks", "TextTasks"):
+    if "GradientAccumulationScheduler" in class_names(trainer.callbacks) and issubclass(data, ChatTasks | TextTasks):
         raise InputError(
-            f"trainer.callbacks: GradientAccumulationScheduler cannot work with {kind}, whose loss is the mean "
-            f"over the learnt tokens of an update of known size; give trainer.accumulate_grad_batches"
+            f"trainer.callbacks: GradientAccumulationScheduler cannot work with {data.__name__}, whose loss is the "
+            f"mean over the learnt tokens of an update of known size; give trainer.accumulate_grad_batches"
         )
-    _check_fit(config) if command == "fit" else _check_scoring(command, config)
+    if command != "fit":
+        _check_scoring(command, config)
+    else:
+        _check_fit(config)
+        for name in ("weights", "heads") if own["model"] else ():
+            if config.model.init_args.get(name) is not None:
+                raise InputError(f"model.{name} is for validate, test and predict; fit trains anew: leave it out")
     check_timeout(config.start_timeout)
     check_strategy(trainer.strategy)
     if trainer.strategy == SHARDED:
@@ -96,9 +115,6 @@ def check_options(command: str, config: Any) -> None:
 def _check_fit(config: Any) -> None:
     trainer = config.trainer
     check_bounds(trainer)
-    for name in ("weights", "heads"):
-        if config.model.init_args.get(name) is not None:
-            raise InputError(f"model.{name} is for validate, test and predict; fit trains anew: leave it out")
     if trainer.gradient_clip_algorithm is not None and trainer.gradient_clip_val is None:
         raise InputError("trainer.gradient_clip_algorithm does nothing without trainer.gradient_clip_val; give both")
     validates = trainer.limit_val_batches or trainer.overfit_batches or trainer.fast_dev_run
@@ -138,16 +154,24 @@ def _check_scoring(command: str, config: Any) -> None:
         raise InputError("return_predictions does nothing here: predictions are written to --output; leave it out")
 
 
-def check_monitors(callbacks: Sequence[Callback], tasks: Iterable[str], *, validates: bool, fuses: bool) -> None:
-    """Raise if a callback waits for a metric that is never logged.
+def check_monitors(trainer: Trainer, module: Module, data: Data, *, fuses: bool) -> None:
+    """Raise if a callback of the trainer waits for a metric that is never logged.
+
+    Args:
+        trainer: which has the callbacks.
+        module: one of another package logs what it wants.
+        data: whose tasks' metrics are logged; of another package they may be known once it is set up only.
+        fuses: whether fused models are scored while training.
 
     Raises:
         InputError: its name, and those that there are.
     """
-    tasks = list(tasks)
+    if not isinstance(module, FusionModule):
+        return
+    tasks, validates = list(data.task_names), bool(trainer.limit_val_batches)
     known = [f"train/{task}/loss" for task in tasks]
     starts = [f"validation/{task}/" for task in tasks] if validates or fuses else []
-    for callback in callbacks:
+    for callback in trainer.callbacks:
         if not isinstance(callback, (EarlyStopping, ModelCheckpoint)) or callback.monitor is None:
             continue
         monitor = callback.monitor.removesuffix("_step").removesuffix("_epoch")

@@ -40,7 +40,18 @@ def check_output(output: str | None, arguments: Mapping[str, Any]) -> None:
 
 
 def write_scores(command: str, config: Any, trainer: Trainer, module: Module) -> None:
-    """Draw the rows that were scored, and write them: to ``output``, else into the run folder."""
+    """Draw the rows that were scored, and write them: to ``output``, else into the run folder.
+
+    Raises:
+        InputError: the module kept none.
+    """
+    if not module.rows:
+        name = type(module).__name__
+        step = {"validate": "validation_step"}.get(command, "test_step")
+        raise InputError(
+            f"{command} scored nothing: {name}.rows is empty; expected the rows of fusionlab.evaluate there, which "
+            f"{name}.{step} keeps (fusionlab.contracts.Module.rows)"
+        )
     if config.verbose:
         print_table(module.rows, f"{module.backbone.name}: {config.model.init_args.get('weights') or 'pretrained'}")
     if trainer.fast_dev_run:

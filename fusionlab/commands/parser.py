@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import jsonargparse
 import yaml
 
+from fusionlab.commands.bounds import RULES, check_finite
 from fusionlab.commands.empty import refuse_empty
 from fusionlab.commands.messages import readable
 from fusionlab.errors import InputError, did_you_mean
@@ -73,7 +74,9 @@ def recipe_of(
     if isinstance(given, recipe_class):
         return given
     if isinstance(given, Mapping):
-        content = read_recipe(recipe_class, "recipe", dict(given))
+        from fusionlab.rules.config import plain
+
+        content = read_recipe(recipe_class, "recipe", plain(given))
     else:
         content = (read or (lambda path: read_recipe(recipe_class, path)))(str(given))
     parser = build_parser(recipe_class, command, {})
@@ -133,13 +136,15 @@ def read_recipe(recipe_class: type, path: str, content: dict[str, Any] | None = 
         content: of the file, where it was read already.
 
     Raises:
-        InputError: no such file, no YAML mapping, or a key that is not known.
+        InputError: no such file, no YAML mapping, a key that is not known, or a number that is none.
     """
     content = read_file(path) if content is None else content
     known = [item.name for item in fields(recipe_class)]
     for key in content:
         if key not in known:
             raise InputError(f"{path!r}: unknown key {key!r}; {did_you_mean(str(key), known)}")
+        if key not in RULES:
+            check_finite(content[key], key)
     return content
 
 

@@ -72,6 +72,11 @@ def plain(value: Any) -> Any:
     return value.value if isinstance(value, Enum) else value
 
 
+def begins_anew(config: Any) -> bool:
+    """Whether ``fit`` overwrites a run: what a cluster started again goes on with what it had begun."""
+    return bool(config.overwrite) and not is_restarted()
+
+
 def is_restarted() -> bool:
     """Whether SLURM or torchrun has started this very job again, which then goes on even with ``--overwrite``."""
     return any(number_of_launcher(name) for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"))

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from fusionlab.adapters import Adapter, InjectionReport
+from fusionlab.adapters import Adapter, InjectionReport, base_tensors
 from fusionlab.adapters.routed import FusedWeights, RoutedWeights
 from fusionlab.adapters.weights import Weights
 from fusionlab.contracts.protocols import Application, Batch, Data, LinearOutputs, Module, Row
 from fusionlab.errors import InputError
 from fusionlab.linearize import LinearizedState, tensors_replaced
 from fusionlab.samplers import exact_batches
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -38,12 +41,64 @@ class Network:
         """Nothing: the weights are all there is."""
 
 
+class _Unsaid(Generic[Value]):
+    """What is read from elsewhere until a module says otherwise by an attribute of its own.
+
+    Args:
+        read: of the module.
+    """
+
+    def __init__(self, read: Callable[[object], Value]) -> None:
+        self._read = read
+
+    def __get__(self, given: object, owner: type | None = None) -> Value:
+        return self._read(given)
+
+
+class _Plugin(Protocol):
+    """What a trainer of Lightning computes in."""
+
+    @property
+    def precision(self) -> str: ...
+
+    def val_step_context(self) -> AbstractContextManager[Any]: ...
+
+
+class _Trainer(Protocol):
+    @property
+    def precision_plugin(self) -> _Plugin: ...
+
+
+@runtime_checkable
+class _Attached(Protocol):
+    """What Lightning attaches a trainer to."""
+
+    _trainer: _Trainer | None
+
+
+def _plugin(given: object) -> _Plugin | None:
+    trainer = given._trainer if isinstance(given, _Attached) else None
+    return None if trainer is None else trainer.precision_plugin
+
+
+def _seed(given: object) -> int:
+    """The last one that Lightning seeded everything by; the commands' default where nothing was."""
+    return int(os.environ.get("PL_GLOBAL_SEED", 42))
+
+
+def _precision(given: object) -> str:
+    plugin = _plugin(given)
+    return "32-true" if plugin is None else str(plugin.precision)
+
+
 class ModuleDefaults:
     """What a module need not say: one that is trained as it is, has nothing beside its weights, and no classes."""
 
     method: str = "full"
-    seed: int = 42
-    precision: str = "32-true"
+    seed = _Unsaid(_seed)
+    """That of everything, ``seed_everything``."""
+    precision = _Unsaid(_precision)
+    """What the attached trainer computes in; float32 without one."""
     adapted_base_hash: str | None = None
     rows: Sequence[Row] = ()
     pads: bool = True
@@ -91,7 +146,9 @@ class ModuleDefaults:
         elif isinstance(weights, Adapter | LinearizedState | RoutedWeights) or callable(weights):
             raise InputError(f"{type(self).__name__} is scored under whole weights, got a {type(weights).__name__}")
         else:
-            state = {name: value.to(self.device) for name, value in weights.items()}
+            own = base_tensors(self.base_model)
+            dtypes = {name: own[name].dtype for name in weights if name in own}
+            state = {name: value.to(self.device, dtypes.get(name)) for name, value in weights.items()}
         self.activate(task)
         try:
             with tensors_replaced(self.base_model, state):
@@ -112,17 +169,26 @@ class ModuleDefaults:
         mask = torch.ones(len(batch["index"]), dtype=torch.bool, device=self.device)
         self.score(task, {**batch, "mask": mask}, self.metrics(task))
 
+    def primary_metric(self, task: str) -> str | None:
+        """The first of the task's metrics."""
+        return None
+
     def scoring_settings(self: Module, task: str) -> Mapping[str, Any]:
-        """The network's settings and the names of the metrics."""
-        return {"backbone": self.backbone.settings, "metrics": list(self.metrics(task))}
+        """The precision, the network's settings and the names of the metrics."""
+        return {
+            "precision": self.precision,
+            "backbone": self.backbone.settings,
+            "metrics": list(self.metrics(task)),
+        }
 
     def ranking_settings(self, task: str) -> Mapping[str, Any]:
         """Nothing more."""
         return {}
 
     def evaluation_context(self) -> AbstractContextManager[Any]:
-        """As the network computes."""
-        return nullcontext()
+        """The precision of the attached trainer, if there is one."""
+        plugin = _plugin(self)
+        return nullcontext() if plugin is None else plugin.val_step_context()
 
     def acts_linearly(self, finetuned: Mapping[str, Weights]) -> bool:
         """No."""
@@ -148,7 +214,14 @@ class DataDefaults:
 
     @property
     def task_names(self: Data) -> Sequence[str]:
-        """The tasks, which are known from the beginning."""
+        """The tasks, which are known from the beginning.
+
+        Raises:
+            InputError: they are made in ``setup``, which has not run.
+        """
+        if "tasks" not in dir(self):
+            name = type(self).__name__
+            raise InputError(f"{name} makes its tasks in setup, and their names are needed before: give it task_names")
         return list(self.tasks)
 
     def eval_batches(self: Data, task: str, split: str, *, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:

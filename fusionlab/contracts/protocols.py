@@ -150,7 +150,11 @@ class Module(Source, Protocol):
         """Mean loss of a batch, a scalar."""
 
     def metrics(self, task: str) -> MetricCollection:
-        """Fresh metrics of a task on this device, the one that choices are made by first."""
+        """Fresh metrics of a task on this device, the one that means and choices are made by first.
+
+        A ``MetricCollection`` of a list keeps its order, one of a mapping sorts the names: with several metrics give a
+        list, or say which one counts (:class:`fusionlab.contracts.Choosing`).
+        """
 
     def score(self, task: str, batch: Batch, metrics: MetricCollection) -> None:
         """Predict a batch and count it in ``metrics``, without the samples whose ``mask`` is False."""

@@ -13,13 +13,14 @@ from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 
 from fusionlab.contracts import DataDefaults
+from fusionlab.data.limits import cut, limit_of
 from fusionlab.data.loader import StepLoader
 from fusionlab.data.sources import is_absent
 from fusionlab.data.splits import SPLITS, SplitName
 from fusionlab.data.suites import told_missing
 from fusionlab.data.tasks import Samples, Task
 from fusionlab.errors import InputError, did_you_mean, name_list
-from fusionlab.samplers import Batch, FirstSamples, Split, bounded, derive_seed, exact_batches
+from fusionlab.samplers import Batch, Split, derive_seed, exact_batches
 
 _STAGE_SPLITS: dict[str, tuple[SplitName, ...]] = {
     "fit": SPLITS,
@@ -147,35 +148,14 @@ class TaskData(LightningDataModule, DataDefaults, ABC):
 
         That takes :meth:`eval_batches`, which the limit bounds in truth.
         """
-        return _one_within(self._limit("validation"))
+        return _one_within(limit_of(self.trainer, "validation"))
 
     def test_dataloader(self) -> list[int]:
         """As :meth:`val_dataloader`."""
-        return _one_within(self._limit("test"))
-
-    def _limit(self, split: str) -> tuple[str, int | float]:
-        """The option of the trainer that bounds the batches of a split in evaluation, and its value; 1.0 for none.
-
-        Without validation in ``fit`` (0 batches) coefficients are chosen on the whole split.
-        """
-        trainer = self.trainer
-        if not isinstance(trainer, Trainer) or split == "train":
-            return "", 1.0
-        if split == "test":
-            return "fast_dev_run" if trainer.fast_dev_run else "limit_test_batches", trainer.limit_test_batches
-        if trainer.sanity_checking:
-            steps = trainer.num_sanity_val_steps
-            return "num_sanity_val_steps", 1.0 if steps == float("inf") else int(steps)
-        if trainer.overfit_batches:
-            return "overfit_batches", trainer.limit_val_batches
-        name = "fast_dev_run" if trainer.fast_dev_run else "limit_val_batches"
-        return name, trainer.limit_val_batches or 1.0
+        return _one_within(limit_of(self.trainer, "test"))
 
     def _cut(self, name: str, split: Split) -> Split:
-        option, limit = self._limit(name)
-        batches = -(-len(split) // self.eval_batch_size)
-        kept = max(1, bounded(batches, limit)) * self.eval_batch_size
-        return split if kept >= len(split) else FirstSamples(split, kept, f"{option} {limit}")
+        return cut(split, self.eval_batch_size, limit_of(self.trainer, name))
 
     def eval_batches(self, task: str, split: str, *, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
         """This rank's evaluation batches of a task, each with a bool ``"mask"`` that is False on padding."""

@@ -14,6 +14,7 @@ from fusionlab.data.tasks import Task, check_duplicates
 from fusionlab.errors import InputError, name_list
 
 _INTEGER = re.compile(r"\s*[+-]?\d{1,18}\s*")
+_PLAIN_INTEGER = re.compile(r"0|-?[1-9]\d{0,17}")
 
 
 @dataclass(frozen=True)
@@ -99,9 +100,9 @@ def value_of(name: str) -> tuple[str, Any]:
 
 
 def as_names(task: Task, columns: Mapping[str, LabelColumn]) -> Mapping[str, LabelColumn]:
-    """Integers that are all names of listed classes, such as 1 of ``["1", "2"]``, as these names."""
+    """Integers that are all listed, such as 1 of ``["1", "2"]``, as these names: what their text in a csv file is."""
     values = {int(value) for column in columns.values() if column.names is None for value in np.unique(column.values)}
-    if not {str(value) for value in values} <= set(task.class_names or ()):
+    if not {("number", value) for value in values} <= set(map(value_of, task.class_names or ())):
         return columns
     found = dict(columns)
     for split, column in columns.items():
@@ -109,6 +110,43 @@ def as_names(task: Task, columns: Mapping[str, LabelColumn]) -> Mapping[str, Lab
             names, indices = np.unique(column.values, return_inverse=True)
             found[split] = LabelColumn(column.column, tuple(map(str, names.tolist())), indices.astype(np.int64))
     return found
+
+
+def check_one_reading(task: Task, columns: Mapping[str, LabelColumn]) -> None:
+    """Raise where plain integers are all label words, and all places of label words, and the two differ.
+
+    The same table is integers in parquet and text in csv, so that its format tells nothing of what is meant.
+
+    Raises:
+        InputError: with both readings.
+    """
+    words = task.class_names or ()
+    place_of = {value_of(word): place for place, word in enumerate(words)}
+    found = {_plain_integer(name) for column in columns.values() for name in _unordered_names(column)}
+    values = sorted(value for value in found if value is not None)
+    both = None not in found and all(("number", value) in place_of and 0 <= value < len(words) for value in values)
+    value = next((value for value in values if both and place_of["number", value] != value), None)
+    if value is None:
+        return
+    meant = ", ".join(str(value_of(word)[1]) for word in words)
+    raise InputError(
+        f"task {task.name!r}: label {value} is the label word {words[place_of['number', value]]!r} by its name, and "
+        f"{words[value]!r} by its place from 0 in label_words; say what the classes are called in the data, in the "
+        f"order of label_words: class_names: [{meant}] where labels are the words themselves, "
+        f"[{', '.join(map(str, range(len(words))))}] where they are places"
+    )
+
+
+def _unordered_names(column: LabelColumn) -> tuple[str, ...]:
+    """The names of a column, integers as their text; of a ClassLabel, which says itself what they are, none."""
+    if column.is_ordered:
+        return ("",)
+    return tuple(map(str, np.unique(column.values).tolist())) if column.names is None else column.names
+
+
+def _plain_integer(name: str) -> int | None:
+    """The integer that a text is, written as integers are; one such as ``01`` is a name."""
+    return int(name) if _PLAIN_INTEGER.fullmatch(name) else None
 
 
 def numbers_of(column: LabelColumn) -> np.ndarray | None:

@@ -13,6 +13,7 @@ from fusionlab.data.label_columns import (
     LabelColumn,
     as_listed,
     as_names,
+    check_one_reading,
     check_range,
     label_columns,
     number_of,
@@ -59,9 +60,10 @@ def read_labels(source: Source, definition: Task | None, listed_as: str = "class
     """Labels of every split, mapped by class name onto one order.
 
     The order is that of ``class_names``, else the alphabet, unless a ClassLabel feature has another: then it is the
-    training split's, and classes that only another split has come after it. Integers, also as text, are places in
-    ``class_names``, from 0, or exactly as many values as it has, in their order; without it they are places in the
-    classes of the known task of this name where their number agrees.
+    training split's, and classes that only another split has come after it. Integers, also as text, are the listed
+    names where all of them are listed; else places in ``class_names``, from 0, or exactly as many values as it has, in
+    their order; without it they are places in the classes of the known task of this name where their number agrees.
+    Of ``label_words`` alone, which need not name classes, what both readings would give otherwise is refused.
 
     Args:
         source: the task's tables.
@@ -69,14 +71,15 @@ def read_labels(source: Source, definition: Task | None, listed_as: str = "class
         listed_as: what the user knows ``class_names`` as, for messages.
 
     Raises:
-        InputError: no label column, unknown or missing labels, classes without names or with one name twice.
+        InputError: no label column, unknown or missing labels, classes without names or with one name twice; integers
+            that are label words by their names and by their places, not the same ones.
     """
     task = source.task
     hint = None if definition is None else definition.label_column
     columns = label_columns(task, source.tables, hint)
-    if listed_as == "class_names":
-        columns = as_names(task, columns)
-    columns = as_listed(task, columns)
+    if listed_as == "label_words":
+        check_one_reading(task, columns)
+    columns = as_listed(task, as_names(task, columns))
     numbered = {split: numbers_of(column) for split, column in columns.items()}
     first = next(iter(columns.values()))
     place_of_name: Mapping[str, int] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ from fusionlab.errors import InputError, did_you_mean, name_list
 
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
 _FIELD = re.compile(r"\{([^{}]+)\}")
+_log = logging.getLogger(__name__)
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -84,6 +86,9 @@ class TextSource:
     def texts(self, split: str) -> Texts:
         """The samples of a split; one that the data lacks is carved out of training.
 
+        A score is answered by its text with one decimal; where that makes one answer of several scores, it is said how
+        many, as no model can tell them apart then.
+
         Raises:
             InputError: the data has neither the split nor a training split, it is empty, or texts are empty.
         """
@@ -97,7 +102,17 @@ class TextSource:
         rows = split_rows(split, available, remainders)
         if not len(rows):
             raise InputError(f"the {split} split of task {self.task.name!r} is empty; name one with {split}: ...")
+        self._tell_of_one_decimal(split, texts[rows])
         return texts[rows]
+
+    def _tell_of_one_decimal(self, split: str, texts: Texts) -> None:
+        scores, answers = len(np.unique(texts.targets)), len(set(texts.answers))
+        if self.label_words is None and answers < scores:
+            _log.warning(
+                "task %r (%s): its %d different scores are answered with one decimal, by %d different texts, so that "
+                "no model's correlation reaches 1; multiply %r where finer differences count",
+                *(self.task.name, split, scores, answers, self.task.target_column),
+            )
 
     def render(self, row: Mapping[str, Any]) -> str:
         """What the model reads of one raw row.

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
-from fusionlab.contracts import Data, Module
+from fusionlab.contracts import Data, Module, check_task_names
 from fusionlab.errors import InputError, did_you_mean, name_list
 
 Samples = Literal["images", "texts", "conversations"]
@@ -21,8 +20,6 @@ _TOGETHER = (
     (("target_column",), ("label_words", "metric")),
     (("label_words",), ("target_column", "metric")),
 )
-# a name becomes a folder of a run, an adapter's name and part of a log key
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.+@-]*")
 
 
 @dataclass(frozen=True)
@@ -49,7 +46,7 @@ class Task:
         input_columns: text columns, in the order in which they are read; a cell is the text that the file has.
         template: text input with the names of its columns in braces, e.g. ``"review: {text}"``.
         label_words: answer of each class, in label order.
-        target_column: column of a numeric score, in place of a label.
+        target_column: column of a numeric score, in place of a label; it is answered with one decimal.
         metric: what text answers are scored by.
     """
 
@@ -76,11 +73,7 @@ class Task:
         for field in fields(self):
             value = getattr(self, field.name)
             object.__setattr__(self, field.name, _checked(field.name, value, self.name))
-        if not _NAME.fullmatch(self.name):
-            raise InputError(
-                f"task name {self.name!r} must begin with a letter or digit and hold letters, digits, spaces and "
-                f"_ . + @ - only: it becomes a folder name"
-            )
+        check_task_names([self.name])
         for template in self.templates or ():
             if template.count("{}") != 1:
                 raise InputError(f"template {template!r} of task {self.name!r} must hold {{}} once, for the class name")
@@ -129,8 +122,7 @@ def parse_tasks(entries: Iterable[str | Mapping[str, Any] | Task], known: Mappin
                 f"unknown task {task.name!r}; {did_you_mean(task.name, known)}; for a task of your own say where it "
                 f"is: {{name: {task.name}, path: FOLDER or hub id}}"
             )
-        if any(task.name.casefold() == other.casefold() for other in tasks):
-            raise InputError(f"task name {task.name!r} is used twice; give each task a name of its own")
+        check_task_names([*tasks, task.name])
         tasks[task.name] = task.completed(known.get(task.name))
     if not tasks:
         raise InputError("tasks is empty; give at least one name or {name: ..., path: ...}")

@@ -28,9 +28,16 @@ class Score(Metric):
     is_share: ClassVar[bool] = False
     """Whether the score is a share of the samples."""
 
+    def _tell(self, broken: Tensor, total: int, what: str) -> None:
+        """Warn where samples have no answer, which count as ``what``."""
+        if count := int(broken):
+            _log.warning("the model's outputs are NaN for %d of %d samples, which count as %s", count, total, what)
+
 
 class Accuracy(Score):
     """correct / total over the unmasked samples; both counted in int64.
+
+    A sample without a prediction, as the model's outputs are NaN, is wrong, which is said with their number.
 
     Example:
         >>> metric = Accuracy()
@@ -44,36 +51,39 @@ class Accuracy(Score):
     is_share = True
     correct: Tensor
     total: Tensor
+    broken: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("correct", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("total", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        for count in ("correct", "total", "broken"):
+            self.add_state(count, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, predictions: Tensor, targets: Tensor, mask: Tensor) -> None:
         """Count a batch.
 
         Args:
-            predictions: int64 labels, shape ``(batch,)``.
+            predictions: int64 labels, shape ``(batch,)``; -1 where there is none.
             targets: int64 labels, shape ``(batch,)``.
             mask: bool, False on padding, shape ``(batch,)``.
         """
-        self.correct += ((predictions == targets) & mask).sum()
+        self.correct += ((predictions == targets) & (predictions >= 0) & mask).sum()
+        self.broken += ((predictions < 0) & mask).sum()
         self.total += mask.sum()
 
-    def update_texts(self, answers: Sequence[str], targets: Sequence[str], mask: Tensor) -> None:
+    def update_texts(self, answers: Sequence[str | None], targets: Sequence[str], mask: Tensor) -> None:
         """Count a batch of answers that are right letter by letter.
 
         Args:
-            answers: one a sample.
+            answers: one a sample; None where there is none.
             targets: what they should be.
             mask: bool, False on padding, shape ``(batch,)``.
         """
-        hits = [answer == target for answer, target in zip(answers, targets, strict=True)]
-        self.update(torch.tensor(hits, device=mask.device), torch.ones_like(mask), mask)
+        hits = [-1 if answer is None else answer == target for answer, target in zip(answers, targets, strict=True)]
+        self.update(torch.tensor(hits, device=mask.device, dtype=torch.int64), torch.ones_like(mask), mask)
 
     def compute(self) -> Tensor:
         """The share of correct samples, float64 scalar."""
+        self._tell(self.broken, int(self.total), "wrong")
         return torch.tensor(share(int(self.correct), int(self.total)), dtype=torch.float64)
 
 
@@ -179,7 +189,8 @@ class ScoreCorrelation(Score):
 
     Samples are kept with their index and sorted by it, and the sums are exact (integer ranks, ``math.fsum``), so that
     any number of ranks and any order of batches give the same bits. As in the published results, an unparsable answer
-    has the score 0, and the correlation of constant scores, which is undefined, counts as 0: never NaN.
+    has the score 0, and the correlation of constant scores, which is undefined, counts as 0: never NaN. An answer that
+    there is not, as the model's outputs are NaN, is unparsable too, and said with their number.
 
     Args:
         first: ``spearman`` or ``pearson``: the task's metric, the first of what ``compute`` gives.
@@ -201,13 +212,15 @@ class ScoreCorrelation(Score):
     targets: list[Tensor]
     indices: list[Tensor]
     unparsable: Tensor
+    broken: Tensor
 
     def __init__(self, first: str = "spearman") -> None:
         super().__init__()
         self.first = first
         for name in ("predictions", "targets", "indices"):
             self.add_state(name, [], dist_reduce_fx="cat")
-        self.add_state("unparsable", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        for count in ("unparsable", "broken"):
+            self.add_state(count, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
         self._begin()
 
     def _begin(self) -> None:
@@ -236,9 +249,10 @@ class ScoreCorrelation(Score):
         self.indices.append(indices[mask])
         self.unparsable += (unparsable & mask).sum()
 
-    def update_texts(self, answers: Sequence[str], targets: Tensor, indices: Tensor, mask: Tensor) -> None:
+    def update_texts(self, answers: Sequence[str | None], targets: Tensor, indices: Tensor, mask: Tensor) -> None:
         """Keep a batch of answers, each read as a number where it is one; other arguments as :meth:`update`."""
-        scores = [parse_score(answer) for answer in answers]
+        scores = [None if answer is None else parse_score(answer) for answer in answers]
+        self.broken += (torch.tensor([answer is None for answer in answers], device=mask.device) & mask).sum()
         values = [0.0 if score is None else score for score in scores]
         unparsable = torch.tensor([score is None for score in scores], device=mask.device)
         self.update(torch.tensor(values, dtype=torch.float64, device=mask.device), targets, indices, mask, unparsable)
@@ -250,6 +264,7 @@ class ScoreCorrelation(Score):
             RuntimeError: a sample was counted twice.
         """
         predictions, targets, indices = map(dim_zero_cat, (self.predictions, self.targets, self.indices))
+        self._tell(self.broken, len(indices), "unparsable")
         order = indices.argsort()
         if (indices[order].diff() == 0).any():
             raise RuntimeError("a sample was counted twice; give each sample of the set once, padding masked")

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
+from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from fusionlab.contracts import Row
-from fusionlab.errors import InputError, name_list
+from fusionlab.errors import InputError, did_you_mean, name_list
 from fusionlab.evaluation.functional import standard_error
-from fusionlab.evaluation.metrics import Score
+from fusionlab.evaluation.metrics import RankedAccuracy, Score, ScoreCorrelation
 from fusionlab.foreign import read_json
 from fusionlab.samplers import FirstSamples, Split
 
 SCHEMA = 2
+_log = logging.getLogger(__name__)
 ROW_FIELDS = (
     "model", "method", "task", "split", "metric", "value", "num_samples", "rule", "scaling_coefficients",
     "fused_tasks", "finetuned_on", "denominator", "normalized", "data_version", "seed", "scored_by",
@@ -25,16 +29,17 @@ ROW_FIELDS = (
 )  # fmt: skip
 """Fields of every row; those from ``higher_is_better`` on came with schema 2.
 
-``higher_is_better``: True, False, or None for a count of faults. ``stderr``: of a share of the samples; None where it
-is not known. ``precision``: what the trainer computed in. ``task_known``: whether the model was told each input's task.
-``search``: samples, labels and passes of the search that found the model; None for none. Seconds, which no two runs
-share, are in a sweep's ledger.
+``higher_is_better``: True, False, or None where that is not known, as of a count of faults. ``stderr``: of a share of
+the samples; None where it is not known. ``precision``: what the trainer computed in. ``task_known``: whether the model
+was told each input's task. ``search``: samples, labels and passes of the search that found the model; None for none.
+Seconds, which no two runs share, are in a sweep's ledger.
 """
 LM_EVAL = "lm_eval"
 """The further field of a row that lm-eval scored: versions, few-shots, limit, filter."""
 _EXPONENTIAL = ("perplexity",)  # metrics that are the exponential of a mean loss
 _NEEDED = {"metric", "value"}
-_FAULTS_BEFORE, _LOWER_BEFORE = ("unparsable", "near_ties"), ("perplexity",)  # metrics of schema 1
+_LOWER_BEFORE = ("perplexity",)  # metrics of schema 1
+_FAULTS = (*RankedAccuracy.faults, *ScoreCorrelation.faults)
 
 
 @dataclass(frozen=True)
@@ -45,13 +50,31 @@ class _Value:
     is_share: bool = False
 
 
-def rows_of(task: str, split: str, metrics: MetricCollection, samples: Split, labels: Mapping[str, Any]) -> list[Row]:
+def rows_of(
+    task: str,
+    split: str,
+    metrics: MetricCollection,
+    samples: Split,
+    labels: Mapping[str, Any],
+    first: str | None = None,
+) -> list[Row]:
     """One row per value of a scored task's metrics, with all :data:`ROW_FIELDS`; ``limited`` where it is of a part.
 
+    Args:
+        task: its name.
+        split: its name.
+        metrics: that have counted all of the samples.
+        samples: the split.
+        labels: further fields.
+        first: the value that means and choices are made of, whose row comes first; that of the first metric by default.
+
     Raises:
-        InputError: a value is not finite.
+        InputError: a value is no number, or not finite, or there is none that is called ``first``.
     """
-    values = {name: float(value) for name, value in metrics.compute().items()}
+    computed = metrics.compute()
+    values, kinds = _numbers(f"task {task!r}, {split}", computed), _kinds(metrics, list(computed))
+    if first is not None and first not in values:
+        raise InputError(f"task {task!r}: primary_metric is {first!r}; {did_you_mean(first, values)}")
     if broken := [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]:
         raise InputError(f"task {task!r}, {split}: {name_list(broken)}, which is no score; change metric or samples")
     known = {"task": task, "split": split, "num_samples": len(samples), "data_version": samples.data_version}
@@ -59,11 +82,33 @@ def rows_of(task: str, split: str, metrics: MetricCollection, samples: Split, la
     unknown = set(known) - set(ROW_FIELDS)
     assert not unknown, f"no such row field: {unknown}"
     limited = {"limited": samples.limited} if isinstance(samples, FirstSamples) else {}
-    kinds = _kinds(metrics)
     return [
         {field: {**known, **_told(name, value, kinds[name], len(samples))}.get(field) for field in ROW_FIELDS} | limited
-        for name, value in values.items()
+        for name, value in sorted(values.items(), key=lambda item: item[0] != first)
     ]
+
+
+def _numbers(where: str, values: Mapping[str, object]) -> dict[str, float]:
+    """Values as floats.
+
+    Raises:
+        InputError: naming those that are no single number.
+    """
+    found: dict[str, float] = {}
+    told: list[str] = []
+    for name, value in values.items():
+        if isinstance(value, Tensor) and value.numel() != 1:
+            told.append(f"{name} has shape {tuple(value.shape)}")
+        elif isinstance(value, SupportsFloat):
+            found[name] = float(value)
+        else:
+            told.append(f"{name} is a {type(value).__name__}")
+    if told:
+        raise InputError(
+            f"{where}: expected one number of each metric, and {name_list(told)}; let it give a mean, such as "
+            f"average='macro', or a mapping of names to numbers"
+        )
+    return found
 
 
 def _told(name: str, value: float, kind: _Value, num_samples: int) -> Row:
@@ -71,14 +116,25 @@ def _told(name: str, value: float, kind: _Value, num_samples: int) -> Row:
     return {"metric": name, "value": value, "higher_is_better": kind.higher_is_better, "stderr": error}
 
 
-def _kinds(metrics: MetricCollection) -> dict[str, _Value]:
-    """What each value of a collection is, by name; a metric with several gives them by theirs."""
-    found: dict[str, _Value] = {}
+def _kinds(metrics: MetricCollection, names: Sequence[str]) -> dict[str, _Value]:
+    """What each value of a collection is, by the name that the collection gives it.
+
+    A metric with several values has names of its own for them, to which the collection adds; it keeps their order.
+
+    Args:
+        metrics: the collection.
+        names: of all its values.
+
+    Raises:
+        InputError: two values have one name.
+    """
+    found: list[_Value] = []
     for name, metric in metrics.items():
         values = metric.compute()
-        for each in values if isinstance(values, Mapping) else [name]:
-            found[each] = _kind(metric, each)
-    return found
+        found += [_kind(metric, each) for each in (values if isinstance(values, Mapping) else [name])]
+    if len(names) != len(found):
+        raise InputError(f"two values of the metrics have one name, got {name_list(names)}; rename a metric")
+    return dict(zip(names, found, strict=True))
 
 
 def _kind(metric: Metric, name: str) -> _Value:
@@ -88,11 +144,21 @@ def _kind(metric: Metric, name: str) -> _Value:
 
 
 def higher_is_better(row: Mapping[str, Any]) -> bool | None:
-    """Whether a row's value is better where it is higher; None for a count. Rows of schema 1 say it by the metric."""
+    """Whether a row's value is better where it is higher; None where that is not known. Schema 1 said it by metric."""
     if "higher_is_better" in row:
         said: bool | None = row["higher_is_better"]
         return said
-    return None if row["metric"] in _FAULTS_BEFORE else row["metric"] not in _LOWER_BEFORE
+    return None if row["metric"] in _FAULTS else row["metric"] not in _LOWER_BEFORE
+
+
+def counts_faults(row: Mapping[str, Any]) -> bool:
+    """Whether a row's value is a number of answers that count as wrong or could go either way."""
+    return higher_is_better(row) is None and row["metric"] in _FAULTS and LM_EVAL not in row
+
+
+def is_score(row: Mapping[str, Any]) -> bool:
+    """Whether a row has a value of a task of the data, that tables and charts show; no count of faults."""
+    return not counts_faults(row) and LM_EVAL not in row
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -149,6 +215,14 @@ def averaged(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return [row for row in rows if higher_is_better(row)] or [row for row in rows if higher_is_better(row) is False]
 
 
+def nothing_to_choose_by(values: Iterable[str]) -> str:
+    """What is said of values that do not say what is better."""
+    return (
+        f"nothing to choose by: {name_list(dict.fromkeys(values))} says neither that higher nor that lower is better; "
+        f"give its metric class higher_is_better, as torchmetrics asks"
+    )
+
+
 def mean_score(rows: Iterable[Mapping[str, Any]]) -> float:
     """What choices are made by: the mean of the rows' values, the higher the better.
 
@@ -166,12 +240,19 @@ def mean_score(rows: Iterable[Mapping[str, Any]]) -> float:
     """
     rows = list(rows)
     if not (counted := averaged(rows)):
-        unknown = name_list(dict.fromkeys(f"{row['metric']} of {row['task']}" for row in rows))
-        raise InputError(
-            f"nothing to choose by: {unknown} says neither that higher nor that lower is better; give its metric "
-            f"class higher_is_better, as torchmetrics asks"
-        )
+        raise InputError(nothing_to_choose_by(f"{row['metric']} of {row['task']}" for row in rows))
+    if left := dict.fromkeys(row["metric"] for row in rows if row not in counted):
+        _tell_left_out(", ".join(dict.fromkeys(row["metric"] for row in counted)), ", ".join(left))
     scores: list[float] = [row["value"] for row in counted]
     if not higher_is_better(counted[0]):
         scores = [-math.log(row["value"]) if row["metric"] in _EXPONENTIAL else -row["value"] for row in counted]
     return sum(scores) / len(scores)
+
+
+@cache
+def _tell_left_out(counted: str, left: str) -> None:
+    _log.warning(
+        "choices are made by the mean of %s alone: tasks that are scored by %s, which is in another unit, have no say "
+        "in them; choose for those in a run of their own",
+        *(counted, left),
+    )

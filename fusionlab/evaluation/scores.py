@@ -10,14 +10,17 @@ import torch
 from torch import distributed
 
 from fusionlab.contracts import Data, Module, Row
+from fusionlab.data.limits import limited
+from fusionlab.errors import InputError, did_you_mean
 from fusionlab.evaluation.loop import Acting, count_batches, dealt, rank_and_world_size
-from fusionlab.evaluation.rows import rows_of
+from fusionlab.evaluation.primary import first_value
+from fusionlab.evaluation.rows import ROW_FIELDS, rows_of
 
 
 def evaluate(
     module: Module,
     data: Data,
-    tasks: Iterable[str] | None = None,
+    tasks: str | Iterable[str] | None = None,
     split: str = "test",
     *,
     on_batch: Callable[[], None] | None = None,
@@ -31,17 +34,32 @@ def evaluate(
     Args:
         module: a :class:`~fusionlab.modules.FusionModule` whose tasks are prepared.
         data: a data module that is set up (``eval_batches``, ``splits``).
-        tasks: names to score; all of the data's tasks by default.
+        tasks: names to score, or one; all of the data's tasks by default.
         split: ``validation`` or ``test``.
         on_batch: called after each batch of this rank, for a progress bar.
         labels: further fields of the rows, e.g. ``model="fused", rule="metagpt"``.
 
     Returns:
         One row per task and metric, with all ``evaluation.rows.ROW_FIELDS``; what is unknown here is None.
+
+    Raises:
+        InputError: there is no such task, split or field of a row.
     """
-    named = list(data.tasks if tasks is None else tasks)
+    data = limited(data)
+    named = [tasks] if isinstance(tasks, str) else list(data.tasks if tasks is None else tasks)
+    _check_known("task", named, data.tasks)
+    for task in named:
+        _check_known(f"task {task!r}: split", [split], data.splits[task])
+    _check_known("labels: field of a row", labels, ROW_FIELDS)
     advance = (lambda models: None) if on_batch is None else (lambda models: on_batch())
     return score(module, data, {"": Scored(Acting(named), labels)}, split, tasks=named, on_batch=advance)[""]
+
+
+def _check_known(what: str, names: Iterable[str], known: Iterable[str]) -> None:
+    known = list(known)
+    for name in names:
+        if name not in known:
+            raise InputError(f"{what} {name!r} is not known; {did_you_mean(name, known)}")
 
 
 @dataclass(frozen=True)
@@ -93,7 +111,10 @@ def score(
         name: [
             row
             for task, metrics in of_tasks.items()
-            for row in rows_of(task, split, metrics, data.splits[task][split], labels | dict(models[name].labels))
+            for row in rows_of(
+                *(task, split, metrics, data.splits[task][split], labels | dict(models[name].labels)),
+                first_value(module, task, metrics),
+            )
         ]
         for name, of_tasks in counted.items()
     }

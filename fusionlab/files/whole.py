@@ -45,10 +45,9 @@ def create_text(path: Path, text: str) -> bool:
         InputError: as :func:`written_whole`.
     """
     with accessed(path, "written"):
-        path.parent.mkdir(parents=True, exist_ok=True)
         beside = _beside(path)
         try:
-            beside.write_text(text, encoding="utf-8")
+            _write_in_shared(beside, text)
             sync(beside)
             os.link(beside, path)
         except FileExistsError:
@@ -56,6 +55,18 @@ def create_text(path: Path, text: str) -> bool:
         finally:
             beside.unlink(missing_ok=True)
     return True
+
+
+def _write_in_shared(path: Path, text: str, attempts: int = 100) -> None:
+    """Write a text file into a folder that other processes remove when they find it empty, such as one of leases."""
+    for left in reversed(range(attempts)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.write_text(text, encoding="utf-8")
+            return
+        except FileNotFoundError:
+            if not left:
+                raise
 
 
 def check_file(name: str | Path) -> Path:

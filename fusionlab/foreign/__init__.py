@@ -9,6 +9,7 @@ from fusionlab.foreign.reading import (
     read_json_list,
     read_names,
     read_yaml,
+    yaml_of,
 )
 from fusionlab.foreign.schemas import (
     BegunConfig,
@@ -22,7 +23,6 @@ from fusionlab.foreign.schemas import (
     Processor,
     Results,
     RoutedRecord,
-    RunConfig,
     Schema,
     TokenizerFile,
     TrainedPart,
@@ -41,7 +41,6 @@ __all__ = [
     "Processor",
     "Results",
     "RoutedRecord",
-    "RunConfig",
     "Schema",
     "TokenizerFile",
     "TrainedPart",
@@ -54,4 +53,5 @@ __all__ = [
     "read_json_list",
     "read_names",
     "read_yaml",
+    "yaml_of",
 ]

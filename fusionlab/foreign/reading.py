@@ -6,6 +6,7 @@ What a field of the right type means, and whether it fits, is said where it is r
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,6 +20,19 @@ from fusionlab.foreign.schemas import Schema
 
 _VALUE_SHOWN = 60
 _MISSING = "missing"
+_FLOAT = "tag:yaml.org,2002:float"
+_NOT_READ = ("tag:yaml.org,2002:timestamp", _FLOAT)
+# numbers as `fit` reads them, 1e-3 among them, which YAML 1.1 takes for a text
+_NUMBER = re.compile(
+    r"""^(?:
+    [-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?
+    |[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+
+    |\.[0-9_]+(?:[eE][-+][0-9]+)?
+    |[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+\.[0-9_]*
+    |[-+]?\.(?:inf|Inf|INF)
+    |\.(?:nan|NaN|NAN))$""",
+    re.X,
+)
 
 
 def read_json(path: Path, schema: type[Schema] = Schema) -> dict[str, Any]:
@@ -66,7 +80,7 @@ def read_yaml(path: Path, schema: type[Schema] = Schema) -> dict[str, Any]:
 
 
 def parse_yaml(text: str | bytes, what: str) -> Any:
-    """The value that a YAML text stands for; a date stays the text that it is written as.
+    """The value that a YAML text stands for; a date stays the text that it is written as, and 1e-3 is a number.
 
     Raises:
         InputError: it is not YAML, or gives a key twice in one mapping; the message begins with ``what``.
@@ -78,6 +92,11 @@ def parse_yaml(text: str | bytes, what: str) -> Any:
         raise
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{what} is not YAML: {' '.join(str(error).split())}") from error
+
+
+def yaml_of(content: Mapping[str, Any]) -> str:
+    """A mapping as YAML, in its own order, of which :func:`parse_yaml` and ``fit`` read the very values."""
+    return yaml.dump(dict(content), Dumper=_Dumper, sort_keys=False)
 
 
 def check_keys(text: str | bytes, what: str) -> None:
@@ -125,13 +144,24 @@ def as_json(content: Any, what: str) -> str:
         raise InputError(f"{what} holds what is neither text, number, list nor mapping: {error}.") from error
 
 
+_RESOLVERS = {
+    letter: [(tag, pattern) for tag, pattern in resolvers if tag not in _NOT_READ]
+    for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
 class _Loader(yaml.SafeLoader):
     """YAML's plain values; a path such as 2026-01-31 is no date."""
 
-    yaml_implicit_resolvers: ClassVar = {
-        letter: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-        for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
+    yaml_implicit_resolvers: ClassVar = {letter: list(resolvers) for letter, resolvers in _RESOLVERS.items()}
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts quotes around a text that would be read as something else."""
+
+
+for _each in (_Loader, _Dumper):
+    _each.add_implicit_resolver(_FLOAT, _NUMBER, list("-+0123456789."))
 
 
 def checked(path: Path, content: Any, schema: type[Schema]) -> dict[str, Any]:

@@ -127,42 +127,8 @@ class Results(Schema):
     rows: list[ResultRow]
 
 
-class Named(Schema):
-    """A task as a configuration defines it."""
-
-    name: str
-
-
-class DataArguments(Schema):
-    """Arguments of a data module."""
-
-    tasks: list[str | Named]
-
-
-class DataPart(Schema):
-    """A data module in a configuration."""
-
-    init_args: DataArguments
-
-
-class ModelPart(Schema):
-    """A module in a configuration."""
-
-    class_path: str
-    init_args: dict[str, Any]
-
-
-class RunConfig(Schema):
-    """``config.yaml`` of a run."""
-
-    model: ModelPart
-    data: DataPart
-    seed_everything: int
-    trainer: dict[str, Any] | None = None
-
-
 class BegunConfig(Schema):
-    """``config.yaml`` of a run that ``fit`` looks at again; its data may be of another package."""
+    """``config.yaml`` of a run, whose module and data may be of another package."""
 
     model: dict[str, Any]
     data: dict[str, Any] = {}

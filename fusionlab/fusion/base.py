@@ -10,10 +10,13 @@ from typing import TypeAlias
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from fusionlab.adapters import base_state
+from fusionlab.adapters import Adapter, base_state, under_first_names
+from fusionlab.adapters.weights import Weights, state_of
 from fusionlab.backbones.layout import Layout
 from fusionlab.contracts import Backbone, Source, is_backbone, is_source
 from fusionlab.engine import StateWeights
+from fusionlab.errors import InputError
+from fusionlab.linearize import LinearizedState
 from fusionlab.tensors.state import State
 
 
@@ -35,16 +38,32 @@ class Base:
 
     @classmethod
     def of(cls, source: AnyBase) -> Base:
-        """The base that ``source`` is: a backbone, a module or a model, or a state under its names on disk."""
+        """The base that ``source`` is: a backbone, a module or a model, or a state under its names on disk.
+
+        Raises:
+            InputError: it is none of these.
+        """
         if isinstance(source, Base):
             return source
         if isinstance(source, Mapping):
             return cls({name: tensor.detach().cpu() for name, tensor in source.items()})
         inner = source.backbone if is_source(source) else source
         model, name = (inner.model, inner.name) if is_backbone(inner) else (inner, "")
-        assert isinstance(model, nn.Module), f"no base: {type(source).__name__}"
+        if not isinstance(model, nn.Module):
+            raise InputError(f"base: expected a backbone, a module, a model or a state, got a {type(model).__name__}.")
         state = {name: tensor.cpu() for name, tensor in base_state(model).items()}
         return cls(state, Layout.of(model), model, name)
+
+    def named(self, weights: Weights) -> Weights:
+        """Fine-tuned weights by the base's names: of a tensor that the model has under several, the first alone.
+
+        Raises:
+            InputError: they have two values for one tensor.
+        """
+        if self.model is None or isinstance(weights, Adapter):
+            return weights
+        state = under_first_names(self.model, state_of(weights))
+        return LinearizedState(state) if isinstance(weights, LinearizedState) else state
 
     @cached_property
     def stored(self) -> dict[str, Tensor]:

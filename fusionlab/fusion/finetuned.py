@@ -93,7 +93,7 @@ class Finetuned:
         space: Literal["delta_weight", "factor"] = "delta_weight",
     ) -> None:
         self.base = Base.of(base)
-        self.weights = dict(weights)
+        self.weights = {task: self.base.named(each) for task, each in weights.items()}
         self.space = space
         if space == "factor":
             combine_factors(self._adapters(self.weights), {"*": {}})  # refuses what it cannot fuse

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from fusionlab.adapters import Adapter, base_state, save_adapter, save_fused_adapter
+from fusionlab.adapters import Adapter, base_state, save_adapter, save_fused_adapter, under_first_names
 from fusionlab.adapters.routed import RoutedWeights
 from fusionlab.adapters.routed_files import save_routed
 from fusionlab.adapters.weights import Weights, is_linearized, state_of
-from fusionlab.backbones import own_folder
+from fusionlab.backbones import CausalBackbone, own_folder
 from fusionlab.backbones.layout import names_on_disk, to_disk
 from fusionlab.blocks.sums import squared_norm
 from fusionlab.cards import Origin, write_card
@@ -35,6 +35,7 @@ from fusionlab.tensors.state import State
 from fusionlab.tensors.stats import adapter_files, task_vector_key, write_squared_norms
 
 _CONFIGS = ("config.json", "open_clip_config.json")  # which says how the weights are laid out
+_TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
 _PIXELS = ("preprocessor_config.json", "processor_config.json")
 
 
@@ -133,8 +134,10 @@ def save_fused(
     with write_folder(folder, overwrite=True) as unfinished:
         if isinstance(fused.weights, MaskedVectors):
             _write_masks(unfinished, fused, backbone, record)
+            _write_template(unfinished, backbone)
         elif isinstance(fused.weights, RoutedWeights):
             record |= write_routed(unfinished, fused, backbone)
+            _write_template(unfinished, backbone)
         else:
             _write_weights(unfinished, fused.weights, backbone, record, save_fused_adapter)
         (unfinished / FUSION).write_text(json.dumps(record, indent=2) + "\n")
@@ -144,7 +147,7 @@ def save_fused(
 def _write_card(folder: Path, backbone: Backbone, row: Mapping[str, Any], origin: Origin | None) -> None:
     parts = (Path(backbone.name).name, row.get("method"), row.get("rule") or row.get("finetuned_on"))
     told, name = origin or Origin(backbone.name), "-".join(filter(None, parts))
-    write_card(folder, replace(told, base=backbone.name, base_folder=own_folder(backbone.name), name=name))
+    write_card(folder, replace(told, base=backbone.name, base_folder=own_folder(backbone), name=name))
 
 
 def _write_weights(
@@ -157,11 +160,12 @@ def _write_weights(
     """Write the weights themselves, and into ``record`` what base they belong to."""
     if isinstance(weights, Adapter):
         save(folder, weights)
+        _write_template(folder, backbone)
         if "base_hash" not in record:
             record["base_hash"] = base_hash(backbone.model, weights.factors)
     else:
         _write_companions(folder, backbone)
-        state, dtype = _in_one_dtype(base_state(backbone.model), state_of(weights))
+        state, dtype = _in_one_dtype(base_state(backbone.model), under_first_names(backbone.model, state_of(weights)))
         save_state(folder, to_disk(backbone.model, state))
         say_dtype(folder, dtype)
     if is_linearized(weights):
@@ -196,11 +200,18 @@ def write_routed(folder: Path, fused: FusedModel, backbone: Backbone) -> dict[st
 def _write_companions(folder: Path, backbone: Backbone) -> None:
     """Write what belongs beside full weights: what the backbone knows of itself, all else as its own folder has it."""
     backbone.save_files(folder)
-    source = own_folder(backbone.name)
+    source = own_folder(backbone)
     if source is not None:
         if any((source / name).is_file() for name in _PIXELS):
             (folder / _PIXELS[0]).unlink(missing_ok=True)  # the base's own says more
-        carry(source, folder, without=_CONFIGS)
+        replaced = isinstance(backbone, CausalBackbone) and backbone.has_other_template
+        carry(source, folder, without=(*_CONFIGS, *(_TEMPLATES if replaced else ())))
+
+
+def _write_template(folder: Path, backbone: Backbone) -> None:
+    """Write the tokenizer beside what belongs on the base, where its chat template is not the base's."""
+    if isinstance(backbone, CausalBackbone) and backbone.has_other_template:
+        backbone.tokenizer.save_pretrained(folder)
 
 
 def _in_one_dtype(base: State, weights: State) -> tuple[State, torch.dtype | None]:

@@ -99,10 +99,11 @@ class Inputs:
         finetuned: by task, in the order in which they are summed.
 
     Raises:
-        InputError: some act to first order about the base only, others do not.
+        InputError: some act to first order about the base only, others do not, or one has two values for one tensor.
     """
 
     def __init__(self, base: Base, finetuned: Mapping[str, Weights]) -> None:
+        finetuned = {task: base.named(weights) for task, weights in finetuned.items()}
         self.base, self.tasks, self.trained = base, tuple(finetuned), dict(finetuned)
         self.adapters = {task: weights for task, weights in finetuned.items() if isinstance(weights, Adapter)}
         self.linearized = _linearized_alike(finetuned)

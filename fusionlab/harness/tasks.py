@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import logging
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from fusionlab.files import path_of
 from fusionlab.harness.bridge import Scored, bridged
 
 _YAML = (".yaml", ".yml")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ class HarnessTasks:
             num_fewshot: examples before a question; None for what each task says.
 
         Raises:
-            InputError: lm-eval is not installed, no such task or file, or its data cannot be read.
+            InputError: lm-eval is not installed, no such task or file, one name for two tasks, or a task or its data
+                cannot be read.
         """
         given = list(given)
         if not given:
@@ -71,13 +74,9 @@ class HarnessTasks:
         for entry in given:
             if isinstance(entry, str) and not entry.endswith(_YAML) and entry not in manager.all_tasks:
                 raise InputError(f"harness: lm-eval has no task {entry!r}; {did_you_mean(entry, manager.all_tasks)}")
-        try:
-            with _seeded():
-                loaded = manager.load([_place(entry) for entry in given])
-        except (OSError, ValueError, KeyError) as error:
-            reason = " ".join(str(error).split())
-            raise InputError(f"harness: {name_list(map(_name, given))} cannot be read: {reason}") from error
-        _set_shots(loaded["tasks"].values(), num_fewshot)
+        with _seeded():
+            loaded = _together([_loaded(manager, entry) for entry in given])
+        _set_shots(loaded["tasks"], num_fewshot)
         return cls(loaded, limit)
 
     def check(self, tasks: Iterable[str], *, linearized: bool) -> None:
@@ -136,6 +135,7 @@ class HarnessTasks:
             "lm_eval_version": metadata.version("lm_eval"),
             "version": found["versions"].get(name),
             "num_fewshot": found["n-shot"].get(name),
+            "apply_chat_template": False,
             "limit": self.limit,
             "other_border_tokens": sum(len(spanned.get(task, ())) for task in members),
         }
@@ -183,13 +183,63 @@ def _seeded() -> Iterator[None]:
         yield
 
 
-def _set_shots(tasks: Iterable[Any], num_fewshot: int | None) -> None:
+def _loaded(manager: Any, entry: str | dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """One entry's tasks and groups, as lm-eval makes them.
+
+    Raises:
+        InputError: it makes none of it, with what it said.
+    """
+    said = Said()
+    log = logging.getLogger("lm_eval")
+    log.addHandler(said)
+    try:
+        return dict(manager.load([_place(entry)]))
+    except Exception as error:  # a task holds templates and code, which can raise whatever they like
+        told = [f"{type(error).__name__}: {error}", *said.errors]
+        reason = "; ".join(" ".join(text.split()) for text in dict.fromkeys(told))
+        raise InputError(f"harness: {_name(entry)} cannot be read: {reason}") from error
+    finally:
+        log.removeHandler(said)
+
+
+class Said(logging.Handler):
+    """The errors that lm-eval logs, which tell more than what it raises afterwards."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.errors: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the message."""
+        self.errors.append(record.getMessage())
+
+
+def _together(loaded: Iterable[Mapping[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """What the entries hold, in the form of one.
+
+    Raises:
+        InputError: a name for two tasks, of which lm-eval would score the last.
+    """
+    found: dict[str, dict[str, Any]] = {"tasks": {}, "groups": {}, "group_map": {}}
+    for entry in loaded:
+        if twice := [name for name in entry["tasks"] if name in found["tasks"]]:
+            raise InputError(
+                f"harness: {name_list(twice)} is given twice; leave one out, or call it otherwise by its key task"
+            )
+        for part, of in found.items():
+            of |= entry[part]
+    return found
+
+
+def _set_shots(tasks: Mapping[str, Any], num_fewshot: int | None) -> None:
     """Examples before questions, as lm-eval's own command sets them: a task that says 0 keeps it."""
     from lm_eval.defaults import DEFAULT_OTHER_SEED
 
-    for task in tasks:
-        said = task.get_config("num_fewshot")
-        if said != 0 and (num_fewshot is not None or said is None):
+    kept = [name for name, task in tasks.items() if num_fewshot and task.get_config("num_fewshot") == 0]
+    if kept:
+        _log.warning("harness_num_fewshot %d does nothing for %s, which says 0 itself", num_fewshot, name_list(kept))
+    for name, task in tasks.items():
+        if name not in kept and (num_fewshot is not None or task.get_config("num_fewshot") is None):
             task.set_config(key="num_fewshot", value=num_fewshot or 0)
         task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
 

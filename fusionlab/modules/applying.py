@@ -276,21 +276,14 @@ def _by_backbone_name(backbone: KnownBackbone, state: State) -> dict[str, Tensor
     """As :func:`on_backbone`, with the values as they are."""
     actual = names_in_backbone(backbone)
     own = tensors_of(backbone)
-    tied = adapters.tied_names(backbone.model)
     values: dict[str, Tensor] = {}
-    names: dict[str, str] = {}
-    for name, value in state.items():
-        first = tied.get(name, name)
-        if first not in actual:
+    for name, value in adapters.under_first_names(backbone.model, state).items():
+        if name not in actual:
             raise InputError(f"the weights have {name!r}, the base does not; {did_you_mean(name, actual)}")
-        key = actual[first]
-        tensor = own[key]
+        tensor = own[actual[name]]
         if tensor.shape != value.shape:
             raise InputError(f"{name}: the weights have shape {tuple(value.shape)}, the base has {tuple(tensor.shape)}")
-        placed = value.to(tensor.device)
-        if key in values and not torch.equal(values[key], placed):
-            raise InputError(f"{names[key]} and {name} are one tensor, and the weights have two values for it")
-        values[key], names[key] = placed, name
+        values[actual[name]] = value.to(tensor.device)
     return values
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -187,11 +187,6 @@ class FusionModule(LightningModule, ModuleDefaults, ABC):
             "backbone": self.backbone.settings,
             "task": self.task_settings(task),
         }
-
-    @property
-    def precision(self) -> str:
-        """What the attached trainer computes in; float32 without one."""
-        return "32-true" if self._trainer is None else str(self._trainer.precision_plugin.precision)
 
     # weights
 
@@ -444,11 +439,6 @@ class FusionModule(LightningModule, ModuleDefaults, ABC):
         check_trained_on(self, checkpoint, tasks, where)
 
     # evaluation
-
-    def evaluation_context(self) -> AbstractContextManager[Any]:
-        """The precision context of the attached trainer, or none."""
-        trainer = self._trainer
-        return nullcontext() if trainer is None else trainer.precision_plugin.val_step_context()
 
     def on_test_start(self) -> None:
         """Prepare the tasks on the device."""

@@ -2,35 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MetricCollection
 
 from fusionlab.adapters import base_state, enable_gradient_checkpointing
-from fusionlab.backbones import load_backbone
 from fusionlab.backbones.answer_tree import AnswerTree
 from fusionlab.backbones.causal import ALL_LINEAR, CausalBackbone
 from fusionlab.backbones.choice import lowest_argmax
 from fusionlab.backbones.label_words import check_words
 from fusionlab.backbones.layout import to_disk
-from fusionlab.backbones.positions import check_positions
-from fusionlab.backbones.tokenizers import generating
+from fusionlab.backbones.positions import check_ids, check_positions
+from fusionlab.backbones.tokenizers import Frame, generating
 from fusionlab.errors import InputError
 from fusionlab.evaluation.metrics import Accuracy, Perplexity, RankedAccuracy, ScoreCorrelation
 from fusionlab.files import write_folder
 from fusionlab.layout import BASE
-from fusionlab.modules.answering import Asked, Evaluation, check_evaluation, check_generated, is_generated
+from fusionlab.modules.answering import (
+    Asked,
+    Evaluation,
+    Ranking,
+    answered_row,
+    check_answers,
+    check_evaluation,
+    check_generated,
+    check_recomputed,
+    is_generated,
+)
 from fusionlab.modules.applying import Linearized
 from fusionlab.modules.base import FusionModule
+from fusionlab.modules.language import causal_backbone
 from fusionlab.tensors import save_state
 
-Ranking = Literal["whole", "without_end", "per_token", "per_byte"]
 IGNORED = -100
 
 
@@ -49,7 +57,7 @@ class CausalModule(FusionModule):
             or that of the latter divided by its tokens (``per_token``) or bytes (``per_byte``).
         max_new_tokens: length of a generated answer at most, in tokens.
         dtype: dtype of the frozen weights, ``float32`` or ``bfloat16``; adapters are float32.
-        gradient_checkpointing: compute activations again in the backward pass, which takes less memory.
+        gradient_checkpointing: compute activations again in the backward pass of lora and l_lora: less memory.
         arguments: method, rank and the others of :class:`~fusionlab.modules.base.FusionModule`.
     """
 
@@ -72,15 +80,13 @@ class CausalModule(FusionModule):
         gradient_checkpointing: bool = False,
         **arguments: Any,
     ) -> None:
-        if max_new_tokens < 1:
-            raise InputError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-        if ranking not in ("whole", "without_end", "per_token", "per_byte"):
-            raise InputError(f"ranking must be whole, without_end, per_token or per_byte, got {ranking!r}")
+        check_answers(ranking, max_new_tokens)
         if isinstance(target_modules, str):
             target_modules = None if target_modules == ALL_LINEAR else [target_modules]
-        loaded = _load(backbone or self.default_backbone, dtype)
+        loaded = causal_backbone(backbone or self.default_backbone, dtype)
         super().__init__(loaded, target_modules=target_modules, **arguments)
         if gradient_checkpointing:
+            check_recomputed(self.method)
             enable_gradient_checkpointing(self.base_model)
         self.evaluation, self.ranking, self.max_new_tokens = evaluation, ranking, max_new_tokens
         self.tasks: dict[str, Any] = {}
@@ -94,7 +100,7 @@ class CausalModule(FusionModule):
         """
         self.prepare_tasks(self.trainer.datamodule.tasks)
         if stage == "fit" and self.backbone.is_converted:
-            self.backbone.name = str(self._converted)  # where adapters point
+            self.backbone.name = self.backbone.loaded_from = str(self._converted)  # where adapters point
         super().setup(stage)
 
     @property
@@ -126,13 +132,14 @@ class CausalModule(FusionModule):
             if task.label_words is None:
                 continue
             end, unknown = self.backbone.tokenizer.eos_token_id, self.backbone.tokenizer.unk_token_id
-            tree = AnswerTree.of(task.answer_ids, self.device, task.num_closing)
+            tree = AnswerTree.of(task.answer_ids, self.device, task.num_closing, task.num_opening)
             check_words(task.label_words, tree.words, end, -1 if unknown is None else unknown, name)
             self.trees[name] = tree
 
     def _check_lengths(self, task: Any) -> None:
         """Raise an InputError if a sample, or a prompt with its answer, is longer than the network reads or writes."""
         model, metric = self.backbone.model, self.metric_name(task.name)
+        check_ids(model, task.largest_id, f"a sample of task {task.name!r}")
         check_positions(model, task.longest, f"a sample of task {task.name!r}")
         if metric == "accuracy":
             whole = task.longest_prompt + max(map(len, task.answer_ids)) - 1
@@ -169,7 +176,9 @@ class CausalModule(FusionModule):
         if metric == "accuracy":
             return {"metric": metric, **self.ranking_settings(task)}
         ends = self.backbone.end_ids(self.tasks[task].end_ids)
-        return {"metric": metric, **generating(self.max_new_tokens, self.backbone.tokenizer), "end_ids": sorted(ends)}
+        found = {"metric": metric, **generating(self.max_new_tokens, self.backbone.tokenizer), "end_ids": sorted(ends)}
+        frame = self.tasks[task].frame
+        return found | (frame._asdict() if frame.end_text or (frame.opening and metric != "exact_match") else {})
 
     def ranking_settings(self, task: str) -> dict[str, Any]:
         """What label words are ranked by, and their tokens in order."""
@@ -232,68 +241,60 @@ class CausalModule(FusionModule):
         elif isinstance(metric, Perplexity):
             metric.update(*self._token_losses(batch), batch["index"], batch["mask"])
         elif isinstance(metric, ScoreCorrelation):
-            metric.update_texts(self.generate(task, batch), batch["target"], batch["index"], batch["mask"])
+            frame = self.tasks[task].frame
+            answers = [None if text is None else frame.content(text) for text in self.generate(task, batch)]
+            metric.update_texts(answers, batch["target"], batch["index"], batch["mask"])
         else:
-            answers = [text.strip() for text in self.generate(task, batch)]
+            answers = [None if text is None else text.strip() for text in self.generate(task, batch)]
             metric.update_texts(answers, [text.strip() for text in batch["answer"]], batch["mask"])
 
     def log_likelihoods(self, task: str, batch: dict[str, Any]) -> Tensor:
         """What the task's label words are ranked by, float32, shape ``(batch, num_words)``."""
         tree = self.trees[task]
         of_tokens = self.backbone.log_likelihoods(batch["prompt_ids"], batch["prompt_mask"], tree, self.output)
-        return self._ranked_by(of_tokens, tree, self.tasks[task].label_words)
-
-    def _ranked_by(self, of_tokens: Tensor, tree: AnswerTree, words: Sequence[str]) -> Tensor:
-        """The answers' scores from log p of their tokens, shape ``(batch, answers, longest)``, as ``ranking`` says."""
-        if self.ranking == "whole":
-            return of_tokens.sum(2)
-        lengths = torch.tensor([len(word) for word in tree.words], device=of_tokens.device)
-        before_end = torch.arange(of_tokens.shape[2], device=of_tokens.device) < lengths[:, None]
-        total = (of_tokens * before_end).sum(2)
-        if self.ranking == "without_end":
-            return total
-        sizes = lengths if self.ranking == "per_token" else lengths.new_tensor([len(word.encode()) for word in words])
-        return total / sizes
+        return tree.ranked_by(of_tokens, self.ranking, self.tasks[task].label_words)
 
     @property
     def is_linearized(self) -> bool:
         """Whether the active weights act by the first order of the whole network, whose outputs have no cache."""
         return isinstance(self.application, Linearized)
 
-    def generate(self, task: str, batch: dict[str, Any]) -> list[str]:
-        """The greedy answers to the batch's prompts; where the network is linearized, by its linearized logits."""
-        return self._generated(batch, self.tasks[task].end_ids)
+    def generate(self, task: str, batch: dict[str, Any]) -> list[str | None]:
+        """The greedy answers to the batch's prompts; where the network is linearized, by its linearized logits.
 
-    def _generated(self, batch: dict[str, Any], end_ids: tuple[int, ...]) -> list[str]:
+        An answer ends where the model, or the template by a special token, ends it. Where a template closes answers by
+        text alone, its text ends before what closes it first; it is generated to its greatest length all the same.
+
+        Returns:
+            one text a prompt, with what the template writes before the content; None where the outputs are NaN.
+        """
+        return self._generated(batch, self.tasks[task].end_ids, self.tasks[task].frame)
+
+    def _generated(self, batch: dict[str, Any], end_ids: tuple[int, ...], frame: Frame) -> list[str | None]:
         asked, ends = (batch["prompt_ids"], batch["prompt_mask"]), self.backbone.end_ids(end_ids)
         answers = self.backbone.generate(*asked, self.max_new_tokens, ends, self.output, cached=not self.is_linearized)
-        return [self.backbone.decode(answer) for answer in answers]
+        return [None if ids is None else frame.answer(self.backbone.decode(ids)) for ids in answers]
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[dict[str, Any]]:
-        """Answer a batch of questions: by the best of their choices, or by a text of its own."""
-        answers = self._generated(batch, batch["end_ids"]) if not all(batch["choices"]) else batch["row"]
-        found = []
-        parts = zip(batch["row"], batch["choices"], batch["num_closing"], answers, strict=True)
-        for place, (row, choices, num_closing, answer) in enumerate(parts):
-            if not choices:
-                found.append({**row, "answer": answer})
-                continue
-            only = slice(place, place + 1)
-            tree = AnswerTree.of(choices, self.device, num_closing)
-            of_tokens = self.backbone.log_likelihoods(
-                batch["prompt_ids"][only], batch["prompt_mask"][only], tree, self.output
-            )
-            scores = self._ranked_by(of_tokens, tree, row["choices"])[0]
-            best = row["choices"][int(lowest_argmax(scores))]
-            found.append({**row, "answer": best, "scores": [round(score, 5) for score in scores.tolist()]})
-        return found
+        """Answer a batch of questions: by the best of their choices, or by a text of its own.
 
+        Raises:
+            InputError: the outputs for a question are NaN.
+        """
+        choices, texts = batch["choices"], []
+        if not all(choices):
+            texts = self._generated(batch, batch["end_ids"], batch.get("frame", Frame()))
+        said = [self._chosen(batch, n) if given else {"answer": texts[n]} for n, given in enumerate(choices)]
+        names = batch.get("answer_names", {})
+        return [answered_row(row, one, names) for row, one in zip(batch["row"], said, strict=True)]
 
-def _load(backbone: str | nn.Module, dtype: str) -> CausalBackbone:
-    loaded = load_backbone(backbone, dtype=dtype) if isinstance(backbone, str) else backbone
-    if not isinstance(loaded, CausalBackbone):
-        raise InputError(
-            f"CausalModule needs a causal language model, and {backbone!r} is a {type(loaded.model).__name__}; give "
-            f"one such as a Llama, Qwen, Gemma or GPT-2, or use ClipModule, ViTModule or T5Module"
-        )
-    return loaded
+    def _chosen(self, batch: dict[str, Any], place: int) -> dict[str, Any]:
+        """The best of a question's choices, None where there is none, and the scores of all."""
+        opening = batch["num_opening"][place] if "num_opening" in batch else 0
+        tree = AnswerTree.of(batch["choices"][place], self.device, batch["num_closing"][place], opening)
+        ids, mask = (batch[key][place : place + 1] for key in ("prompt_ids", "prompt_mask"))
+        of_tokens, words = self.backbone.log_likelihoods(ids, mask, tree, self.output), batch["row"][place]["choices"]
+        scores = tree.ranked_by(of_tokens, self.ranking, words)[0]
+        best = int(lowest_argmax(scores))
+        answer = None if best < 0 else words[best]
+        return {"answer": answer, "scores": [round(score, 5) for score in scores.tolist()]}

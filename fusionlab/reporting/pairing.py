@@ -86,7 +86,10 @@ class Compared:
         return max(found, default=None)
 
     def verdict(self) -> str:
-        """``better`` or ``worse`` beyond twice the standard error; else ``not shown``, and why where pairs are few."""
+        """``better`` or ``worse`` beyond twice the standard error; else ``not shown``, and why where pairs are few.
+
+        ``another`` where it is not known which way is better.
+        """
         error, difference = self.error(), self.difference
         if all(pair.difference == 0 for pair in self.pairs.values()):
             return "the same scores"
@@ -94,6 +97,8 @@ class Compared:
             return f"not shown: {len(self.pairs)} pair{'s' * (len(self.pairs) > 1)}"
         if abs(difference) <= 2 * error:
             return "not shown"
+        if self.group.higher is None:
+            return "another"
         return "better" if (difference > 0) == self.group.higher else "worse"
 
 

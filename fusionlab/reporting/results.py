@@ -9,7 +9,15 @@ from typing import Any
 
 from fusionlab.cards.masks import sizes_text
 from fusionlab.contracts import Row
-from fusionlab.evaluation.rows import LM_EVAL, SCHEMA, higher_is_better, primary_rows, shown_rows
+from fusionlab.evaluation.rows import (
+    LM_EVAL,
+    SCHEMA,
+    counts_faults,
+    higher_is_better,
+    is_score,
+    primary_rows,
+    shown_rows,
+)
 from fusionlab.files import write_text
 from fusionlab.reporting.page import markdown_table
 
@@ -24,8 +32,8 @@ def write_results(path: Path, rows: Sequence[Row]) -> None:
 def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Header and lines: one line per model, one column per task and metric, the mean over tasks last.
 
-    Counts and rows of lm-eval have no column; the mean is of each task's first metric, without what is better where
-    lower. Models that need to know the task are in :func:`task_known_table`.
+    Counts of faults and rows of lm-eval have no column; the mean is of each task's first metric, where that is better
+    where higher. Models that need to know the task are in :func:`task_known_table`.
 
     Fine-tuned models share one line, each scored on its own task; one that is alone has all its rows. Rows that only
     repeat a value under another denominator are left out.
@@ -39,7 +47,7 @@ def task_known_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 
 
 def _table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    rows = [row for row in shown_rows(rows) if higher_is_better(row) is not None and LM_EVAL not in row]
+    rows = [row for row in shown_rows(rows) if is_score(row)]
     averaged = {(row["task"], row["metric"]) for row in primary_rows(rows) if higher_is_better(row)}
     columns = list(dict.fromkeys((row["task"], row["metric"]) for row in rows))
     lines: dict[str, dict[tuple[str, str], float]] = {}
@@ -104,11 +112,7 @@ def markdown(rows: Sequence[Row], title: str) -> str:
         lines.append("")
     if found := limits(rows):
         lines += ["Scores of a part of the samples:", "", *(f"- {each}" for each in found), ""]
-    faults = [
-        row
-        for row in rows
-        if higher_is_better(row) is None and LM_EVAL not in row and row["value"] and row["denominator"] != "full"
-    ]
+    faults = [row for row in rows if counts_faults(row) and row["value"] and row["denominator"] != "full"]
     lines += [
         f"- {row['task']}, {line_name(row)}: {row['value']:.0f} of {row['num_samples']} answers {row['metric']}"
         for row in faults
@@ -148,15 +152,18 @@ def _shares(values: dict[str, Any]) -> str:
 
 
 def best_cells(rows: Sequence[Row]) -> dict[str, str]:
-    """The best cell of the fused models in each column of :func:`table`, by the column's name: the lowest error."""
+    """The best cell of the fused models in each column of :func:`table`, by the column's name: the lowest error.
+
+    Where it is not known which is better there is none.
+    """
     header, body = table(rows)
     fused = [line for line in body if line[0].startswith("fused")]
-    errors = {name for row in rows if higher_is_better(row) is False for name in (row["task"], _column(row))}
+    better = {name: higher_is_better(row) for row in rows if is_score(row) for name in (row["task"], _column(row))}
     best = {}
     for place, name in list(enumerate(header))[1:]:
         cells = [line[place] for line in fused if line[place] != "-"]
-        if cells:
-            best[name] = (min if name in errors else max)(cells, key=float)
+        if cells and (higher := better.get(name, True)) is not None:
+            best[name] = (max if higher else min)(cells, key=float)
     return best
 
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fusionlab.contracts import Row
-from fusionlab.evaluation.rows import LM_EVAL, higher_is_better, primary_rows, shown_rows
+from fusionlab.evaluation.rows import higher_is_better, is_score, primary_rows, shown_rows
 from fusionlab.files import written_whole
 from fusionlab.reporting.charts import Axis, Dot, DotChart, Panel
 from fusionlab.reporting.png import png
 from fusionlab.reporting.words import metric_name, model_name
 
+_WAYS = {True: " (higher is better)", False: " (lower is better)", None: ""}
 MEAN = "(mean)"  # no task's name begins so
 
 
@@ -22,23 +23,24 @@ class Group:
     """Rows that may share an axis and a mean.
 
     Args:
-        title: the metrics' names, and which way is better.
+        title: the metrics' names.
         axis: what an axis with them says.
         rows: one a model, task and metric.
-        higher: whether more is better.
-        averaged: tasks and metrics that a mean is of: each task's first metric, where it is of this group.
+        higher: whether more is better; None where that is not known.
+        averaged: tasks and metrics that a mean is of: each task's first metric, where it is of this group and says what
+            is better.
     """
 
     title: str
     axis: Axis
     rows: Sequence[Row]
-    higher: bool
+    higher: bool | None
     averaged: Set[tuple[str, str]]
 
 
 def own_rows(rows: Iterable[Row]) -> list[Row]:
     """What :func:`shown_rows` has, without counts of faults and what lm-eval scored."""
-    return [row for row in shown_rows(rows) if higher_is_better(row) is not None and LM_EVAL not in row]
+    return [row for row in shown_rows(rows) if is_score(row)]
 
 
 def groups(rows: Iterable[Row]) -> list[Group]:
@@ -47,20 +49,19 @@ def groups(rows: Iterable[Row]) -> list[Group]:
     Errors are never beside scores, and never beside errors of another metric, whose unit is another.
     """
     rows = own_rows(rows)
-    averaged = {(row["task"], row["metric"]) for row in primary_rows(rows)}
+    averaged = {(row["task"], row["metric"]) for row in primary_rows(rows) if higher_is_better(row) is not None}
     large = {row["metric"] for row in rows if abs(row["value"]) > 1}
-    found: dict[tuple[bool, str], list[Row]] = {}
+    found: dict[tuple[bool | None, str], list[Row]] = {}
     for row in rows:
-        higher = bool(higher_is_better(row))
+        higher = higher_is_better(row)
         alone = row["metric"] if not higher or row["metric"] in large else ""
         found.setdefault((higher, alone), []).append(row)
-    return [_group(of, higher, averaged) for (higher, _), of in sorted(found.items(), key=lambda item: not item[0][0])]
+    return [_group(of, way, averaged) for way in _WAYS for (higher, _), of in found.items() if higher is way]
 
 
-def _group(rows: Sequence[Row], higher: bool, averaged: Set[tuple[str, str]]) -> Group:
+def _group(rows: Sequence[Row], higher: bool | None, averaged: Set[tuple[str, str]]) -> Group:
     names = ", ".join(metric_name(metric) for metric in dict.fromkeys(row["metric"] for row in rows))
-    way = "higher is better" if higher else "lower is better"
-    return Group(names[:1].upper() + names[1:], Axis(f"{names} ({way})"), rows, higher, averaged)
+    return Group(names[:1].upper() + names[1:], Axis(names + _WAYS[higher]), rows, higher, averaged)
 
 
 def column(row: Row, rows: Sequence[Row]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from fusionlab.cards.masks import sizes_text
 from fusionlab.contracts import Row
 from fusionlab.errors import InputError
-from fusionlab.evaluation.rows import LM_EVAL, higher_is_better, read_rows
+from fusionlab.evaluation.rows import LM_EVAL, counts_faults, read_rows
 from fusionlab.files import nearest
 from fusionlab.foreign import read_json
 from fusionlab.layout import CONFIG, COSINES, FUSED, FUSION, NORM_SHARES, PLANE, PLOTS, RESULTS, SCORES, SWEEP
@@ -189,7 +189,7 @@ def _notes(rows: Sequence[Row]) -> list[Note]:
         f"{model_name(row)}, {row['task']}: {row['value']:,.0f} of {row['num_samples']:,} answers were "
         f"{'too close to decide' if row['metric'] == 'near_ties' else metric_name(row['metric'])}."
         for row in rows
-        if higher_is_better(row) is None and LM_EVAL not in row and row["value"] and row["denominator"] != "full"
+        if counts_faults(row) and row["value"] and row["denominator"] != "full"
     ]
     return [*notes, Note("Answers that count as wrong or could go either way", faults, warns=True)] if faults else notes
 

@@ -100,14 +100,18 @@ def _fewer(lines: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _without_shares(sweep: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
-    errors = list(dict.fromkeys(row["task"] for row in rows if not higher_is_better(row)))
+    errors, unknown = (
+        list(dict.fromkeys(row["task"] for row in rows if higher_is_better(row) is way)) for way in (False, None)
+    )
     told = []
+    if unknown:
+        told.append(f"{name_list(unknown)}: the metric does not say what is better; there are no shares of it.")
     if errors and len(errors) < len(sweep["tasks"]):
         told.append(f"{name_list(errors)}: scored by an error, lower where better; in no mean with the others.")
     elif errors:
         told.append("All tasks are scored by errors, which are lower where better and have no shares.")
     for source, single in sweep["single_task"].items():
-        none = [task for task, value in single["values"].items() if value <= 0 and task not in errors]
+        none = [task for task, value in single["values"].items() if value <= 0 and task not in (*errors, *unknown)]
         if none:
             told.append(
                 f"{source}: the single-task score of {name_list(none)} is zero or negative, so that shares of it, and "

@@ -77,7 +77,8 @@ def _facts(sweep: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _only_errors(rows: Sequence[Row]) -> bool:
-    return bool(rows) and not any(higher_is_better(row) for row in rows)
+    ways = {higher_is_better(row) for row in rows}
+    return False in ways and True not in ways
 
 
 def _section(name: str, lines: Lines, part: str, published: Published, errors_only: bool) -> Section:

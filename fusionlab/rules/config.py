@@ -8,8 +8,12 @@ import math
 import re
 import types
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
+from pathlib import PurePath
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+import torch
 
 from fusionlab import rules
 from fusionlab.errors import InputError, did_you_mean, name_list
@@ -23,12 +27,12 @@ from fusionlab.rules.task_known import AnyRule, TaskKnownRule
 _BY_TASK = re.compile(r"(^|\| )Mapping\[str, float\]($| )")  # how a field says that it has one number or one a task
 
 
-def from_config(config: str | Mapping[str, Any] | AnyRule) -> AnyRule:
+def from_config(config: str | Mapping[str, Any] | AnyRule | type) -> AnyRule:
     """The rule that ``config`` names: ``"metagpt"``, or ``{"class_path": ..., "init_args": {...}}``.
 
     ``class_path`` is a rule's name, the name of a class here, or the dotted path of a class that keeps the ``Rule``
     protocol. Arguments that are rules themselves are written the same way. A number may be a setting, which differs
-    between tensors; see :class:`~fusionlab.rules.by_tensor.ByTensor`.
+    between tensors; see :class:`~fusionlab.rules.by_tensor.ByTensor`. A class stands for its name.
 
     Raises:
         InputError: no such rule, an unknown or missing argument, or an argument of the wrong type.
@@ -37,8 +41,10 @@ def from_config(config: str | Mapping[str, Any] | AnyRule) -> AnyRule:
         >>> from_config({"class_path": "metagpt", "init_args": {"scope": "layer"}})
         Metagpt(scope='layer', multiplier=1.0)
     """
+    if isinstance(config, type):
+        config = _path_of(config)
     if isinstance(config, Rule | TaskKnownRule | RoutedMlps):
-        return config
+        return _with_plain_numbers(config)
     if isinstance(config, str):
         config = {"class_path": config}
     if not isinstance(config, Mapping) or not isinstance(config.get("class_path"), str):
@@ -47,7 +53,7 @@ def from_config(config: str | Mapping[str, Any] | AnyRule) -> AnyRule:
     if unknown:
         raise InputError(f"rule: unknown key {unknown[0]!r}; arguments of the rule belong under init_args.")
     rule_class = _find_class(config["class_path"])
-    init_args = {} if config.get("init_args") is None else config["init_args"]
+    init_args = {} if config.get("init_args") is None else plain(config["init_args"])
     if not _has_settings(rule_class, init_args):
         rule: AnyRule = rule_class(**_arguments(rule_class, init_args))
         return rule
@@ -85,6 +91,53 @@ def to_config(rule: AnyRule) -> dict[str, Any]:
         values = {item.name: getattr(rule, item.name) for item in fields(rule) if item.metadata.get("told", True)}
     init_args = {name: to_config(value) if isinstance(value, Rule) else value for name, value in values.items()}
     return {"class_path": path, "init_args": init_args}
+
+
+def plain(value: Any) -> Any:
+    """``value`` as a file would have it: paths and dtypes by name, tuples and arrays as lists, numbers as Python's.
+
+    Rules are their configurations, but for those that none gives again; whatever else stays as it is.
+
+    Example:
+        >>> plain({"sizes": (np.int64(2), 3), "output": PurePath("out"), "dtype": torch.bfloat16})
+        {'sizes': [2, 3], 'output': 'out', 'dtype': 'bfloat16'}
+    """
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, PurePath | torch.dtype):
+        return str(value).removeprefix("torch.")
+    if isinstance(value, Mapping):
+        return {plain(key): plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    is_rule = isinstance(value, Rule | TaskKnownRule) and not isinstance(value, type)
+    return plain(to_config(value)) if is_rule and _is_given_again(value) else value
+
+
+def _is_given_again(rule: AnyRule) -> bool:
+    """Whether its configuration gives the rule again, tensors that it carries included."""
+    try:
+        return from_config(to_config(rule)) == _with_plain_numbers(rule)
+    except (ValueError, TypeError, RuntimeError):  # of tensors among its arguments too
+        return False
+
+
+def _with_plain_numbers(rule: AnyRule) -> AnyRule:
+    """The rule with Python's numbers in the place of numpy's, which no file holds."""
+    given = {item.name: getattr(rule, item.name) for item in fields(rule) if item.init} if is_dataclass(rule) else {}
+    changed = {name: new for name, value in given.items() if (new := _numbers(value)) is not value}
+    return replace(rule, **changed) if changed else rule  # type: ignore[type-var]
+
+
+def _numbers(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Rule):
+        return _with_plain_numbers(value)
+    if not isinstance(value, Mapping):
+        return value
+    found = {key: _numbers(each) for key, each in value.items()}
+    return found if any(found[key] is not value[key] for key in found) else value
 
 
 def scale_of_base(rule: AnyRule) -> Any:

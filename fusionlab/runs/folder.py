@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
-import yaml
-
 from fusionlab.errors import InputError, name_list
 from fusionlab.files import named, remove, write_text
-from fusionlab.foreign import BegunConfig, TrainedPart, read_json, read_names, read_yaml
+from fusionlab.foreign import BegunConfig, TrainedPart, read_json, read_names, read_yaml, yaml_of
 from fusionlab.layout import (
     CHECKPOINTS,
     CONFIG,
@@ -193,7 +191,7 @@ class RunFolder:
         taken = list(taken)
         if taken:
             _write_json(self.path / TAKEN, taken)
-        write_text(self.path / CONFIG, yaml.safe_dump(dict(config), sort_keys=False))
+        write_text(self.path / CONFIG, yaml_of(config))
 
     def take_back(self) -> None:
         """Undo the begin of a new run that has trained nothing to keep: what it was to overwrite is there again."""
@@ -229,7 +227,7 @@ class RunFolder:
         tasks = [task for task in _definitions(config) if task not in self.taken()]
         part = self.part(tasks)
         part.path.mkdir(parents=True, exist_ok=True)
-        write_text(part.path / CONFIG, yaml.safe_dump(dict(config), sort_keys=False))
+        write_text(part.path / CONFIG, yaml_of(config))
         (self.path / CHECKPOINTS).rename(part.path / CHECKPOINTS)
         part.finish_part(tasks)
 
@@ -239,18 +237,33 @@ class RunFolder:
 
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """The keys whose values differ, with both values, except those that only say where and how a run runs."""
+    return [f"{key} ({before!r} before, {now!r} now)" for key, (before, now) in differing(old, new).items()]
+
+
+def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The same keys, with the two values of each."""
     before, after = dict(_flat(old)), dict(_flat(new))
-    return [
-        f"{key} ({before.get(key)!r} before, {after.get(key)!r} now)"
+    return {
+        key: (before.get(key), after.get(key))
         for key in sorted(before.keys() | after.keys())
-        if not _is_free(key) and _plain(key, before.get(key)) != _plain(key, after.get(key))
-    ]
+        if not _is_free(key)
+        and _plain(key, before.get(key)) != _plain(key, after.get(key))
+        and not (key == "data.init_args.date" and None in (before.get(key), after.get(key)))  # then it is the run's
+    }
 
 
 def _definitions(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a configuration says of each task, by name."""
-    tasks = config.get("data", {}).get("init_args", {}).get("tasks") or ()  # data of another package may have its own
-    return {entry if isinstance(entry, str) else entry["name"]: entry for entry in tasks}
+    """What a configuration says of each task, by name; nothing where its data call something else ``tasks``."""
+    tasks = config.get("data", {}).get("init_args", {}).get("tasks")
+    names = names_of_tasks(tasks)
+    return dict(zip(names, tasks, strict=True)) if names else {}
+
+
+def names_of_tasks(tasks: Any) -> list[str]:
+    """The names in a list of tasks, as names or mappings with one; none where it is no such list."""
+    entries = tasks if isinstance(tasks, list | tuple) else []
+    names: list[Any] = [each.get("name") if isinstance(each, Mapping) else each for each in entries]
+    return names if all(isinstance(name, str) for name in names) else []
 
 
 def _adds_tasks(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:

@@ -19,9 +19,10 @@ from fusionlab.adapters.same_base import GivenBase, check_base, layers_hash, lay
 from fusionlab.backbones.layout import Layout, first_names, from_disk, names_on_disk
 from fusionlab.errors import InputError, name_list
 from fusionlab.files import accessed, is_there, path_of
-from fusionlab.foreign import Results, RunConfig, read_json, read_yaml
+from fusionlab.foreign import Results, read_json
 from fusionlab.layout import ADAPTER_CONFIG, ADAPTERS, CONFIG, FINETUNED, FUSED, RESULTS, ROUTED_OWN
 from fusionlab.linearize import LINEARIZED_METHODS, LinearizedState
+from fusionlab.runs.folder import RunFolder
 from fusionlab.tensors import masked, open_checkpoint
 from fusionlab.tensors.hub import is_hub_id, resolve
 from fusionlab.tensors.lazy import StateWeights
@@ -72,7 +73,7 @@ def load(folder: str | Path) -> Run | LoadedWeights | Adapter:
         InputError: nothing there, or nothing that fusionlab can read.
     """
     folder = path_of(folder)
-    if is_there(folder / CONFIG):
+    if is_there(folder / CONFIG) and not own_record(folder):  # which may have come with the base
         return _load_run(folder)
     loaded = load_weights(folder)
     is_plain_adapter = isinstance(loaded.weights, Adapter) and loaded.labels["model"] == "finetuned"
@@ -103,7 +104,8 @@ def load_weights(
     Raises:
         InputError: no such folder, not a weights folder, or made for another base.
     """
-    if not path_of(folder).is_dir():
+    folder = path_of(folder)
+    if not folder.is_dir():
         raise InputError(
             f"no folder {str(folder)!r}; give an adapter's, a fused model's or a fine-tuned model's folder"
         )
@@ -123,9 +125,7 @@ def load_weights(
     if own or any(is_there(folder / name) for name in ("config.json", "open_clip_config.json")):
         state: State = open_checkpoint(folder).state()
         if isinstance(base, nn.Module):
-            tied = adapters.tied_names(base)  # stored under all their names by some
-            state = {name: tensor for name, tensor in state.items() if name not in tied}
-            state = from_disk(base, state)
+            state = adapters.under_first_names(base, from_disk(base, state))  # some store a tensor under all its names
             check_same_names(adapters.base_state(base), state, what=f"the model in {str(folder)!r}")
             _check_point(folder, own.get("linearization_point"), base)
         linearized = labels.get("method") in LINEARIZED_METHODS
@@ -270,7 +270,7 @@ def _load_run(folder: Path) -> Run:
     results = folder / RESULTS
     return Run(
         path=folder,
-        config=read_yaml(folder / CONFIG, RunConfig),
+        config=RunFolder(folder).config(),
         rows=read_json(results, Results)["rows"] if is_there(results) else [],
         adapters={path.name: adapters.load_adapter(path) for path in _folders(folder / ADAPTERS)},
         finetuned={path.name: load_weights(path) for path in _folders(folder / FINETUNED)},

@@ -1,6 +1,7 @@
 """Searches that look at data and return a rule with its coefficients, or with statistics of models run over data."""
 
 from fusionlab.search.adamerging import Adamerging
+from fusionlab.search.asked import check_module
 from fusionlab.search.base import (
     Found,
     Problem,
@@ -54,6 +55,7 @@ __all__ = [
     "best",
     "check_data",
     "check_mlps",
+    "check_module",
     "complete",
     "completing",
     "is_search",

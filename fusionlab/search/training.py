@@ -242,8 +242,13 @@ class TrainingRuns:
             yield to_device(split.batch(indices), self._module.device)
 
     def _split(self, task: str, name: str = "train") -> Split:
-        split = self._data.splits[task][name]
-        return split.split if isinstance(split, PackedSplit) else split
+        return plain_split(self._data, task, name)
+
+
+def plain_split(data: Data, task: str, name: str) -> Split:
+    """A split by samples, also where several of them are trained on as one."""
+    split = data.splits[task][name]
+    return split.split if isinstance(split, PackedSplit) else split
 
 
 def drawn_order(task: str, num_samples: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -10,14 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import jsonargparse
+import numpy as np
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
 
 from fusionlab.adapters import base_state
 from fusionlab.contracts import Data, Module, as_data, as_module
 from fusionlab.data.tasks import check_samples
 from fusionlab.errors import InputError, did_you_mean
 from fusionlab.runs.loading import point_hash
+
+DEFAULT_SEED = 42  # of everything, where none is given
 
 
 @dataclass(frozen=True)
@@ -54,18 +59,16 @@ def workbench(config: Mapping[str, Any], runs: Sequence[Path] = ()) -> Workbench
     Raises:
         InputError: what the module or the data refuses.
     """
-    data = dict(config.get("data") or {})
-    data_class = class_given("data", data)
-    attached = trainer_of(config)
-    made = attached.precision_plugin.convert_module(module_of(config))
-    attached.strategy.connect(made)
-    made.trainer = attached
-    made.to(attached.strategy.root_device)
-    given = data_class(**known_arguments("data", data_class, data))
-    module, source = as_module(made), as_data(given)
+    with isolate_rng(include_cuda=torch.cuda.is_initialized()):
+        for seeded in (random.seed, np.random.seed, torch.manual_seed):  # a network may be drawn
+            seeded(_seed_of(config))
+        made, given = attached_module(config), data_of(config)
+    attached = made.trainer
+    module, source = as_module(made), as_data(given, is_set_up=False)
     check_samples(module, source)
     given.trainer = attached
     given.setup("fit")
+    source = as_data(given)
     attached.datamodule = given  # type: ignore[attr-defined]
     if runs:
         module.read_run(runs, source.tasks)
@@ -94,21 +97,62 @@ def trainer_of(config: Mapping[str, Any], **more: Any) -> Trainer:
     )
 
 
+def attached_module(config: Mapping[str, Any]) -> Any:
+    """The LightningModule of a configuration, on the device and in the precision of its trainer."""
+    attached = trainer_of(config)
+    made = attached.precision_plugin.convert_module(module_of(config))
+    attached.strategy.connect(made)
+    made.trainer = attached
+    return made.to(attached.strategy.root_device)
+
+
 def module_of(config: Mapping[str, Any]) -> Any:
     """The LightningModule of a configuration, as it is made.
 
     Raises:
         InputError: what the module refuses.
     """
-    model = dict(config.get("model") or {})
-    module_class = class_given("model", model)
-    return module_class(**known_arguments("model", module_class, model))
+    return _made("model", config)
+
+
+def data_of(config: Mapping[str, Any]) -> Any:
+    """The LightningDataModule of a configuration, as it is made.
+
+    Raises:
+        InputError: what the data refuse.
+    """
+    return _made("data", config)
+
+
+def _made(key: str, config: Mapping[str, Any]) -> Any:
+    """As ``fit`` makes it: every argument is of its type, and classes among them are made too."""
+    given = config.get(key) or {}
+    owner = class_given(key, given)
+    parser, _ = parser_of(owner)
+    known = known_arguments(key, owner, given)
+    if "seed" in arguments_of(owner):
+        known["seed"] = _seed_of(config)
+    arguments = parser.instantiate(parser.parse_object(known))
+    return owner(**arguments.as_dict(), **(given.get("dict_kwargs") or {}))
+
+
+def _seed_of(config: Mapping[str, Any]) -> int:
+    seed = config.get("seed_everything")
+    return DEFAULT_SEED if seed is None else int(seed)
 
 
 def class_given(key: str, given: Mapping[str, Any]) -> Any:
-    """The class of ``model`` or ``data``; where none is named, the one that `fit` takes."""
+    """The class of ``model`` or ``data``; where none is named, the one that `fit` takes.
+
+    Raises:
+        InputError: there is no such class.
+    """
     default, package = {"model": ("ClipModule", "fusionlab.modules"), "data": ("ImageTasks", "fusionlab.data")}[key]
-    return class_of(given.get("class_path", default), package)
+    path = given.get("class_path") or default
+    try:
+        return class_of(path, package)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"{key}: no class {path!r}: {error}; give the path of one, such as my_package.Mine") from error
 
 
 def class_of(path: str, package: str) -> type:
@@ -133,9 +177,13 @@ def known_arguments(key: str, owner: type, given: Mapping[str, Any]) -> dict[str
     """The ``init_args`` that are given for a class.
 
     Raises:
-        InputError: it takes no argument of one of these names.
+        InputError: it takes no argument of one of these names, or they stand beside ``init_args``.
     """
     arguments, known = dict(given.get("init_args") or {}), arguments_of(owner)
+    if beside := [name for name in given if name not in ("class_path", "init_args", "dict_kwargs")]:
+        raise InputError(
+            f"{key}: unknown key {beside[0]!r} beside class_path; give {{init_args: {{{beside[0]}: ...}}}}"
+        )
     for name in arguments:
         if name not in known:
             raise InputError(f"{key}: unknown key {name!r} of {owner.__name__}; {did_you_mean(name, known)}")

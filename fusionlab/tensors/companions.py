@@ -60,7 +60,7 @@ def carried_files(folder: Path) -> list[str]:
 
 
 def carry(folder: Path, output: Path, without: Collection[str] = ()) -> None:
-    """Copy :func:`carried_files` to ``output``, but for what is there already and for names ``without``.
+    """Copy :func:`carried_files` to ``output``, but for what is there already and for files and folders ``without``.
 
     Links are followed; the copies have the permissions of new files.
 
@@ -68,11 +68,11 @@ def carry(folder: Path, output: Path, without: Collection[str] = ()) -> None:
         InputError: as there.
     """
     for name in carried_files(folder):
-        if name not in without and not (output / name).exists():
+        if name.partition("/")[0] not in without and not (output / name).exists():
             (output / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / name, output / name)
     for named in named_folders(folder):  # some are empty
-        if (folder / named).is_dir():
+        if named not in without and (folder / named).is_dir():
             (output / named).mkdir(parents=True, exist_ok=True)
 
 

@@ -1,4 +1,4 @@
-"""What a model's configuration says of the dtype of its weights."""
+"""Dtypes by name, and what a model's configuration says of the dtype of its weights."""
 
 from __future__ import annotations
 
@@ -7,6 +7,22 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 import torch
+
+from fusionlab.errors import InputError, did_you_mean
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+def dtype_of(given: str | torch.dtype | None, what: str) -> torch.dtype | None:
+    """The dtype of this name, or the dtype itself; None for none.
+
+    Raises:
+        InputError: no such dtype; the message begins with ``what``.
+    """
+    name = str(given).removeprefix("torch.")
+    if given is not None and name not in _DTYPES:
+        raise InputError(f"{what}: no such dtype {name!r}; {did_you_mean(name, _DTYPES)}")
+    return None if given is None else _DTYPES[name]
 
 
 def say_dtype(folder: Path, dtype: torch.dtype | None) -> None:

@@ -138,6 +138,7 @@ def test_dtypes_shared_parameters_and_names() -> None:
     assert recipe["rule"]["init_args"]["scaling_coefficient"] == {"same": 1.0, "same-2": 0.2}
     assert (recipe["input_dtype"], recipe["dtype"]) == ("float32", "float32")
     assert translate(content | {"out_dtype": "bfloat16"})["dtype"] == "bfloat16"
+    assert translate(content | {"out_dtype": None})["dtype"] == "float32"
     assert "dtype" not in translate({key: value for key, value in content.items() if key != "dtype"})
 
 

@@ -1,8 +1,8 @@
 """Do the tests guard the code? Places are drawn by a seed over all rooms and broken one by one.
 
-    python tests/helpers/guarded_lines.py OUTPUT.json [--number 40] [--seed 0] [--tests 25]
+    python tests/helpers/guarded_lines.py OUTPUT.json [--number 40] [--seed 0] [--tests 25] [--at_once 2]
 
-Works in a copy of the checkout. First every drawn place notes which tests reach it, in one run of the suite; then it is
+Works in copies of the checkout. First every drawn place notes which tests reach it, in one run of the suite; then it is
 broken (a condition negated, a ``raise`` or a call left out, an operator or a number changed) and some of those tests,
 of as many files as there are, are run until one fails. A place that none of them sees broken, or that no test reaches,
 survives.
@@ -14,6 +14,7 @@ import argparse
 import ast
 import json
 import os
+import queue
 import random
 import re
 import shutil
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -172,31 +174,53 @@ def _left_out(folder: str, names: list[str]) -> set[str]:
     return {name for name in names if name == "__pycache__" or (folder == str(ROOT) and name in NOT_OURS)}
 
 
+def copied(folder: Path) -> Path:
+    """A copy of the checkout in a new folder, with the inputs that tests read beside it."""
+    checkout = folder / "checkout"
+    shutil.copytree(ROOT, checkout, ignore=_left_out)
+    if (ROOT.parent / "shared").exists():
+        (folder / "shared").symlink_to(ROOT.parent / "shared")
+    return checkout
+
+
+def is_seen(checkout: Path, place: Place, tests: list[str]) -> bool:
+    """Whether one of the tests fails while the place is broken; the copy is whole again afterwards."""
+    path = checkout / place.file
+    text = path.read_bytes()
+    path.write_bytes(place.breaking(text))
+    try:
+        return bool(tests) and run(checkout, {}, "-x", *tests) == 1
+    finally:
+        path.write_bytes(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path)
     parser.add_argument("--number", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tests", type=int, default=25, help="of the tests that reach a place, run so many at most")
+    parser.add_argument("--at_once", type=int, default=2, help="break so many places at once, each in its own copy")
     args = parser.parse_args()
     places, record = drawn(args.number, args.seed), []
-    with tempfile.TemporaryDirectory() as folder:
-        checkout = Path(folder) / "checkout"
-        shutil.copytree(ROOT, checkout, ignore=_left_out)
-        if (ROOT.parent / "shared").exists():
-            (Path(folder) / "shared").symlink_to(ROOT.parent / "shared")
-        tests = reaching(checkout, places, Path(folder))
-        for number, place in enumerate(places):
-            path = checkout / place.file
-            text = path.read_bytes()
-            path.write_bytes(place.breaking(text))
-            chosen = spread(tests[number])[: args.tests]
-            is_red = bool(chosen) and run(checkout, {}, "-x", *chosen) == 1
-            path.write_bytes(text)
-            record.append({"place": place.told(text), "tests": len(tests[number]), "red": is_red})
-            print(
-                "red     " if is_red else "SURVIVES", record[-1]["place"], f"({len(tests[number])} tests)", flush=True
-            )
+    told = [place.told((ROOT / place.file).read_bytes()) for place in places]
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.at_once) as pool:
+        free: queue.Queue[Path] = queue.Queue()
+        for number in range(args.at_once):
+            free.put(copied(Path(folder) / str(number)))
+        first = free.queue[0]
+        tests = reaching(first, places, Path(folder))
+
+        def broken(number: int) -> bool:
+            checkout = free.get()
+            try:
+                return is_seen(checkout, places[number], spread(tests[number])[: args.tests])
+            finally:
+                free.put(checkout)
+
+        for number, is_red in enumerate(pool.map(broken, range(len(places)))):
+            record.append({"place": told[number], "tests": len(tests[number]), "red": is_red})
+            print("red     " if is_red else "SURVIVES", told[number], f"({len(tests[number])} tests)", flush=True)
             args.output.write_text(json.dumps(record, indent=1) + "\n")
     print(f"{sum(each['red'] for each in record)} of {len(record)} red")
 

@@ -90,6 +90,14 @@ def test_a_checkpoint_of_another_training_is_refused(
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
+def test_the_home_folder_is_meant_by_its_sign(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(at(whole, 3).parent))
+    assert fit(tmp_path / "run", f"--ckpt_path=~/{at(whole, 3).name}", max_steps=2) == 2
+    assert f"{str(at(whole, 3))!r} is at step 3, past trainer.max_steps 2" in capsys.readouterr().err
+
+
 def without_optimizer(path: Path) -> None:
     checkpoint = torch.load(path, weights_only=True)
     torch.save({key: value for key, value in checkpoint.items() if key != "optimizer_states"}, path)

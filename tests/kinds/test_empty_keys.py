@@ -47,7 +47,7 @@ def test_of_a_recipe(command: str, key: str, tmp_path: Path, capsys: pytest.Capt
     assert [path.name for path in tmp_path.iterdir()] == ["given.yaml"]
 
 
-@pytest.mark.parametrize(("command", "key"), [("fuse", "rule"), ("sweep", "methods")])
+@pytest.mark.parametrize(("command", "key"), [("fuse", "rule"), ("sweep", "seeds")])
 def test_from_python(command: str, key: str) -> None:
     call = {"fuse": fusionlab.fuse_checkpoints, "sweep": fusionlab.sweep}[command]
     with pytest.raises(fusionlab.InputError, match=f"{key}: expected .*, got null"):

@@ -463,7 +463,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "an interval over an epoch": (["--trainer.val_check_interval", "9", *VALIDATES], "val_check_interval"),
     "an interval without validation": (["--trainer.val_check_interval", "2"], "give --trainer.limit_val_batches"),
     "an algorithm without a value": (["--trainer.gradient_clip_algorithm", "value"], "gradient_clip_val"),
-    "data without tasks": (["--data", "lightning.LightningDataModule"], "name the tasks to train"),
+    "data without tasks": (["--data", "lightning.LightningDataModule"], "unknown key 'tasks' of LightningDataModule"),
     "weights to train from": (["--model.weights", "somewhere"], "--model.weights does nothing in fit"),
     "a profiler of no name": (["--trainer.profiler", "fast"], "profiler"),
 }  # fmt: skip

@@ -103,7 +103,7 @@ def test_choices_that_are_not_whole_within_the_limit_are_refused(tokenizer: Any,
 
 
 @pytest.mark.parametrize(
-    ("template", "closing"), [(CHATML, 1), (SPACED, 2), (UNCLOSED, 0)], ids=["end", "space and end", "none"]
+    ("template", "closing"), [(CHATML, 1), (SPACED, 2), (UNCLOSED, 1)], ids=["end", "space and end", "none"]
 )
 def test_what_closes_an_answer_is_counted(tokenizer: Any, tmp_path: Path, template: str, closing: int) -> None:
     own = with_template(tokenizer, template)
@@ -114,14 +114,10 @@ def test_what_closes_an_answer_is_counted(tokenizer: Any, tmp_path: Path, templa
 
 
 def test_words_without_their_ends_are_ranked_without_all_that_closes_them() -> None:
-    from types import SimpleNamespace
-
-    from fusionlab.modules.causal import CausalModule
-
     tree = AnswerTree.of([(5, 6, 2), (7, 8, 2)], None, [2, 0])
     of_tokens = -torch.tensor([[[1.0, 2.0, 4.0], [1.0, 2.0, 4.0]]])
     for ranking, expected in (("whole", [-7, -7]), ("without_end", [-1, -7]), ("per_token", [-1, -7 / 3])):
-        found = CausalModule._ranked_by(SimpleNamespace(ranking=ranking), of_tokens, tree, ["a", "b"])  # type: ignore
+        found = tree.ranked_by(of_tokens, ranking, ["a", "b"])
         torch.testing.assert_close(found, torch.tensor([expected], dtype=torch.float32))
 
 

@@ -154,6 +154,7 @@ def test_rows_of_every_model_say_how_lm_eval_scored(fitted: Callable[[str], Path
     for row in rows:
         own = row["lm_eval"]
         assert (own["version"], own["num_fewshot"], own["limit"]) == (3, 0, None)
+        assert own["apply_chat_template"] is False
         assert row["num_samples"] == 7
         assert row["normalized"] is row["denominator"] is None
         assert (row["stderr"] is None) == (row["metric"] == "brier_score")

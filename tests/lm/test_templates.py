@@ -152,6 +152,11 @@ def test_a_template_writes_one_date_in_all_samples(tokenizer: Any, tmp_path: Any
         (GEMMA, {"messages": messages([("user", "x"), *CONVERSATIONS["one"]])}, "roles must alternate"),
         (CHATML, {"messages": messages([("assistant", "x")])}, "the conversation begins with an answer"),
         (CHATML, {"messages": messages([("user", "x"), ("assistant", "")])}, "empty completion"),
+        (CHATML, {"messages": messages([("user", "x"), ("assistant", " \n")])}, "empty completion"),
+        (CHATML, {"prompt": messages([("user", "x")]), "completion": " \n"}, "empty completion"),
+        (None, {"prompt": "x", "completion": " \n"}, "empty completion"),
+        (None, {"instruction": "x", "output": "\t"}, "empty completion"),
+        (None, {"text": " "}, "empty text"),
         (CHATML, {"messages": []}, "must be a list of"),
         (CHATML, {"messages": "hello"}, "must be a list of"),
         (CHATML, {"messages": [{"role": "user"}]}, "has no content"),
@@ -192,6 +197,34 @@ def test_rows_that_are_none_are_refused(
             ["<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\ny<|im_end|>\n"],
         ),
         ({}, {"prompt": messages(CONVERSATIONS["one"] + [("user", "z")]), "completion": "no"}, ["no<|im_end|>"]),
+        (
+            {"completion_only_loss": False},
+            {"prompt": messages(CONVERSATIONS["one"] + [("user", "z")]), "completion": "no"},
+            ["yes<|im_end|>", "no<|im_end|>"],
+        ),
+        (
+            {"assistant_only_loss": False},
+            {"prompt": messages(CONVERSATIONS["one"] + [("user", "z")]), "completion": "no"},
+            ["no<|im_end|>\n"],
+        ),
+        (
+            {"assistant_only_loss": False},
+            {"prompt": messages([("user", "x")]), "completion": messages([("tool", "4"), ("assistant", "no")])},
+            ["<|im_start|>tool\n4<|im_end|>\n<|im_start|>assistant\nno<|im_end|>\n"],
+        ),
+        ({"assistant_only_loss": False}, {"instruction": "x", "output": "no"}, ["no<|im_end|>\n"]),
+        ({"assistant_only_loss": False, "system": "s"}, {"instruction": "x", "output": "no"}, ["no<|im_end|>\n"]),
+        ({"completion_only_loss": False}, {"instruction": "x", "output": "no"}, ["no<|im_end|>"]),
+        (
+            {"completion_only_loss": False, "assistant_only_loss": False},
+            {"instruction": "x", "output": "no"},
+            ["<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\nno<|im_end|>\n"],
+        ),
+        (
+            {"assistant_only_loss": False, "system": "s"},
+            {"messages": messages([("user", "x"), ("assistant", "y")])},
+            ["<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\ny<|im_end|>\n"],
+        ),
         ({}, {"instruction": "x", "input": " \n", "output": "no"}, ["no<|im_end|>"]),
         ({}, {"text": "a film"}, ["a film<|im_end|>"]),
         ({}, {"text": "a film<|im_end|>"}, ["a film<|im_end|>"]),
@@ -222,10 +255,11 @@ def test_a_system_message_is_put_where_there_is_none(tokenizer: Any, tmp_path: A
         ({"messages": messages(CONVERSATIONS["one"])}, "Be brief."),
         ({"messages": messages([("system", "Own."), *CONVERSATIONS["one"]])}, "Own."),
         ({"instruction": "x", "output": "y"}, "Be brief."),
+        ({"messages": messages([("developer", "Own."), *CONVERSATIONS["one"]])}, None),
     ):
         text = tokenizer.decode(data.encode("talk", row)["input_ids"])
-        assert text.startswith(f"<|im_start|>system\n{first}<|im_end|>")
-        assert text.count("<|im_start|>system") == 1
+        assert text.startswith("<|im_start|>developer" if first is None else f"<|im_start|>system\n{first}<|im_end|>")
+        assert text.count("<|im_start|>system") == (first is not None)
 
 
 @pytest.mark.parametrize(

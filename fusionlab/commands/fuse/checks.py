@@ -6,22 +6,18 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-
 from fusionlab import engine, rules
 from fusionlab.blocks.task_vectors import Statistics
 from fusionlab.commands.fuse.opened import Opened
 from fusionlab.engine import Job, Resources
 from fusionlab.engine.job import inner_linear_rule
-from fusionlab.errors import InputError, did_you_mean, name_list
+from fusionlab.errors import InputError, name_list
 from fusionlab.rules import StreamedRule
 from fusionlab.rules.by_tensor import ByTensor
 from fusionlab.rules.config import check_tasks, scale_of_base
 from fusionlab.rules.weighted_by_fisher import WeightedByFisher
 from fusionlab.rules.weighted_by_grams import WeightedByGrams
 from fusionlab.tensors.identity import equal_matrices
-
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
 def check_memory(rule: StreamedRule, peak: tuple[int, str], resources: Resources) -> None:
@@ -111,10 +107,3 @@ def tie_notes(base: Opened, untied: Mapping[str, str]) -> list[str]:
         pairs = name_list(f"{first} and {name}" for first, name in equal)
         notes.append(f"equal tensors, taken for different ones, as config.json names no known architecture: {pairs}")
     return notes
-
-
-def dtype_of(name: str | None, what: str) -> torch.dtype | None:
-    """The dtype of this name; ``what`` is how the recipe calls it."""
-    if name is not None and name not in _DTYPES:
-        raise InputError(f"{what}: no such dtype {name!r}; {did_you_mean(name, _DTYPES)}")
-    return None if name is None else _DTYPES[name]

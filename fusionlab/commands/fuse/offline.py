@@ -11,7 +11,8 @@ from typing import Any
 
 from fusionlab import rules
 from fusionlab.commands.fuse import report
-from fusionlab.commands.fuse.checks import check_disk, check_memory, dtype_of, tie_notes, try_rule
+from fusionlab.commands.fuse.chat import chat_notes
+from fusionlab.commands.fuse.checks import check_disk, check_memory, tie_notes, try_rule
 from fusionlab.commands.fuse.inputs import (
     check_vocabularies,
     fused_parts,
@@ -31,7 +32,7 @@ from fusionlab.commands.fuse.matrix_rules import (
 )
 from fusionlab.commands.fuse.opened import Opened
 from fusionlab.commands.fuse.prepared import Prepared
-from fusionlab.commands.fuse.recipe import Recipe, parse_size
+from fusionlab.commands.fuse.recipe import Recipe
 from fusionlab.commands.fuse.routing import write_made
 from fusionlab.engine import (
     CastWeights,
@@ -47,9 +48,11 @@ from fusionlab.errors import InputError
 from fusionlab.files import check_writable, path_of, write_folder
 from fusionlab.fusion.streamed import adapted_units, output_dtype, write_weights
 from fusionlab.fusion.units import UnitWeights
+from fusionlab.memory import parse_size
 from fusionlab.rules import LinearRule, StreamedRule, TaskKnownRule
 from fusionlab.rules.by_tensor import ByTensor
 from fusionlab.rules.matrix_rule import has_core
+from fusionlab.tensors.dtypes import dtype_of
 from fusionlab.tensors.identity import Ties
 from fusionlab.tensors.lazy import NamedWeights
 from fusionlab.tensors.parts import ignored
@@ -102,6 +105,7 @@ def prepare(recipe: Recipe, found: StreamedRule | None = None) -> Prepared:
     if isinstance(rule, ByTensor):
         notes += [f"{line}: it is for none of the tensors" for line in rule.unused(job.statistics({}))]
     notes += [*tie_notes(base, untied), *report.unread_notes(base, inputs), *report.tokenizer_notes(base, inputs)]
+    notes += chat_notes(recipe, base, inputs, as_adapter=as_adapter)
     return replace(prepared, notes=tuple(notes), carried=report.carried(prepared))
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from fusionlab.blocks.bits import packed_size
-from fusionlab.commands.fuse.checks import dtype_of
 from fusionlab.commands.fuse.matrix_rules import core_bytes, forecast, in_core_space
 from fusionlab.commands.fuse.opened import Opened
 from fusionlab.commands.fuse.recipe import Recipe
@@ -20,6 +19,7 @@ from fusionlab.engine import Job, Resources, TensorInfo
 from fusionlab.engine.job import num_reads, peak_bytes
 from fusionlab.files import path_of
 from fusionlab.rules import AnyRule, TaskKnownRule
+from fusionlab.tensors.dtypes import dtype_of
 
 
 @dataclass(frozen=True)

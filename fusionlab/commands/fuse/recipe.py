@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,10 +9,10 @@ from typing import Any, Literal
 
 from fusionlab.commands import parser
 from fusionlab.commands.fuse.parts import check_parts
+from fusionlab.commands.written import as_written
 from fusionlab.errors import InputError
 from fusionlab.files import path_of
-
-_SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*$", re.IGNORECASE)
+from fusionlab.memory import parse_size
 
 WITHOUT = {
     "save": "auto",
@@ -83,6 +82,7 @@ class Recipe:
     dry_run: bool = False
 
     def __post_init__(self) -> None:
+        as_written(self)
         if not self.finetuned:
             raise InputError("finetuned: expected a path by task, got none.")
         for task, path in self.finetuned.items():
@@ -103,23 +103,6 @@ class Recipe:
             raise InputError(f"variant: expected a word such as fp16, got {self.variant!r}.")
         for what in ("memory_budget", "max_shard_size"):
             parse_size(getattr(self, what), what)
-
-
-def parse_size(value: int | str, what: str) -> int:
-    """Bytes from a number or a text such as ``512MB`` or ``1GiB``.
-
-    Raises:
-        InputError: neither.
-
-    Example:
-        >>> parse_size("1.5GB", "memory_budget"), parse_size("1KiB", "memory_budget"), parse_size(7, "memory_budget")
-        (1500000000, 1024, 7)
-    """
-    match = _SIZE.match(str(value))
-    if match is None or not 0 < float(match[1]) < math.inf:
-        raise InputError(f"{what}: expected bytes or a size such as 512MB or 1GB, got {value!r}.")
-    unit = 1024 if match[3] else 1000
-    return int(float(match[1]) * unit ** " KMGT".index(match[2].upper() or " "))
 
 
 def read_recipe(path: str) -> dict[str, Any]:

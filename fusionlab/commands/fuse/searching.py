@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from fusionlab import rules
 from fusionlab.commands.fuse.offline import UNTUNED, Prepared, prepare
-from fusionlab.commands.fuse.recipe import Recipe, parse_size
+from fusionlab.commands.fuse.recipe import Recipe
 from fusionlab.commands.fuse.routing import Made, check_routed
 from fusionlab.errors import InputError, name_list
 from fusionlab.layout import HEADS
+from fusionlab.memory import parse_size
 from fusionlab.rules.config import known_rules, known_task_known_rules
 from fusionlab.rules.routed import RoutedMlps
 from fusionlab.tensors.masked import MaskedVectors
@@ -129,7 +130,7 @@ def look(recipe: Recipe, search: Search) -> Looking:
     from fusionlab.fusion.by_task import weights_of
     from fusionlab.fusion.finetuned import Finetuned
     from fusionlab.runs.loading import load_weights
-    from fusionlab.search import Running, TrainingRuns, Wemoe, check_data
+    from fusionlab.search import Running, TrainingRuns, Wemoe, check_data, check_module
     from fusionlab.search.workbench import workbench
 
     if isinstance(search, Wemoe):
@@ -147,6 +148,7 @@ def look(recipe: Recipe, search: Search) -> Looking:
             f"must be the same."
         )
     check_data({"rule": search}, bench.data)
+    check_module({"rule": search}, bench.module, bench.data)
     base, name = bench.module.base_model, bench.module.backbone.name
     insist = recipe.allow_other_base
     weights = {

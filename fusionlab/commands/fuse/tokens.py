@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
+from fusionlab.commands.fuse.chat import TEMPLATE, template_of
 from fusionlab.commands.fuse.opened import Opened
 from fusionlab.errors import InputError, name_list
 from fusionlab.files import is_there, path_of
@@ -22,7 +22,6 @@ from fusionlab.tensors.rows import RowWeights, Run
 
 _FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
           "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model")  # fmt: skip
-_TEMPLATE = "chat_template.jinja"
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 _SHORTEST = 20  # characters of a template
 _MARKS = re.compile(r"\{%[-+]?\s*(end)?generation\s*[-+]?%\}")
@@ -183,7 +182,7 @@ def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerFast | None, tem
             (folder / name).unlink(missing_ok=True)
         tokenizer.save_pretrained(folder)
     if template is not None:
-        (folder / _TEMPLATE).write_text(template)
+        (folder / TEMPLATE).write_text(template)
         settings = folder / "tokenizer_config.json"
         if settings.is_file():
             content = read_json(settings, Schema)
@@ -198,7 +197,7 @@ def chat_template(given: str, models: Mapping[str, Opened]) -> str:
         InputError: neither, no model has one, or it is no Jinja.
     """
     if given == "auto":
-        found = Counter(text for opened in models.values() if (text := _template_of(opened.path)) is not None)
+        found = Counter(text for opened in models.values() if (text := template_of(opened.path)) is not None)
         if not found:
             raise InputError("chat_template: auto, but none of the models has one; give a template or a file.")
         return found.most_common(1)[0][0]
@@ -219,14 +218,3 @@ def _checked(template: str) -> str:
     except TemplateSyntaxError as error:
         raise InputError(f"chat_template: it is no Jinja template: line {error.lineno}: {error.message}") from error
     return template
-
-
-def _template_of(path: Path) -> str | None:
-    folder = path if path.is_dir() else path.parent
-    if is_there(folder / _TEMPLATE):
-        return (folder / _TEMPLATE).read_text().strip()
-    settings = folder / "tokenizer_config.json"
-    value: Any = read_json(settings, Schema).get("chat_template") if is_there(settings) else None
-    if isinstance(value, list):
-        value = next((each.get("template") for each in value if each.get("name") == "default"), None)
-    return value.strip() if isinstance(value, str) and value.strip() else None

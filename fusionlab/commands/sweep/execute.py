@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from fusionlab.commands.arguments import check_arguments
+from fusionlab.commands.sweep.alike import check_scored_alike
+from fusionlab.commands.sweep.checks import check_rules
 from fusionlab.commands.sweep.choosing import (
     SPLITS,
     NotScoredError,
@@ -26,9 +27,8 @@ from fusionlab.commands.sweep.identity import Point, RunIdentity
 from fusionlab.commands.sweep.jobs import Job, Work, works
 from fusionlab.commands.sweep.ledger import Ledger
 from fusionlab.commands.sweep.recipe import SweepRecipe
-from fusionlab.commands.sweep.sources import RunSource, check_routed, load_finetuned, run_config, sources
+from fusionlab.commands.sweep.sources import RunSource, check_routed, load_finetuned, sources
 from fusionlab.commands.sweep.worker import RunWorker, validation_point
-from fusionlab.errors import InputError, name_list
 from fusionlab.evaluation.rows import Row
 from fusionlab.fusion.finetuned import Finetuned
 from fusionlab.keys import FORMULAS, key_of
@@ -37,7 +37,7 @@ from fusionlab.memory import peak_bytes
 from fusionlab.reporting import check_reference, single_task_values
 from fusionlab.rules import AnyRule, is_open, with_coefficient
 from fusionlab.runs.leases import remove_unfinished
-from fusionlab.search import START, Looks, Running, Search, Wemoe, check_data, looks_for, scored_at_once
+from fusionlab.search import START, Looks, Running, Search, Wemoe, looks_for, scored_at_once
 from fusionlab.search.workbench import Workbench, workbench
 
 _log = logging.getLogger(__name__)
@@ -59,26 +59,17 @@ class Sweep:
         self.recipe, self._place = recipe, place
         self.output = Path(recipe.output).expanduser()
         self.rules = recipe.named_rules
-        if recipe.full_reference is not None:
-            single_task_values(Path(recipe.full_reference))  # refuses a folder without results at once
+        if recipe.reference is not None:
+            single_task_values(recipe.reference)  # refuses a folder without results at once
         self.sources = sources(recipe)
-        for source in self.sources:
-            source.check_fitted(self.output)
-        check_arguments(self.config)
         self.bench: Workbench = workbench(self.config, self._first_run())
+        check_scored_alike(self.sources, self.bench)
         self.tasks = tuple(self.bench.data.tasks)
-        if recipe.full_reference is not None:
-            check_reference(Path(recipe.full_reference), self.bench.module, self.bench.data, whole=True)
+        if recipe.reference is not None:
+            check_reference(recipe.reference, self.bench.module, self.bench.data, whole=True)
         self.subsets = recipe.subsets(self.tasks)
-        strict = "strict" in recipe.protocols  # else open rules are chosen on test
-        looking = {name: rule for name, rule in self.rules.items() if strict or not is_open(rule)}
-        check_data(looking, self.bench.data, [source.method for source in self.sources])
-        on_test = [name for name, rule in self.rules.items() if isinstance(rule, Search) and rule.split == "test"]
-        if on_test and strict:
-            raise InputError(
-                f"rules {name_list(on_test)} look at inputs of the test splits, as published results do; give "
-                f"protocols [published] alone, or let them look elsewhere"
-            )
+        methods = [source.method for source in self.sources]
+        check_rules(self.rules, recipe.protocols, self.bench, methods, self.subsets)
         self.ledger = Ledger(self.output / LEDGER, recipe.lease_seconds)
         self._singles = Ledger(self.ledger.folder / SINGLE_TASK, recipe.lease_seconds)
         self.ledger.check_inputs(self._inputs(), write=False)
@@ -109,8 +100,7 @@ class Sweep:
     @cached_property
     def config(self) -> dict:
         """The configuration that module and data are built from."""
-        first = self.sources[0]
-        return dict(first.config) if first.config is not None else run_config(first.folders[0])
+        return dict(self.sources[0].configs[0])
 
     def _inputs(self) -> dict:
         versions = {f"task {task}": self.bench.versions(task) for task in self.tasks}

@@ -19,12 +19,15 @@ from fusionlab.commands.sweep.recipe import SweepRecipe, is_sum
 from fusionlab.commands.sweep.sources import RunSource
 from fusionlab.commands.sweep.steps import seconds_of_step
 from fusionlab.commands.sweep.timing import slowdown
+from fusionlab.contracts import Data, as_data
 from fusionlab.evaluation.loop import evaluating, to_device
 from fusionlab.linearize import LINEARIZED_METHODS
 from fusionlab.modules import FusionModule
 from fusionlab.rules import AnyRule, is_open
+from fusionlab.samplers import bounded
 from fusionlab.search import MEAN_LOOKS, Search
 from fusionlab.search.looks import NUM_STEPS
+from fusionlab.search.workbench import data_of
 
 SECONDS_OF_TIMING = 20.0
 START_SECONDS = 10.0  # of a fit: the process of training begins, prepares tasks, writes
@@ -193,8 +196,15 @@ def _seconds_a_sample(sweep: Sweep, weights: Adapter | None, seconds_at_most: fl
 
 def steps_of(sweep: Sweep) -> dict[str, float]:
     """Seconds of a training step with this process's threads, by method that is to be fitted."""
-    configs = {source.method: source.config or {} for source in sweep.sources if not source.is_finished}
-    return {method: seconds_of_step(config, sweep.bench.data) for method, config in configs.items()}
+    each = {source.method: source for source in sweep.sources if not source.is_finished}
+    return {method: seconds_of_step(of.config or {}, _trained_on(sweep, of)) for method, of in each.items()}
+
+
+def _trained_on(sweep: Sweep, source: RunSource) -> Data:
+    """The data that a run is fitted with, such as in batches of another size than those that models are scored with."""
+    config = source.config or {}
+    same = (config.get("data") or {}) == (sweep.config.get("data") or {})
+    return sweep.bench.data if same else as_data(data_of(config), is_set_up=False)
 
 
 def seconds_of_fit(
@@ -203,7 +213,8 @@ def seconds_of_fit(
     """Training, and the scores of pretrained and fine-tuned models that a run ends with."""
     data = sweep.bench.data
     longest = max(len(data.splits[task]["train"]) for task in sweep.tasks)
-    count = num_batches((source.config or {}).get("trainer") or {}, -(-longest // data.batch_size))
+    batches = -(-longest // _trained_on(sweep, source).batch_size)
+    count = num_batches((source.config or {}).get("trainer") or {}, batches)
     scored = 2 * sum(per_sample[task] * len(data.splits[task]["test"]) for task in sweep.tasks)
     return START_SECONDS + count * steps[source.method] + scored
 
@@ -214,8 +225,11 @@ def num_batches(trainer: Mapping[str, Any], of_epoch: int) -> int:
     Example:
         >>> num_batches({}, 32), num_batches({"max_steps": -1, "max_epochs": 2}, 32)
         (80, 64)
+        >>> num_batches({"max_steps": -1, "max_epochs": 2, "limit_train_batches": 5}, 32)
+        10
     """
     given = TRAINER_DEFAULTS | {name: value for name, value in trainer.items() if value is not None}
+    of_epoch = bounded(of_epoch, given.get("overfit_batches") or given.get("limit_train_batches", 1.0))
     steps, epochs = int(given["max_steps"]), int(given["max_epochs"])
     ends = [steps * int(given.get("accumulate_grad_batches", 1))] if steps > 0 else []
     return min([*ends, *([epochs * of_epoch] if epochs > 0 else [])], default=of_epoch)

@@ -10,7 +10,6 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO
 
@@ -18,6 +17,7 @@ import torch
 import yaml
 
 from fusionlab.commands.sweep.recipe import SweepRecipe
+from fusionlab.errors import InputError, name_list
 
 Helper = tuple["subprocess.Popen[bytes]", IO[bytes]]
 
@@ -44,12 +44,26 @@ def helping(recipe: SweepRecipe, count: int) -> Iterator[None]:
     own = max(1, threads // count)
     with tempfile.TemporaryDirectory(prefix="fusionlab-") as folder, ExitStack() as stack:
         path = Path(folder) / "recipe.yaml"
-        path.write_text(yaml.safe_dump(asdict(replace(recipe, processes=1)), sort_keys=False))
+        path.write_text(_written(recipe))
         torch.set_num_threads(own)
         stack.callback(torch.set_num_threads, threads)
         helpers = [_start(path, number / count, own, folder) for number in range(1, count)]
         stack.callback(_end, helpers)
         yield
+
+
+def _written(recipe: SweepRecipe) -> str:
+    """The recipe as another process reads it.
+
+    Raises:
+        InputError: it holds a rule that no configuration gives again.
+    """
+    try:
+        return yaml.safe_dump({**vars(recipe), "processes": 1}, sort_keys=False)
+    except yaml.YAMLError as error:
+        named = recipe.rules if isinstance(recipe.rules, dict) else {}
+        held = name_list(name for name, rule in named.items() if not isinstance(rule, str | dict)) or error
+        raise InputError(f"rules: no configuration gives {held} again to another process; give processes 1") from error
 
 
 def _start(recipe: Path, place: float, threads: int, folder: str) -> Helper:

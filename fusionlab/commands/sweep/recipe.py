@@ -6,12 +6,14 @@ import itertools
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from fusionlab import rules as fusion_rules
+from fusionlab.commands.bounds import RULES, check_finite
 from fusionlab.commands.seeds import check_one_seed_in, check_seed, one_seed
+from fusionlab.commands.written import as_written
 from fusionlab.errors import InputError, did_you_mean, name_list
 from fusionlab.files import path_of
 from fusionlab.foreign import read_yaml
@@ -23,6 +25,11 @@ Protocol = Literal["strict", "published"]
 Space = Literal["delta_weight", "factor"]
 ScoredTasks = Literal["all", "merged"]
 METHODS = ("lora", "l_lora", "tangent_lora", "tangent", "full")
+# of the trainer, what would leave a sweep nothing to fuse or scores of another kind, with what to do
+_NOT_HERE = {
+    "fast_dev_run": "keeps no run to fuse; give a small max_steps, or leave it out",
+    "limit_test_batches": "would score a part of what the sweep scores whole; give data.init_args.max_samples",
+}
 
 
 @dataclass(frozen=True)
@@ -33,9 +40,10 @@ class SweepRecipe:
         output: the sweep's folder: runs, ledger, results; several processes may share it.
         fit: what fit is given, as in its configuration (model, data, trainer), or the path of such a file; the
             embedded default where it is left out.
-        by_method: what differs for a method, laid over fit, such as {full: {model: {init_args: {rank: 8}}}}.
+        by_method: what differs for a method, laid over fit, such as {full: {model: {init_args: {rank: 8}}}}; not how it
+            is scored, which is one way for all.
         runs: folders of finished runs to take; with them nothing is trained, and methods and seeds are theirs.
-        methods: fine-tuning methods.
+        methods: fine-tuning methods; by default lora and l_lora, or of a module that takes no method its own.
         seeds: seeds of the runs.
         rules: rules or searches by name, the name being what tables call it; or a list of names. Searches:
             lorahub, adamerging, metagpt_multiplier, validated, validated_masks (tall without thresholds is that).
@@ -63,7 +71,7 @@ class SweepRecipe:
     fit: str | dict[str, Any] = field(default_factory=dict)
     by_method: dict[str, dict[str, Any]] = field(default_factory=dict)
     runs: list[str] = field(default_factory=list)
-    methods: list[str] = field(default_factory=lambda: ["lora", "l_lora"])
+    methods: list[str] | None = None
     seeds: list[int] = field(default_factory=lambda: [42])
     rules: dict[str, Any] | list[str] = field(default_factory=lambda: ["average", "task_arithmetic", "metagpt", "ties"])
     space: Space = "delta_weight"
@@ -80,9 +88,9 @@ class SweepRecipe:
     dry_run: bool = False
 
     def __post_init__(self) -> None:
-        for method in (*self.methods, *self.by_method):
-            if method not in METHODS:
-                raise InputError(f"methods: no such method {method!r}; {did_you_mean(method, METHODS)}")
+        as_written(self)
+        for name in (each.name for each in fields(self) if each.name not in ("fit", "by_method", *RULES)):
+            check_finite(getattr(self, name), name)
         for what in ("methods", "seeds", "protocols", "sizes", "scaling_coefficients"):
             given = getattr(self, what)
             if given is not None and not given:
@@ -125,26 +133,49 @@ class SweepRecipe:
         return None if self.scaling_coefficients is None else tuple(dict.fromkeys(self.scaling_coefficients))
 
     @property
+    def reference(self) -> Path | None:
+        """The folder of ``full_reference``."""
+        return None if self.full_reference is None else path_of(self.full_reference)
+
+    @property
     def named_rules(self) -> dict[str, fusion_rules.AnyRule | Search]:
         """Rules and searches by the name that tables call them; it tells a space other than delta_weight."""
         suffix = "" if self.space == "delta_weight" else f" ({self.space})"
         named = self.rules if isinstance(self.rules, Mapping) else {name: name for name in self.rules}
         return {name + suffix: rule_or_search(value) for name, value in named.items()}
 
-    def fit_config(self, method: str, seed: int, root: Path) -> dict[str, Any]:
-        """The configuration that one run is fitted with."""
-        from fusionlab.search.workbench import arguments_of, class_of
+    def config(self, method: str = "") -> dict[str, Any]:
+        """What fit is given, for a method, before the sweep says method, seed and folder itself.
 
-        own = self._fit()
-        config = overlay(own, self.by_method.get(method, {}))
+        Raises:
+            InputError: no such file, no keys, a number that is none, or what a sweep cannot do with.
+        """
+        config = overlay(self._fit(), self.by_method.get(method, {}))
         model = config.setdefault("model", {})
         for key in ("model", "data", "trainer"):
             if not isinstance(config.get(key, {}), Mapping):
                 raise InputError(f"fit.{key}: expected keys, got {config[key]!r}; give some, or leave it out")
-        if "class_path" not in model:
-            config["model"] = {"class_path": "ClipModule", "init_args": model.get("init_args", {})}
+        check_finite(config, "fit")
+        for name in ("dry_run", "train_only"):
+            if config.get(name):
+                raise InputError(f"fit.{name} leaves no scored run to fuse; leave it out")
+        for name, advice in _NOT_HERE.items():
+            given = config.get("trainer", {}).get(name)
+            if given and str(given) != "1.0":
+                raise InputError(f"fit.trainer.{name} {given!r} {advice}")
+        return config | {"model": {"class_path": "ClipModule", **model}}
+
+    def fit_config(self, method: str, seed: int, root: Path, *, chooses: bool = True) -> dict[str, Any]:
+        """The configuration that one run is fitted with.
+
+        Args:
+            method: the fine-tuning method.
+            seed: the run's.
+            root: its folder.
+            chooses: whether the module takes the method as an argument.
+        """
+        config = self.config(method)
         check_one_seed_in(config, "seeds", seed)
-        chooses = "method" in arguments_of(class_of(config["model"]["class_path"], "fusionlab.modules"))
         return overlay(
             overlay(config, one_seed(config, seed)),
             {
@@ -163,7 +194,13 @@ class SweepRecipe:
         if len(tasks) < 2:
             raise InputError(f"a sweep needs at least two tasks, got {', '.join(tasks) or 'none'}")
         found: list[tuple[str, ...]] = []
-        for size in self.sizes or range(2, len(tasks) + 1):
+        sizes = self.sizes or range(2, len(tasks) + 1)
+        if isinstance(self.subsets_per_size, dict) and (other := set(self.subsets_per_size) - set(sizes)):
+            raise InputError(
+                f"subsets_per_size: expected sizes of this sweep ({name_list(map(str, sizes))}), got "
+                f"{name_list(map(str, sorted(other)))}; leave those out, or add them to sizes"
+            )
+        for size in sizes:
             if not 2 <= size <= len(tasks):
                 raise InputError(f"sizes: expected 2 to {len(tasks)}, the number of tasks, got {size}")
             count, per_size = math.comb(len(tasks), size), self.subsets_per_size

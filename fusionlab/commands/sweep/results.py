@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from fusionlab.adapters import base_state
@@ -89,9 +88,9 @@ def _full(
     sweep: Sweep, fitted: Sequence[RunSource], singles: Mapping[str, Mapping[str, float]]
 ) -> dict[str, dict[str, float]]:
     """Each run's denominators ``full``: the given reference, else the sweep's own full run of that seed, else none."""
-    if sweep.recipe.full_reference is not None:
+    if sweep.recipe.reference is not None:
         values: dict[str, float] = {}
-        for (task, _), value in single_task_values(Path(sweep.recipe.full_reference)).items():
+        for (task, _), value in single_task_values(sweep.recipe.reference).items():
             values.setdefault(task, value)
         return {source.name: values for source in fitted}
     by_seed = {source.seed: dict(singles[source.name]) for source in fitted if source.method == "full"}

@@ -3,33 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
-
 from fusionlab.adapters import Adapter, Method
 from fusionlab.commands import fit
+from fusionlab.commands.arguments import check_arguments
+from fusionlab.commands.dates import dated
+from fusionlab.commands.sweep.methods import methods_of
 from fusionlab.commands.sweep.recipe import Space, SweepRecipe
 from fusionlab.contracts import ModuleDefaults, as_module
 from fusionlab.errors import InputError, name_list
 from fusionlab.evaluation.rows import read_rows
 from fusionlab.files import named, path_of, write_text
-from fusionlab.foreign import read_yaml
+from fusionlab.foreign import read_yaml, yaml_of
 from fusionlab.fusion.finetuned import Finetuned
 from fusionlab.layout import ADAPTERS, CONFIG, FINETUNED, FITS, RESULTS, RUNS
+from fusionlab.modules import FusionModule
 from fusionlab.runs.folder import RunFolder, changed_keys
 from fusionlab.runs.loading import load_weights
 from fusionlab.search import TrainingRuns, check_mlps
-from fusionlab.search.workbench import Workbench, module_of
+from fusionlab.search.workbench import Workbench, class_given, module_of
 
 # what may differ between the configuration that a run was fitted with, and the one that it is scored with
 _SCORING = (
-    "model.init_args.evaluation", "model.init_args.max_new_tokens", "model.init_args.ranking",
     "data.init_args.eval_batch_size", "fusion.",
     "model.init_args.seed", "data.init_args.seed",  # seed_everything decides
 )  # fmt: skip
+_SCORING_OF_OURS = ("model.init_args.evaluation", "model.init_args.max_new_tokens", "model.init_args.ranking")
 ADAPTER_METHODS: tuple[str, ...] = get_args(Method)
 
 
@@ -55,6 +57,11 @@ class RunSource:
         return f"{self.method}-seed{self.seed}"
 
     @property
+    def configs(self) -> tuple[Mapping[str, Any], ...]:
+        """What it is, or was, fitted with; of a given run each folder's."""
+        return (self.config,) if self.config is not None else tuple(map(run_config, self.folders))
+
+    @property
     def is_finished(self) -> bool:
         """Whether there is nothing to fit."""
         return all(RunFolder(folder).state() == "finished" for folder in self.folders)
@@ -69,7 +76,9 @@ class RunSource:
         if self.config is None or not self.is_finished or not path.is_file():
             return
         before = read_yaml(path)
-        changes = [change for change in changed_keys(before, self.config) if not change.startswith(_SCORING)]
+        is_ours = issubclass(class_given("model", self.config["model"]), FusionModule)
+        free = (*_SCORING, *(_SCORING_OF_OURS if is_ours else ()))
+        changes = [change for change in changed_keys(before, self.config) if not change.startswith(free)]
         if changes:
             raise InputError(
                 f"the run in {str(self.folders[0])!r} was fitted with another configuration: {name_list(changes)}. "
@@ -82,7 +91,7 @@ class RunSource:
     def fit(self, output: Path) -> None:
         """Run ``fit`` in this process; an unfinished run goes on."""
         path = self._given(output)
-        write_text(path, yaml.safe_dump(dict(self.config or {}), sort_keys=False))
+        write_text(path, yaml_of(self.config or {}))
         fit.main(["fit", "--config", str(path)])
 
 
@@ -90,15 +99,21 @@ def sources(recipe: SweepRecipe) -> list[RunSource]:
     """The runs of a sweep, in order.
 
     Raises:
-        InputError: a given folder is no finished run, or factor space and runs without adapters.
+        InputError: a given folder is no finished run, a run was fitted with another configuration, an argument that
+            cannot be, or factor space and runs without adapters.
     """
-    found = _sources(recipe)
+    found = _of_one_date(_sources(recipe))
     whole = [source.name for source in found if source.method not in ADAPTER_METHODS]
     if recipe.space == "factor" and whole:
         raise InputError(
             f"space factor: expected runs that train adapters ({', '.join(ADAPTER_METHODS)}), got {name_list(whole)}; "
             f"leave those out, or take space delta_weight"
         )
+    for source in found:
+        source.check_fitted(path_of(recipe.output))
+    fitted = {source.method: source.config for source in found if source.config is not None}
+    for config in fitted.values() or found[0].configs[:1]:  # by a given run's the first one's module and data are made
+        check_arguments(config)
     return found
 
 
@@ -107,8 +122,8 @@ def _sources(recipe: SweepRecipe) -> list[RunSource]:
         root = path_of(recipe.output) / RUNS
         return [
             RunSource(method, seed, (root / f"{method}-seed{seed}",),
-                      recipe.fit_config(method, seed, root / f"{method}-seed{seed}"))
-            for method in recipe.methods
+                      recipe.fit_config(method, seed, root / f"{method}-seed{seed}", chooses=chooses))
+            for method, chooses in methods_of(recipe).items()
             for seed in recipe.seeds
         ]  # fmt: skip
     grouped: dict[tuple[str, int], list[Path]] = {}
@@ -117,9 +132,18 @@ def _sources(recipe: SweepRecipe) -> list[RunSource]:
         config = run_config(folder)
         if RunFolder(folder).state() != "finished":
             raise InputError(f"runs: the run in {given!r} is not finished; finish it with fit, or leave it out")
-        method = config["model"].get("init_args", {}).get("method", ModuleDefaults.method)
+        told = [row["method"] for row in read_rows(folder / RESULTS) if row["method"] is not None]
+        method = told[0] if told else config["model"].get("init_args", {}).get("method", ModuleDefaults.method)
         grouped.setdefault((method, int(config["seed_everything"])), []).append(folder)
     return [RunSource(method, seed, tuple(folders)) for (method, seed), folders in grouped.items()]
+
+
+def _of_one_date(found: list[RunSource]) -> list[RunSource]:
+    """Runs that are fitted, with the date of those that were begun before; another day's samples would be others."""
+    folders = [folder for source in found for folder in source.folders]
+    return [
+        source if source.config is None else replace(source, config=dated(source.config, folders)) for source in found
+    ]
 
 
 def check_routed(runs: Sequence[RunSource], loaded: Mapping[str, Finetuned], bench: Workbench) -> None:

@@ -40,7 +40,7 @@ def seconds_of_step(config: Mapping[str, Any], data: Data) -> float:
 
     Args:
         config: what the run would be fitted with.
-        data: that is set up; it is left attached to the trainer that it had.
+        data: whose batches are trained on; it is left attached to the trainer that it had.
     """
     given = dict(config.get("trainer") or {})
     kept = ("gradient_clip_val", "gradient_clip_algorithm")

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fusionlab.backbones.tokenizers import Frame
 from fusionlab.data.chat.encoding import IGNORED
 from fusionlab.data.chat.split import Samples
 from fusionlab.data.chat.tables import EncodedTable
@@ -99,6 +100,23 @@ def check_prompts(samples: Samples, where: tuple[str, str], numbers: np.ndarray,
             f"task {where[0]!r}: the last answer of {len(beyond)} of {len(lengths)} rows of {where[1]} begins beyond "
             f"max_length {max_length}, so that it cannot be scored (counted from 0): {name_list(beyond)}; raise "
             f"data.max_length, or split the conversations"
+        )
+
+
+def report_ends(samples: Samples, where: tuple[str, str], frame: Frame) -> None:
+    """Count answers that hold the text which ends generated ones, so that none of these can be right.
+
+    Args:
+        samples: whose answers are compared with generated ones.
+        where: task and split.
+        frame: what the template writes around a generated answer.
+    """
+    held = sum(frame.answer(answer.rstrip()) != answer.rstrip() for answer in samples.answers)
+    if held:
+        _log.warning(
+            "%d of %d answers of task %r (%s) hold %r, where generated ones end, as the chat template closes answers "
+            "by no special token; they count as wrong. Use a template that does (data.chat_template_path)",
+            *(held, len(samples.answers), *where, frame.end_text),
         )
 
 

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
 
+from fusionlab.backbones.tokenizers import Frame
 from fusionlab.data.chat.cutting import Cutter, Span
 from fusionlab.data.chat.rows import Conversation, Message, NothingToLearnError, Plain, Said, Text
 from fusionlab.data.chat.template import Template
@@ -29,6 +32,7 @@ class Encoded:
         num_tokens: of the sample before it was cut.
         answer_ids: the last answer with what closes it, whatever of it is learnt; empty for a bare text.
         num_closing: how many of these close it.
+        num_opening: how many of these the template writes before the answer's content.
     """
 
     input_ids: list[int]
@@ -37,6 +41,7 @@ class Encoded:
     num_tokens: int
     answer_ids: tuple[int, ...] = ()
     num_closing: int = 0
+    num_opening: int = 0
 
     @property
     def num_learnt(self) -> int:
@@ -53,6 +58,7 @@ class _Whole:
     prompt: int
     answer: tuple[int, ...] = ()
     num_closing: int = 0
+    num_opening: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,8 +69,8 @@ class Encoder:
         cutter: the model's tokenizer.
         template: the chat template, None for none.
         max_length: longer samples are cut at the end.
-        completion_only_loss: learn a completion, not its prompt.
-        assistant_only_loss: learn the assistant's messages, not the others'.
+        completion_only_loss: learn a completion, as texts or as messages, not its prompt.
+        assistant_only_loss: of messages that are learnt, learn the assistant's alone.
     """
 
     cutter: Cutter
@@ -72,6 +78,19 @@ class Encoder:
     max_length: int
     completion_only_loss: bool = True
     assistant_only_loss: bool = True
+
+    @property
+    def frame(self) -> Frame:
+        """What the template writes around the content of a generated answer."""
+        if self.template is None:
+            return Frame()
+        return Frame(self.cutter.read(self.cutter.tokens(self.template.opening)).strip(), self.template.end_text)
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The token that ends a generated answer by the template; none where none does."""
+        end = None if self.template is None else self.template.end_token
+        return () if end is None else (end,)
 
     def encode(self, said: Said) -> Encoded:
         """The sample.
@@ -89,20 +108,25 @@ class Encoder:
         labels = [IGNORED] * len(ids)
         for start, end in whole.learnt:
             labels[start:end] = ids[start:end]
-        encoded = Encoded(ids[:cut], labels[:cut], ids[: whole.prompt], len(ids), whole.answer, whole.num_closing)
+        last = whole.answer, whole.num_closing, whole.num_opening
+        encoded = Encoded(ids[:cut], labels[:cut], ids[: whole.prompt], len(ids), *last)
         if not encoded.num_learnt:
             raise NothingToLearnError(self._reason(whole.prompt, len(ids)))
         return encoded
 
-    def encode_prompt(self, asked: Sequence[Message] | str) -> list[int]:
+    def encode_prompt(self, asked: Sequence[Message] | str, given: Mapping[str, Any] | None = None) -> list[int]:
         """The tokens of a question that waits for its answer: a text as it stands, or messages by the template.
+
+        Args:
+            asked: the question.
+            given: what the template is given beside messages.
 
         Raises:
             InputError: as :meth:`encode`.
         """
         if isinstance(asked, str):
             return self.cutter.begun(self.cutter.tokens(asked))
-        template = self._needed_template()
+        template = self._needed_template().reading(asked, given or {})
         text = template.write(asked, asking=True)
         begins = [template.begin_of(asked, position, text) for position in _answers(asked)]
         return self.cutter.cut(text, begins)[0]
@@ -118,50 +142,44 @@ class Encoder:
         return _Whole(ids, [(first, len(ids))], len(prompt), tuple(ids[len(prompt) :]), 1)
 
     def _chat(self, said: Conversation) -> _Whole:
-        template, messages = self._needed_template(), said.messages
-        template.check_tool_calls(messages)
+        messages = said.messages
+        template = self._needed_template().reading(messages, said.given)
         text, marked = template.write_marked(messages) if template.has_marks else (template.write(messages), [])
         begins = {place: template.begin_of(messages, place, text) for place in _answers(messages)}
         ids, spans, counts = self.cutter.cut(text, list(begins.values()))
-        learnt, as_learnt = [(0, len(ids))], self.assistant_only_loss and messages[-1]["role"] != "assistant"
+        first, last = said.completion if self.completion_only_loss else 0, max(begins)
         if self.assistant_only_loss:
-            characters = self._learnt(
-                messages, text, {k: v for k, v in begins.items() if k >= said.first_answer}, marked
-            )
-            learnt = [self.cutter.within(ids, spans, *place, template.closes) for place in characters]
-        if as_learnt and learnt:
-            answer, num_closing = tuple(ids[counts[-1] : learnt[-1][1]]), 0
+            wanted = {place: begin for place, begin in begins.items() if place >= first}
+            learnt_text = _learnt(template, messages, text, wanted, marked)
+            learnt = [self.cutter.within(ids, spans, *place, template.closes) for place in learnt_text]
         else:
-            answer, num_closing = self._last_answer(messages, text, ids, spans, counts[-1])
-        return _Whole(ids, learnt, counts[-1], answer, num_closing)
+            begin = template.begin_of(messages, first, text) if first else 0
+            learnt_text, learnt = [], [(sum(start < begin for start, _ in spans), len(ids))]
+        if last == len(messages) - 1:
+            answer = self._answer(template, text, begins[last], ids, spans, counts[-1])
+            if template.is_open:
+                ended = self.cutter.ended(ids, text)
+                learnt = [(start, len(ended) if end == len(ids) else end) for start, end in learnt]
+                ids, answer = ended, (tuple(ended[counts[-1] :]), 1, answer[2])
+        elif learnt_text:  # as it stands there
+            answer = self._answer(template, text[: learnt_text[-1][1]], begins[last], ids, spans, counts[-1])
+        else:  # what comes after it is no part of it
+            asked = messages[: last + 1]
+            text = template.write(asked)
+            places = [template.begin_of(asked, place, text) for place in begins]
+            alone, its_spans, its_counts = self.cutter.cut(text, places)
+            answer = self._answer(template, text, places[-1], alone, its_spans, its_counts[-1])
+        return _Whole(ids, learnt, counts[-1], *answer)
 
-    def _learnt(
-        self, messages: Sequence[Message], text: str, begins: Mapping[int, int], marked: Sequence[Span]
-    ) -> list[Span]:
-        """The characters of the answers that begin at ``begins`` by their places, with what closes them."""
-        template = self._needed_template()
-        if not template.has_marks:
-            return [(begin, template.end_of(messages, place, text, begin)) for place, begin in begins.items()]
-        first, end = min(begins.values()), template.end
-        return [
-            (_from_header_on(begins.values(), start, stop), stop + len(end) * text.startswith(end, stop))
-            for start, stop in marked
-            if stop > first
-        ]
-
-    def _last_answer(
-        self, messages: Sequence[Message], text: str, ids: list[int], spans: Sequence[Span], prompt: int
-    ) -> tuple[tuple[int, ...], int]:
-        """The tokens of the last answer with what closes it, and how many of them do."""
-        template, last = self._needed_template(), _answers(messages)[-1]
-        if last < len(messages) - 1:  # what comes after it is no part of it
-            text = template.write(messages[: last + 1])
-            ids, spans, (*_, prompt) = self.cutter.cut(
-                text, [template.begin_of(messages[: last + 1], place, text) for place in _answers(messages)]
-            )
-        _, end = self.cutter.within(ids, spans, 0, len(text), template.closes)
-        said = len(text.removesuffix(template.closing))
-        return tuple(ids[prompt:end]), sum(first >= said for first, _ in spans[prompt:end])
+    def _answer(
+        self, template: Template, text: str, begin: int, ids: Sequence[int], spans: Sequence[Span], prompt: int
+    ) -> tuple[tuple[int, ...], int, int]:
+        """The tokens of the answer that ``text`` ends in with what closes it, how many of them do, how many open it."""
+        own = slice(prompt, self.cutter.within(ids, spans, begin, len(text), template.closes)[1])
+        closing = next((len(end) for end in (template.closing, template.end) if end and text.endswith(end)), 0)
+        content = begin + len(template.opening) * text.startswith(template.opening, begin)
+        num_closing = sum(start >= len(text) - closing for start, _ in spans[own])
+        return tuple(ids[own]), num_closing, sum(stop <= content for _, stop in spans[own])
 
     def _needed_template(self) -> Template:
         if self.template is None:
@@ -175,6 +193,27 @@ class Encoder:
                 f"the whole {total}; raise max_length"
             )
         return "no token is left to learn"
+
+
+def shared_opening(answers: Sequence[Encoded]) -> int:
+    """How many tokens that the template writes before an answer's content all the answers begin with."""
+    openings = [one.answer_ids[: one.num_opening] for one in answers]
+    together = zip(*openings, strict=False)
+    return sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, together))
+
+
+def _learnt(
+    template: Template, messages: Sequence[Message], text: str, begins: Mapping[int, int], marked: Sequence[Span]
+) -> list[Span]:
+    """The characters of the answers that begin at ``begins`` by their places, with what closes them."""
+    if not template.has_marks:
+        return [(begin, template.end_of(messages, place, text, begin)) for place, begin in begins.items()]
+    first, end = min(begins.values()), template.end
+    return [
+        (_from_header_on(begins.values(), start, stop), stop + len(end) * text.startswith(end, stop))
+        for start, stop in marked
+        if stop > first
+    ]
 
 
 def _answers(messages: Sequence[Message]) -> list[int]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+from fusionlab.backbones.tokenizers import Frame
 from fusionlab.data.tasks import Task
 from fusionlab.errors import InputError
 
@@ -35,6 +36,9 @@ class ChatTask:
         packed_length: tokens of a training row that holds several samples; None where a row is one sample.
         longest: tokens of the longest sample that was loaded.
         longest_prompt: tokens of the longest prompt that was loaded to be answered, which those of training are not.
+        largest_id: the largest id of a token that was loaded.
+        num_opening: how many tokens the template writes before the content of every label word.
+        frame: the texts that it writes around the content of a generated answer.
     """
 
     name: str
@@ -47,11 +51,15 @@ class ChatTask:
     packed_length: int | None = None
     longest: int = 0
     longest_prompt: int = 0
+    largest_id: int = 0
+    num_opening: int = 0
+    frame: Frame = field(default_factory=Frame)
 
-    def with_lengths(self, lengths: Iterable[int], of_prompts: Iterable[int]) -> ChatTask:
-        """The task, which has samples and prompts of these lengths too."""
+    def with_lengths(self, lengths: Iterable[int], of_prompts: Iterable[int], largest_id: int = 0) -> ChatTask:
+        """The task, which has samples and prompts of these lengths, and tokens up to this id, too."""
         longest, longest_prompt = max([self.longest, *lengths]), max([self.longest_prompt, *of_prompts])
-        return replace(self, longest=longest, longest_prompt=longest_prompt)
+        largest_id = max(self.largest_id, largest_id)
+        return replace(self, longest=longest, longest_prompt=longest_prompt, largest_id=largest_id)
 
 
 def metric_of(task: Task, kind: str) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fusionlab.errors import InputError, name_list
@@ -24,10 +25,14 @@ class NothingToLearnError(InputError):
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages, of which the assistant's from ``first_answer`` on are learnt."""
+    """Messages, of which those from ``completion`` on complete the ones before them; 0 where nothing is a prompt.
+
+    ``given`` is what the template is given beside them: the row's ``tools`` and ``chat_template_kwargs``.
+    """
 
     messages: tuple[Message, ...]
-    first_answer: int = 0
+    completion: int = 0
+    given: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -66,8 +71,38 @@ def read_row(row: Mapping[str, Any], kind: str, *, templated: bool, system: str 
 
     Raises:
         InputError: the row is of another format, or a value is of another type than its column says.
-        NothingToLearnError: the completion is empty, or nobody answers.
+        NothingToLearnError: the completion is empty or white space, or nobody answers.
     """
+    said = _said(row, kind, templated, system, templates_plain)
+    return replace(said, given=given_values(row)) if isinstance(said, Conversation) else said
+
+
+def given_values(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row gives the template beside messages: ``tools``, and what ``chat_template_kwargs`` names.
+
+    Either may be JSON text, which alone keeps what has no value: tables give each entry the keys of all.
+
+    Raises:
+        InputError: tools that are no list of mappings, or other arguments that are no mapping.
+    """
+    tools, named = (_parsed(row.get(column), column) for column in ("tools", "chat_template_kwargs"))
+    if tools and not (isinstance(tools, list) and all(isinstance(tool, Mapping) for tool in tools)):
+        raise InputError(f"tools must be a list of mappings, got {tools!r}")
+    if named and not isinstance(named, Mapping):
+        raise InputError(f"chat_template_kwargs must be a mapping, got {named!r}")
+    return {**(named or {}), **({"tools": tools} if tools else {})}
+
+
+def _parsed(value: Any, column: str) -> Any:
+    if not isinstance(value, str):
+        return _with_values(value)
+    try:
+        return json.loads(value) if value.strip() else None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{column} is text, but no JSON: {error}") from error
+
+
+def _said(row: Mapping[str, Any], kind: str, templated: bool, system: str | None, templates_plain: bool) -> Said:
     missing = [column for column in FORMATS[kind] if column not in row]
     others = [name for name in FORMATS if name != kind and all(row.get(column) is not None for column in FORMATS[name])]
     if missing or (others and all(row.get(column) is None for column in FORMATS[kind])):
@@ -92,6 +127,15 @@ def read_row(row: Mapping[str, Any], kind: str, *, templated: bool, system: str 
         [_message("assistant", completion)] if isinstance(completion, str) else _messages(completion, "completion")
     )
     return _conversation([*said, *answers], len(said), system)
+
+
+def answered(
+    asked: Sequence[Message] | str, answer: str, given: Mapping[str, Any] | None = None
+) -> Conversation | Plain:
+    """A question, as messages or as text, with its answer."""
+    if isinstance(asked, str):
+        return Plain(asked, answer)
+    return Conversation((*asked, _message("assistant", answer)), len(asked), given or {})
 
 
 def question(content: str, templated: bool, system: str | None) -> tuple[Message, ...] | str:
@@ -126,10 +170,7 @@ def read_question(
 
 def _instruction(row: Mapping[str, Any], templated: bool, system: str | None) -> Said:
     output = _string(row["output"], "output", "empty completion")
-    asked = question(_asked(row), templated, system)
-    if isinstance(asked, str):
-        return Plain(asked, output)
-    return Conversation((*asked, _message("assistant", output)), len(asked))
+    return answered(question(_asked(row), templated, system), output)
 
 
 def _asked(row: Mapping[str, Any]) -> str:
@@ -140,25 +181,29 @@ def _asked(row: Mapping[str, Any]) -> str:
     return f"{instruction}\n{more}" if more and more.strip() else instruction
 
 
-def _conversation(messages: Sequence[Message], first_answer: int, system: str | None) -> Conversation:
+def _conversation(messages: Sequence[Message], completion: int, system: str | None) -> Conversation:
     said = _with_system(messages, system)
-    first_answer += len(said) - len(messages)
-    answers = [message for message in said[first_answer:] if message["role"] == "assistant"]
+    completion += (len(said) - len(messages)) * bool(completion)
+    answers = [message for message in said[completion:] if message["role"] == "assistant"]
     if not answers:
         raise NothingToLearnError("no answer to learn: no message of the assistant")
-    if any(not message.get("content") and not message.get("tool_calls") for message in answers):
+    if any(not (message.get("content") or "").strip() and not message.get("tool_calls") for message in answers):
         raise NothingToLearnError("empty completion: a message of the assistant has no content")
-    return Conversation(said, first_answer)
+    return Conversation(said, completion)
 
 
 def _with_system(messages: Sequence[Message], system: str | None) -> tuple[Message, ...]:
-    if system is None or messages[0]["role"] == "system":
+    if system is None or messages[0]["role"] in ("system", "developer"):  # two names of one
         return tuple(messages)
     return (_message("system", system), *messages)
 
 
 def _messages(value: Any, column: str) -> list[Message]:
-    """The messages of a row; keys without a value, also in tool calls, are left out: tables give each all of them."""
+    """The messages of a row.
+
+    Keys without a value are left out, also in tool calls: tables give each of them all. The arguments of a call keep
+    theirs as JSON text.
+    """
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
         raise InputError(f"{column} must be a list of {{role, content}}, got {value!r}")
     messages = []
@@ -193,8 +238,8 @@ def _message(role: str, content: str) -> Message:
 
 
 def _string(value: Any, column: str, empty: str) -> str:
-    if value is None or value == "":
-        raise NothingToLearnError(empty)
-    if not isinstance(value, str):
+    if value is not None and not isinstance(value, str):
         raise InputError(f"{column} must be text, got {value!r}")
+    if value is None or not value.strip():
+        raise NothingToLearnError(empty)
     return value

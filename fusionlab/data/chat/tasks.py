@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 from collections.abc import Mapping
-from datetime import datetime
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -14,17 +13,18 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
-from fusionlab.backbones.tokenizers import read_tokenizer, tokenizer_fingerprint
-from fusionlab.contracts import as_tokenizing
+from fusionlab.backbones.tokenizers import tokenizer_fingerprint
+from fusionlab.contracts import Tokenizing, as_tokenizing, is_tokenizing
 from fusionlab.data.asking import ASKED_TASKS
 from fusionlab.data.base import TaskData, check_embedded, check_positive, embedded, embedded_name, refuse_keys
 from fusionlab.data.cache import cache_root
-from fusionlab.data.chat.checks import check_prompts, check_words, report_rows, shown
+from fusionlab.data.chat.checks import check_prompts, check_words, report_ends, report_rows, shown
 from fusionlab.data.chat.cutting import Cutter
-from fusionlab.data.chat.encoding import Encoder
+from fusionlab.data.chat.encoding import Encoder, shared_opening
+from fusionlab.data.chat.given import check_needed, check_same_tokens, given_tokenizer, moment_of, warn_of_system
 from fusionlab.data.chat.kinds import ChatTask, metric_of
 from fusionlab.data.chat.prompts import STDIN, PromptBatches, read_questions
-from fusionlab.data.chat.rows import Conversation, Message, Plain, Said, find_format, question, read_row
+from fusionlab.data.chat.rows import Said, answered, find_format, question, read_row
 from fusionlab.data.chat.sources import Source, is_ranked, open_source
 from fusionlab.data.chat.split import ChatSplit, PackedSplit
 from fusionlab.data.chat.tables import encode_table
@@ -35,9 +35,8 @@ from fusionlab.data.sources import check_path
 from fusionlab.data.splits import SplitName
 from fusionlab.data.tasks import Task, parse_tasks
 from fusionlab.errors import InputError, did_you_mean, name_list
-from fusionlab.tensors import hub
 
-_FORMAT = 6
+_FORMAT = 7
 """Raise to drop every cache, after a change to encoding."""
 _IMAGE_KEYS = ("image_column", "templates", "class_aliases")
 EMBEDDED_CHAT_TASKS: list[str | dict] = list(ASKED_TASKS)
@@ -51,7 +50,10 @@ class ChatTasks(TaskData):
 
     The columns of a task's rows say what they are: ``messages``; ``prompt`` and ``completion``, texts or messages;
     ``instruction``, ``input`` and ``output``; ``text``. A task that says ``input_columns`` or ``template`` is ranked
-    (``label_words``, or the classes of its label column) or answered by a number (``target_column``).
+    (``label_words``, or the classes of its label column) or answered by a number (``target_column``), which is written
+    with one decimal. ``tools`` and ``chat_template_kwargs`` beside messages go to the chat template. An answer ends
+    where the template closes it, by a special token or by its text; where it writes nothing, the tokenizer's end token
+    is learnt behind the last answer.
 
     Args:
         tasks: names known to the package (GLUE's cola, mnli, mrpc, qqp, rte, sst2, stsb, and the embedded ones, which
@@ -60,18 +62,22 @@ class ChatTasks(TaskData):
             ranked task or a score.
         batch_size: samples (rows of packed samples) of each task in a training batch of one process.
         eval_batch_size: samples in an evaluation batch at most; those of a set are of one size.
-        max_length: tokens of a sample at most; longer ones are cut at the end, counted and reported.
+        max_length: tokens of a sample at most; longer ones are cut at the end, counted and reported. Perplexity is that
+            of what is left.
         packing: train on several samples in a row, kept apart by their positions.
-        completion_only_loss: learn completions, not their prompts.
-        assistant_only_loss: learn the assistant's messages, not the others'.
+        completion_only_loss: learn completions, also as messages or through the template, not their prompts.
+        assistant_only_loss: of the messages that are learnt, learn the assistant's alone.
         apply_chat_template: also put plain-text prompts (of ``predict`` too) and completions through the chat template.
-        chat_template_path: file of a chat template in the place of the tokenizer's own, or ``none`` for none.
-        system: system message of conversations that have none of their own.
+        chat_template_path: file of a chat template in the place of the tokenizer's own, or ``none`` for none; the
+            tokenizer is saved with it, beside adapters too.
+        system: system message of conversations that have none of their own; it needs a chat template.
         on_empty: rows with nothing to learn are an ``error``, or left out and counted (``skip``).
-        date: the date that a template writes where it asks for today's, such as 2026-01-31; by default the day on
-            which the data are read.
-        prompts: file of questions for ``predict``, one JSON row a line.
-        tokenizer: folder or hub id of the tokenizer, or one that is loaded; by default the model's.
+        date: the date that a template writes where it asks for today's, such as 2026-01-31; by default that of the
+            run, which is the day on which it is begun.
+        prompts: file of questions for ``predict``, one JSON row a line; the column that is added, ``answer``, is
+            called ``model_answer`` where the rows have one of their own (and ``scores`` alike).
+        tokenizer: folder or hub id of the tokenizer, or one that is loaded, of the same tokens as the model's, which is
+            the default.
         arguments: max_samples, cache_dir and seed, as of :class:`~fusionlab.data.base.TaskData`.
     """
 
@@ -114,14 +120,14 @@ class ChatTasks(TaskData):
             check_path(task)
         if on_empty not in ("error", "skip"):
             raise InputError(f"on_empty must be 'error' or 'skip', got {on_empty!r}")
-        for what, path in (("chat_template_path", chat_template_path), ("prompts", prompts)):
-            if path is not None and path not in ("none", STDIN) and not Path(path).expanduser().is_file():
+        for what, path, word in (("chat_template_path", chat_template_path, "none"), ("prompts", prompts, STDIN)):
+            if path is not None and path != word and not Path(path).expanduser().is_file():
                 raise InputError(f"data.{what}: no file {path!r}")
         self.max_length, self.packing, self.system = max_length, packing, system
         self.completion_only_loss, self.assistant_only_loss = completion_only_loss, assistant_only_loss
         self.apply_chat_template, self.chat_template_path = apply_chat_template, chat_template_path
         self.on_empty, self.prompts = on_empty, prompts
-        self.moment = _moment(date)
+        self.moment = moment_of(date)
         self._given_tokenizer = tokenizer
         self._sources: dict[str, Source] = {}
 
@@ -149,37 +155,37 @@ class ChatTasks(TaskData):
     @cached_property
     def tokenizer(self) -> Any:
         """The tokenizer that was given, or its copy where another chat template comes in; else the module's."""
-        if self._given_tokenizer is None:
-            if self.trainer is None or self.trainer.lightning_module is None:
-                raise RuntimeError("give tokenizer, or attach a trainer whose module has a backbone with a tokenizer")
-            return as_tokenizing(self.trainer.lightning_module.backbone).tokenizer
-        if not isinstance(self._given_tokenizer, str | Path):
-            return self._given_tokenizer if self.chat_template_path is None else copy.deepcopy(self._given_tokenizer)
-        place = str(self._given_tokenizer)
-        try:
-            folder = hub.embedded(place) or hub.resolve(place, weights=False)
-        except InputError as error:
-            raise InputError(f"data.tokenizer: {error}") from error
-        return read_tokenizer({"pretrained_model_name_or_path": str(folder)}, f"data.tokenizer: {place!r}")
+        if self._given_tokenizer is not None:
+            given = given_tokenizer(self._given_tokenizer, changes=self.chat_template_path is not None)
+            if self._read_by is not None:
+                check_same_tokens(given, *self._read_by)
+            return given
+        if self.trainer is None or self.trainer.lightning_module is None:
+            raise RuntimeError("give tokenizer, or attach a trainer whose module has a backbone with a tokenizer")
+        return as_tokenizing(self.trainer.lightning_module.backbone).tokenizer
+
+    @property
+    def _read_by(self) -> tuple[Tokenizing, str] | None:
+        """The backbone of the attached module and its name, where it has a tokenizer."""
+        module = None if self.trainer is None else self.trainer.lightning_module
+        return None if module is None or not is_tokenizing(module.backbone) else (module.backbone, module.backbone.name)
 
     @cached_property
     def encoder(self) -> Encoder:
-        """What turns rows into tokens; a chat template that was given goes with the module's tokenizer from here on."""
+        """What turns rows into tokens; the chat template that does goes with the module's tokenizer from here on."""
         if self.chat_template_path is not None:
             self.tokenizer.chat_template = read_template(self.chat_template_path)
+        if self._given_tokenizer is not None and self._read_by is not None:
+            self._read_by[0].tokenizer.chat_template = self.tokenizer.chat_template
         source = template_of(self.tokenizer)
-        if self.apply_chat_template and source is None:
-            raise InputError(
-                "apply_chat_template needs a chat template, and the tokenizer has none; give chat_template_path"
-            )
+        check_needed(source, {"system": self.system, "apply_chat_template": self.apply_chat_template})
         cutter = Cutter(self.tokenizer)
         template = None if source is None else Template(source, cutter, self.moment)
         return Encoder(cutter, template, self.max_length, self.completion_only_loss, self.assistant_only_loss)
 
     @property
     def _end_ids(self) -> tuple[int, ...]:
-        end = None if self.encoder.template is None else self.encoder.template.end_token
-        return () if end is None else (end,)
+        return self.encoder.end_ids
 
     def _said(self, task: Task, row: Mapping[str, Any]) -> Said:
         """What a raw row says; the kind of instruction data that was not read yet is told by the row itself."""
@@ -192,10 +198,7 @@ class ChatTasks(TaskData):
         return self._read(kind, row)
 
     def _answered(self, content: str, answer: str) -> Said:
-        asked = question(content, self.encoder.template is not None, self.system)
-        if isinstance(asked, str):
-            return Plain(asked, answer)
-        return Conversation((*asked, _assistant(answer)), len(asked))
+        return answered(question(content, self.encoder.template is not None, self.system), answer)
 
     def shown_samples(self, task: str) -> list[str]:
         """The first two training samples as the model reads them, what is learnt between ⟦ and ⟧."""
@@ -216,7 +219,7 @@ class ChatTasks(TaskData):
         if self.prompts is None:
             raise InputError("predict needs --data.prompts, a file of one JSON row a line, or - for the standard input")
         questions = read_questions(self.prompts, self.encoder, self.system, self.apply_chat_template)
-        return PromptBatches(questions, self.eval_batch_size, self._end_ids)
+        return PromptBatches(questions, self.eval_batch_size, self._end_ids, self.encoder.frame)
 
     # loading
 
@@ -246,10 +249,13 @@ class ChatTasks(TaskData):
         encoded = [self.encoder.encode(self._answered("x", word)) for word in words or ()]
         answers, closing = (tuple(getattr(each, name) for each in encoded) for name in ("answer_ids", "num_closing"))
         packed, metric = self.max_length if self.packing else None, metric_of(task, source.kind)
-        return ChatTask(task.name, source.kind, metric, words, answers, closing, self._end_ids, packed)
+        made = ChatTask(task.name, source.kind, metric, words, answers, closing, self._end_ids, packed)
+        return replace(made, num_opening=shared_opening(encoded), frame=self.encoder.frame)
 
     def _split_of(self, task: str, source: Source, split: SplitName) -> ChatSplit | PackedSplit:
         table, numbers, targets = source.table(split)
+        if self.system is not None and split == "train":
+            warn_of_system(task, source.kind, table, templates_plain=self.apply_chat_template)
         chosen = self.chosen(np.arange(len(numbers)), task, split)
         key = f"{self.fingerprint()}\0{source.kind}"
         cache = cache_root(self.cache_dir) / "chat"
@@ -261,8 +267,10 @@ class ChatTasks(TaskData):
         check_words(samples, self.tasks[task].answer_ids, task, numbers[kept], self.max_length)
         if split != "train" and self.tasks[task].metric != "perplexity":
             check_prompts(samples, (task, split), numbers[kept], self.max_length)
+            report_ends(samples, (task, split), self.tasks[task].frame)
         asked = samples.prompts.lengths.tolist() if split != "train" else []  # training prompts are not answered
-        self.tasks[task] = self.tasks[task].with_lengths(samples.input_ids.lengths.tolist(), asked)
+        largest = int(samples.input_ids.tokens.max(initial=0))
+        self.tasks[task] = self.tasks[task].with_lengths(samples.input_ids.lengths.tolist(), asked, largest)
         made = ChatSplit(samples, fixed_shapes=split != "train")
         return PackedSplit(made, self.max_length) if self.packing and split == "train" else made
 
@@ -285,16 +293,3 @@ class ChatTasks(TaskData):
         }
         text = json.dumps(options, sort_keys=True) + tokenizer_fingerprint(self.tokenizer)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _assistant(content: str) -> Message:
-    return {"role": "assistant", "content": content}
-
-
-def _moment(date: str | None) -> datetime:
-    if date is None:
-        return datetime.now()
-    try:
-        return datetime.fromisoformat(date)
-    except ValueError as error:
-        raise InputError(f"data.date must be a date such as 2026-01-31, got {date!r}") from error

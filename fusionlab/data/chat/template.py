@@ -5,15 +5,17 @@ Both follow from how the template writes the conversation up to there, never fro
 
 from __future__ import annotations
 
+import copy
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from fusionlab.data.chat.cutting import Cutter, Span
+from fusionlab.data.chat.marks import has_marks
 from fusionlab.data.chat.rows import Message
 from fusionlab.data.tables import decoded
 from fusionlab.errors import InputError, name_list
@@ -23,6 +25,7 @@ _EXAMPLES: tuple[list[Message], ...] = (
     [{"role": "system", "content": "x"}, {"role": "user", "content": "x"}],
 )
 """Conversations that wait for an answer, one of which a template takes."""
+_UNWRITTEN = "which the chat template does not write; leave such rows out, or use another one (chat_template_path)"
 _log = logging.getLogger(__name__)
 _DATE_PARTS = re.compile(r"(?<!\{)%-?[aAbBcdDFGHIjmMpSTuUVwWxXyYzZ]")
 
@@ -39,6 +42,34 @@ class Template:
     def __init__(self, source: str, cutter: Cutter, moment: datetime) -> None:
         self.source, self.cutter = with_date(source, moment), cutter
         self.has_marks = has_marks(source)
+        self._given: Mapping[str, Any] = {}
+
+    def reading(self, messages: Sequence[Message], given: Mapping[str, Any]) -> Template:
+        """The template as it writes these messages, given a row's ``tools`` and ``chat_template_kwargs`` beside them.
+
+        Raises:
+            InputError: it does not write the row's tools or tool calls, or does not read what the row names.
+        """
+        named = {name: value for name, value in given.items() if name != "tools"}
+        if unread := [name for name in named if not re.search(rf"\b{re.escape(name)}\b", self.source)]:
+            raise InputError(
+                f"chat_template_kwargs names {name_list(unread)}, which the chat template does not read; leave it out, "
+                f"or use another template (chat_template_path)"
+            )
+        template = self._given_these(given)
+        if "tools" in given and template.write(messages) == self._given_these(named).write(messages):
+            raise InputError(f"the row has tools, {_UNWRITTEN}")
+        template._check_tool_calls(messages)
+        return template
+
+    def _given_these(self, given: Mapping[str, Any]) -> Template:
+        if not given:
+            return self
+        other = copy.copy(self)
+        other._given = given
+        for found in ("_around", "_unasked_header", "end_token", "end"):  # without these values
+            vars(other).pop(found, None)
+        return other
 
     def write(self, messages: Sequence[Message], *, asking: bool = False) -> str:
         """The conversation as text; ``asking`` for an answer it ends in the header of one.
@@ -64,15 +95,20 @@ class Template:
                 chat_template=self.source,
                 add_generation_prompt=asking,
                 return_assistant_tokens_mask=marks,
-                **self.cutter.tokenizer.special_tokens_map,
+                **{**self.cutter.tokenizer.special_tokens_map, **self._given},
             )
         except Exception as error:  # a template is a program, which can raise whatever it likes
             raise InputError(f"the chat template refuses it: {' '.join(str(error).split())}") from error
         return texts[0], spans[0] if marks else []
 
     @cached_property
-    def _around(self) -> tuple[str, str]:
-        """What is written before an answer and not where one is asked for, and what is written behind an answer."""
+    def _around(self) -> tuple[str, str, str | None]:
+        """What is written before an answer and not where one is asked for, and what is written behind an answer.
+
+        The former is the header of an answer where the template has one and takes no ``add_generation_prompt``, or
+        what a last answer opens with, such as an empty block of thinking; one of both is empty. The latter is None
+        where it is not known.
+        """
         for asked in _EXAMPLES:
             try:
                 before, header = (self._render(asked, asking, marks=False)[0] for asking in (False, True))
@@ -80,15 +116,17 @@ class Template:
             except InputError:
                 continue
             begin, end = said[: _common(said, other)], said[len(said) - _common(said[::-1], other[::-1]) :]
-            asks = header != before or not begin.startswith(before) or not begin[len(before) :].strip()
-            return ("", "") if said == other else ("" if asks else begin[len(before) :], end)
-        return "", ""
+            if said == other or not begin.startswith(header):
+                return "", "", None if said == other else end
+            more = begin[len(header) :]
+            return (more, "", end) if header == before and more.strip() else ("", more, end)
+        return "", "", None
 
     @cached_property
     def _unasked_header(self) -> str:
-        """The header of an answer where the template has one and takes no ``add_generation_prompt``."""
+        """The header of an answer that is not written where one is asked for, which is told."""
         header = self._around[0]
-        if header:
+        if header and not self._given:
             _log.warning(
                 "the chat template writes %r before an answer, but not where one is asked for (add_generation_prompt); "
                 "prompts end in it here",
@@ -97,9 +135,25 @@ class Template:
         return header
 
     @property
+    def opening(self) -> str:
+        """What is written between the header of an answer that nothing comes after and its content."""
+        return self._around[1]
+
+    @property
     def closing(self) -> str:
         """What is written behind an answer that nothing comes after."""
-        return self._around[1]
+        return self._around[2] or ""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether nothing at all is written there, so that an answer would never end."""
+        return self._around[2] == ""
+
+    @property
+    def end_text(self) -> str:
+        """The text that ends a generated answer where no special token does so before it; empty where none does."""
+        before = self.closing.partition(self.end)[0] if self.closes else self.closing
+        return before.strip() or ("" if self.closes else before)
 
     @cached_property
     def end_token(self) -> int | None:
@@ -117,12 +171,14 @@ class Template:
         return "" if self.end_token is None else self.cutter.tokenizer.decode([self.end_token])
 
     def begin_of(self, messages: Sequence[Message], position: int, text: str) -> int:
-        """The character of ``text``, which is the whole conversation, at which the answer in ``position`` begins.
+        """The character of ``text``, which is the whole conversation, at which the message in ``position`` begins.
+
+        That of an answer begins behind its header.
 
         Raises:
             InputError: the template writes what comes before it in another way once the conversation goes on.
         """
-        before = self.write(messages[:position], asking=True)
+        before = self.write(messages[:position], asking=messages[position]["role"] == "assistant")
         if not before:
             raise InputError("the chat template writes nothing before an answer, so that no prompt comes before it")
         if not text.startswith(before):
@@ -157,55 +213,14 @@ class Template:
             )
         return closed + len(self.end)
 
-    def check_tool_calls(self, messages: Sequence[Message]) -> None:
-        """Raise if a message has tool calls that the template does not write.
-
-        Raises:
-            InputError: it does.
-        """
+    def _check_tool_calls(self, messages: Sequence[Message]) -> None:
         if not any(message.get("tool_calls") for message in messages):
             return
         without = [{"content": ""} | message for message in messages]
         for message in without:
             message.pop("tool_calls", None)
         if self.write(messages) == self.write(without):
-            raise InputError("a message has tool_calls, which the chat template does not write; leave such rows out")
-
-
-def has_marks(source: str) -> bool:
-    """Whether a template marks answers by ``{% generation %}`` where the marks can be followed.
-
-    Within a macro, a call, a filter or the block of a ``set``, transformers counts the characters of the block alone,
-    so that its marks lie too early.
-
-    Example:
-        >>> answer = "{% generation %}{{ x }}{% endgeneration %}"
-        >>> has_marks(answer), has_marks("{# " + answer + " #}"), has_marks("{% set y %}" + answer + "{% endset %}")
-        (True, False, False)
-    """
-    from jinja2 import Environment, TemplateSyntaxError
-
-    try:
-        tokens = [(kind, word) for _, kind, word in Environment().lex(source) if kind != "whitespace"]
-    except TemplateSyntaxError:  # told with the first row that it refuses
-        return False
-    depth, marks = 0, []
-    for place, (kind, _word) in enumerate(tokens):
-        if kind != "block_begin":
-            continue
-        until = next((end for end in range(place, len(tokens)) if tokens[end][0] == "block_end"), None)
-        if until is None:  # an open tag, told with the first row too
-            return False
-        tag = tokens[place + 1][1]
-        is_block = tag in ("macro", "call", "filter") or (tag == "set" and ("operator", "=") not in tokens[place:until])
-        depth += is_block - (tag in ("endmacro", "endcall", "endfilter", "endset"))
-        marks += [depth] if tag == "generation" else []
-    if any(marks):
-        _log.warning(
-            "the chat template's {% generation %} marks lie within a macro, call, filter or set block, where they "
-            "cannot be followed; answers are found by what the template writes before and after them"
-        )
-    return bool(marks) and not any(marks)
+            raise InputError(f"a message has tool_calls, {_UNWRITTEN}")
 
 
 def _common(first: str, second: str) -> int:

@@ -57,7 +57,7 @@ def translate(config: Mapping[str, Any], file: Path = Path("a mergekit configura
     dtype = config.get("dtype")
     if dtype is not None:
         recipe["input_dtype"] = dtype
-    if (output := config.get("out_dtype", dtype)) is not None:
+    if (output := config.get("out_dtype") or dtype) is not None:
         recipe["dtype"] = output
     given = {"tokenizer": config.get("tokenizer_source"), "chat_template": config.get("chat_template")}
     return recipe | {key: value for key, value in given.items() if value is not None}
