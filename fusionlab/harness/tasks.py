@@ -189,7 +189,7 @@ def _loaded(manager: Any, entry: str | dict[str, Any]) -> dict[str, dict[str, An
     Raises:
         InputError: it makes none of it, with what it said.
     """
-    said = Said()
+    said = _Said()
     log = logging.getLogger("lm_eval")
     log.addHandler(said)
     try:
@@ -202,7 +202,7 @@ def _loaded(manager: Any, entry: str | dict[str, Any]) -> dict[str, dict[str, An
         log.removeHandler(said)
 
 
-class Said(logging.Handler):
+class _Said(logging.Handler):
     """The errors that lm-eval logs, which tell more than what it raises afterwards."""
 
     def __init__(self) -> None:

@@ -88,11 +88,11 @@ def answered_row(row: Mapping[str, Any], said: Mapping[str, Any], names: Mapping
     Args:
         row: as it was asked.
         said: the ``answer``, None where there is none; ``scores`` of the choices where it has any.
-        names: what the columns of these are called where they are not called so.
+        names: what the columns of these are called.
 
     Raises:
         InputError: there is no answer.
     """
     if said["answer"] is None:
         raise InputError(f"the model's outputs are NaN for {dict(row)!r}: there is no answer; use other weights")
-    return {**row, **{names.get(name, name): value for name, value in said.items()}}
+    return {**row, **{names[name]: value for name, value in said.items()}}

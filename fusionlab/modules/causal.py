@@ -283,15 +283,15 @@ class CausalModule(FusionModule):
         """
         choices, texts = batch["choices"], []
         if not all(choices):
-            texts = self._generated(batch, batch["end_ids"], batch.get("frame", Frame()))
+            texts = self._generated(batch, batch["end_ids"], batch["frame"])
         said = [self._chosen(batch, n) if given else {"answer": texts[n]} for n, given in enumerate(choices)]
-        names = batch.get("answer_names", {})
+        names = batch["answer_names"]
         return [answered_row(row, one, names) for row, one in zip(batch["row"], said, strict=True)]
 
     def _chosen(self, batch: dict[str, Any], place: int) -> dict[str, Any]:
         """The best of a question's choices, None where there is none, and the scores of all."""
-        opening = batch["num_opening"][place] if "num_opening" in batch else 0
-        tree = AnswerTree.of(batch["choices"][place], self.device, batch["num_closing"][place], opening)
+        choices, *around = (batch[key][place] for key in ("choices", "num_closing", "num_opening"))
+        tree = AnswerTree.of(choices, self.device, *around)
         ids, mask = (batch[key][place : place + 1] for key in ("prompt_ids", "prompt_mask"))
         of_tokens, words = self.backbone.log_likelihoods(ids, mask, tree, self.output), batch["row"][place]["choices"]
         scores = tree.ranked_by(of_tokens, self.ranking, words)[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,23 @@ _SETTINGS, _GENERATION, _CONFIG = "tokenizer_config.json", "generation_config.js
 _GENERATING = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
 
 
+@dataclass(frozen=True)
+class _Talk:
+    """What a model's files say of how it is talked to.
+
+    Args:
+        has_tokenizer: whether there is one beside its weights.
+        templates: chat templates by name.
+        end_ids: the tokens that end a generated answer; None where nothing is said or generated.
+        end_token: the token that ends texts.
+    """
+
+    has_tokenizer: bool
+    templates: dict[str, str]
+    end_ids: list[int] | None
+    end_token: str | None
+
+
 def chat_notes(recipe: Recipe, base: Opened, inputs: Mapping[str, Opened], *, as_adapter: bool) -> list[str]:
     """What the output, which has the base's files, does not have of how its inputs are talked to.
 
@@ -28,23 +46,22 @@ def chat_notes(recipe: Recipe, base: Opened, inputs: Mapping[str, Opened], *, as
         inputs: by task.
         as_adapter: whether the output is an adapter, which has its base's.
     """
-    own, folders = _folder(base), {task: _folder(opened) for task, opened in inputs.items()}
-    others = [repr(task) for task, folder in folders.items() if _has_tokenizer(folder)
-              and _templates(folder) != _templates(own)]  # fmt: skip
+    own, found = _read(base), {task: _read(opened) for task, opened in inputs.items()}
+    others = [repr(task) for task, each in found.items() if each.has_tokenizer and each.templates != own.templates]
     notes = []
     if others and recipe.chat_template is None:
-        kept = "which is kept" if _templates(own) else "which has none, and neither has the output"
+        kept = "which is kept" if own.templates else "which has none, and neither has the output"
         more = ", and save: weights" if as_adapter else ""
         notes.append(
             f"the chat template of {name_list(others)} is not that of the base, {kept}; give chat_template: auto, a "
             f"template or the file of one{more}"
         )
     is_own = recipe.tokenizer in (None, "base", "union")
-    for task, folder in folders.items():
-        notes += _end_notes(task, _end_ids(folder), _end_ids(own), f"eos_token_id into its {_GENERATION}")
+    for task, each in found.items():
+        notes += _end_notes(task, each.end_ids, own.end_ids, f"eos_token_id into its {_GENERATION}")
         if is_own:
             put = f"eos_token into its {_SETTINGS}, or for whole models give tokenizer: PATH"
-            notes += _end_notes(task, _end_token(folder), _end_token(own), put)
+            notes += _end_notes(task, each.end_token, own.end_token, put)
     return notes
 
 
@@ -105,9 +122,7 @@ def _said(path: Path, key: str) -> Any:
     return read_json(path, Schema).get(key) if is_there(path) else None
 
 
-def _has_tokenizer(folder: Path) -> bool:
-    return any(is_there(folder / name) for name in _TOKENIZER)
-
-
-def _folder(opened: Opened) -> Path:
-    return opened.path if opened.path.is_dir() else opened.path.parent
+def _read(opened: Opened) -> _Talk:
+    folder = opened.path if opened.path.is_dir() else opened.path.parent
+    has_tokenizer = any(is_there(folder / name) for name in _TOKENIZER)
+    return _Talk(has_tokenizer, _templates(folder), _end_ids(folder), _end_token(folder))

@@ -11,11 +11,10 @@ from fusionlab.errors import InputError, name_list
 from fusionlab.keys import key_of, plain
 from fusionlab.modules import FusionModule
 from fusionlab.runs.folder import differing
-from fusionlab.search.workbench import Workbench, attached_module, class_given, parser_of
+from fusionlab.search.workbench import Workbench, attached_module, class_given, parser_of, trainer_of
 
 _OF_MODULES = ("evaluation", "ranking", "max_new_tokens", "dtype")  # what decides a score; the rest only trains
 _OF_TRAINING = ("batch_size", "eval_batch_size", "packing", "cache_dir", "seed")  # what of data decides none
-_PRECISIONS = {"32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"}
 
 
 def check_scored_alike(sources: Sequence[RunSource], bench: Workbench) -> None:
@@ -45,8 +44,8 @@ def check_scored_alike(sources: Sequence[RunSource], bench: Workbench) -> None:
 
 def _deciding(source: RunSource, config: Mapping[str, Any]) -> dict[str, Any]:
     """What of a configuration decides scores, defaults filled in; of a given run's data the rows tell the version."""
-    model, precision = _filled("model", config), str((config.get("trainer") or {}).get("precision") or "32-true")
-    found: dict[str, Any] = {"trainer": {"precision": _PRECISIONS.get(precision, precision)}}
+    model, precision = _filled("model", config), (config.get("trainer") or {}).get("precision")
+    found: dict[str, Any] = {"trainer": {"precision": trainer_of({"trainer": {"precision": precision}}).precision}}
     if not _is_foreign(config):
         found["model"] = {name: value for name, value in model.items() if name in _OF_MODULES}
     if source.config is not None:

@@ -107,11 +107,8 @@ class PromptBatches:
         frame: what the template writes around an answer.
     """
 
-    def __init__(
-        self, questions: list[Question], batch_size: int, end_ids: tuple[int, ...], frame: Frame | None = None
-    ) -> None:
-        self.questions, self.batch_size = questions, batch_size
-        self.end_ids, self.frame = end_ids, frame or Frame()
+    def __init__(self, questions: list[Question], batch_size: int, end_ids: tuple[int, ...], frame: Frame) -> None:
+        self.questions, self.batch_size, self.end_ids, self.frame = questions, batch_size, end_ids, frame
         self.answer_names = {name: _free_name(name, questions) for name in ("answer", "scores")}
         """What the columns of answers and of choices' scores are called: not as a column of the file."""
 
